@@ -1,0 +1,22 @@
+"""Build hook: puts the bundled drivers into the wheel, as `onecontainer/_bundled/drivers` (docs/adr/0002)."""
+
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+LEFT_OUT = {"tests", "__pycache__", "build", "dist"}
+
+
+class BundledDrivers(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds each driver's folder, without its tests. An editable install gets nothing: it reads `drivers/` itself."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version == "editable":
+            return
+        drivers = Path(self.root) / "drivers"
+        for metadata in sorted(drivers.glob("*/metadata.json")):
+            for path in sorted(metadata.parent.rglob("*")):
+                inner = path.relative_to(drivers)
+                if path.is_file() and not LEFT_OUT.intersection(inner.parts):
+                    build_data["force_include"][str(path)] = f"onecontainer/_bundled/drivers/{inner.as_posix()}"

@@ -1,0 +1,111 @@
+# One target per intent; `make` alone lists them. Nothing needs an activated environment.
+#   make test VENV=/elsewhere      uses (or makes) an environment outside the repository
+#   make test PYTHON=python3.13    makes the environment with that interpreter
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+# The newest Python from 3.11 on that PATH has and that can make environments.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
+
+DRIVERS := $(patsubst %/pyproject.toml,%,$(wildcard drivers/*/pyproject.toml))
+DRIVER_INSTALLS := $(foreach driver,$(DRIVERS),-e ./$(driver))
+# The driver packages that `make demo` runs; the others are for those who need them.
+DEMO_INSTALLS := $(foreach driver,$(filter drivers/sql drivers/onnx drivers/ffmpeg,$(DRIVERS)),-e ./$(driver))
+INSTALL_INPUTS := pyproject.toml .ci/constraints.txt $(wildcard drivers/*/pyproject.toml)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help
+help: ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# --- environment -------------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "No Python >= 3.11 with the venv module found (Debian: apt-get install python3 python3-venv). Name one: make PYTHON=…" >&2; exit 1; fi
+	"$(PYTHON)" -m venv "$(VENV)"
+
+# What it takes to run; enough for `make demo`.
+$(BIN)/.installed-run: $(INSTALL_INPUTS) | $(BIN)/python
+	$(PIP) -e '.[gateway,cli]' $(DEMO_INSTALLS)
+	@touch $@
+
+# What it takes to develop: everything.
+$(BIN)/.installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
+	$(PIP) -e '.[kafka,gateway,postgres,cli,dev]' $(DRIVER_INSTALLS)
+	@touch $@ $(BIN)/.installed-run
+
+.PHONY: setup
+setup: $(BIN)/.installed-dev ## Makes .venv with everything in it (instant when nothing has changed)
+
+.PHONY: constraints
+constraints: setup ## Pins the newest versions of all dependencies in .ci/constraints.txt
+	$(BIN)/python .ci/constraints.py
+
+# --- contracts ---------------------------------------------------------------------------------------------------------
+
+.PHONY: protos
+protos: setup ## Generates onecontainer/api and the drivers' descriptors from protos/
+	$(BIN)/python protos/generate.py
+
+.PHONY: check-protos
+check-protos: setup ## Checks the contracts: lint, breaking changes, generated files up to date
+	$(BIN)/python protos/generate.py check
+
+.PHONY: protos-baseline
+protos-baseline: setup ## Takes today's contracts as what later ones must not break (docs/adr/0003)
+	$(BIN)/python protos/generate.py baseline
+
+# --- checks ------------------------------------------------------------------------------------------------------------
+
+.PHONY: format
+format: setup ## Formats the code
+	$(BIN)/ruff check --fix --exit-zero --quiet
+	$(BIN)/ruff format
+
+.PHONY: lint
+lint: setup ## ruff and import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+.PHONY: type
+type: setup ## mypy --strict and pyright
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+.PHONY: test
+test: lint type check-protos ## Everything that must be green before a change lands
+	$(PYTEST) -m 'not slow'
+
+.PHONY: test-full
+test-full: lint type check-protos ## Like test, with the slow tests
+	$(PYTEST)
+
+# --- to look at --------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(BIN)/.installed-run ## Classifies a photo, transcodes a clip, writes and reads rows
+	@$(BIN)/oca demo
+
+.PHONY: bench-relay
+bench-relay: setup ## Calls through the gateway against a minimal proxy and direct calls
+	$(BIN)/python -m tests.bench.relay
+
+.PHONY: bench-jobs
+bench-jobs: setup ## Jobs per second, and the latency of one at a time
+	$(BIN)/python -m tests.bench.jobs
+
+.PHONY: docs
+docs: setup ## Writes the generated reference pages under docs/reference
+	$(BIN)/python docs/generate.py
+
+.PHONY: clean
+clean: ## Removes what was built; .venv stays
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,52 @@
+"""What all tests share: no skip that nobody sees."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
+
+
+def allowed_skips() -> dict[str, str]:
+    """Node id (or a prefix of it, ending in `*`) → why it may be skipped with CI=true."""
+    allowed = {}
+    for line in ALLOWED_SKIPS.read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            node, separator, reason = line.partition("  ")
+            if not separator or not reason.strip():
+                raise pytest.UsageError(f"{ALLOWED_SKIPS.name}: no reason given for {node!r}")
+            allowed[node] = reason.strip()
+    return allowed
+
+
+def is_allowed(node: str, allowed: dict[str, str]) -> bool:
+    return any(node.startswith(entry[:-1]) if entry.endswith("*") else node == entry for entry in allowed)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for node in hidden_skips(terminalreporter):
+        terminalreporter.write_line(f"SKIPPED but not listed in tests/{ALLOWED_SKIPS.name}: {node}", red=True)
+
+
+def hidden_skips(reporter: pytest.TerminalReporter) -> list[str]:
+    """Skipped tests that are not listed, with CI=true; elsewhere none."""
+    if os.environ.get("CI", "").lower() not in {"1", "true"}:
+        return []
+    allowed = allowed_skips()
+    return sorted(
+        {report.nodeid for report in reporter.stats.get("skipped", []) if not is_allowed(report.nodeid, allowed)}
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if (
+        isinstance(reporter, pytest.TerminalReporter)
+        and hidden_skips(reporter)
+        and session.exitstatus == pytest.ExitCode.OK
+    ):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
