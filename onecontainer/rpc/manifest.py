@@ -1,0 +1,377 @@
+"""What a driver says of itself (metadata.json, `DriverManifest`), and the check of a service's options against it.
+
+Catalog and driver SDK both read manifests, and neither may import the other: this is their common ground.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeGuard
+
+from google.protobuf import json_format, struct_pb2
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.errors import DataInvalid, FieldViolation
+
+METADATA_FILE = "metadata.json"
+NAME_PATTERN = r"^[a-z][a-z0-9-]{0,62}$"
+OPTION_NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+SECRET_PATTERN = re.compile(r"^secrets/([A-Za-z0-9][A-Za-z0-9._-]{0,127})$")
+DURATION_PATTERN = re.compile(r"^([0-9]+(?:\.[0-9]+)?)\s*(ms|s|m|h)$")
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+OptionKind = Literal["string", "int", "float", "bool", "duration", "list", "map"]
+Scope = Literal["ai", "db", "media", "hpc"]
+
+_KIND_TO_PROTO: dict[str, driver_pb2.OptionType.ValueType] = {
+    "string": driver_pb2.OPTION_TYPE_STRING,
+    "int": driver_pb2.OPTION_TYPE_INT,
+    "float": driver_pb2.OPTION_TYPE_FLOAT,
+    "bool": driver_pb2.OPTION_TYPE_BOOL,
+    "duration": driver_pb2.OPTION_TYPE_DURATION,
+    "list": driver_pb2.OPTION_TYPE_LIST,
+    "map": driver_pb2.OPTION_TYPE_MAP,
+}
+
+
+class _Strict(BaseModel):
+    # A misspelt key in metadata.json is an error, not something that is silently without effect.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Option(_Strict):
+    """One option of a driver. Durations are seconds (float) once they are resolved."""
+
+    name: Annotated[str, Field(pattern=OPTION_NAME_PATTERN)]
+    type: OptionKind
+    description: Annotated[str, Field(min_length=1)]
+    default: Any = None
+    sensitive: bool = False
+    required: bool = False
+    allowed_values: list[Any] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _default_is_of_the_type(self) -> Option:
+        for value in [*([] if self.default is None else [self.default]), *self.allowed_values]:
+            problem = _check_kind(self.type, value)
+            if problem:
+                raise ValueError(f"{json.dumps(value)}: {problem}")
+        if self.required and self.default is not None:
+            raise ValueError("a required option has no default")
+        return self
+
+
+class Resources(_Strict):
+    """What a container of the driver may use; 0 and empty stand for the runtime's defaults."""
+
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    cpus: Annotated[float, Field(ge=0, strict=False)] = 0.0
+    pids: Annotated[int, Field(ge=0)] = 0
+    devices: list[str] = Field(default_factory=list)
+
+
+class Manifest(_Strict):
+    """metadata.json of a driver."""
+
+    name: Name
+    version: str
+    app: Annotated[str, Field(min_length=1, max_length=128)]
+    app_version: str = ""
+    scope: Scope
+    entry_point: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    description: str = ""
+    descriptor_set: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] = "descriptors.binpb"
+    services: Annotated[list[str], Field(min_length=1)]
+    options: list[Option] = Field(default_factory=list)
+    replicable: bool = False
+    exclusive_state: bool = False
+    job_slots: Annotated[int, Field(ge=1, le=1024)] = 1
+    resources: Resources = Resources()
+
+    @field_validator("version")
+    @classmethod
+    def _version_is_pep440(cls, value: str) -> str:
+        try:
+            return str(Version(value))
+        except InvalidVersion:
+            raise ValueError("not a PEP 440 version") from None
+
+    @field_validator("app_version")
+    @classmethod
+    def _app_version_is_a_specifier(cls, value: str) -> str:
+        try:
+            SpecifierSet(value)
+        except InvalidSpecifier:
+            raise ValueError("not a PEP 440 specifier, such as `>=3.11,<6`") from None
+        return value
+
+    @field_validator("app")
+    @classmethod
+    def _app_has_no_tag(cls, value: str) -> str:
+        if bare_app(value) != value:
+            raise ValueError(f"write it without an image tag: {bare_app(value)!r}")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _option_names_differ(cls, value: list[Option]) -> list[Option]:
+        names = [option.name for option in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return value
+
+
+def bare_app(app: str) -> str:
+    """The app without image tag and digest: `library/cassandra:latest@sha256:…` → `library/cassandra`.
+
+    A colon before the last slash is a registry's port and stays.
+    """
+    app = app.split("@", 1)[0]
+    head, slash, tail = app.rpartition("/")
+    return head + slash + tail.split(":", 1)[0]
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Reads metadata.json of a driver's folder. Raises DataInvalid with all violations (`metadata.app`)."""
+    path = folder / METADATA_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataInvalid(
+            f"{METADATA_FILE} cannot be read: {error}", violations=[FieldViolation("metadata", str(error))]
+        ) from error
+    return parse_manifest(text)
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Checks the text of a metadata.json. Raises DataInvalid with all violations (`metadata.app`)."""
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        violations = [
+            FieldViolation(_dotted("metadata", problem["loc"]), problem["msg"].removeprefix("Value error, "))
+            for problem in error.errors(include_url=False)
+        ]
+        what = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
+        raise DataInvalid(f"{METADATA_FILE} is not valid: {what}", violations=violations) from error
+
+
+def _dotted(root: str, parts: Iterable[str | int]) -> str:
+    path = root
+    for part in parts:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+def secret_name(value: object) -> str | None:
+    """NAME of a reference `secrets/NAME`, None of any other value."""
+    match = SECRET_PATTERN.match(value) if isinstance(value, str) else None
+    return match.group(1) if match else None
+
+
+def secret_names(value: object) -> set[str]:
+    """Names of all secrets that an option value refers to, lists and maps included."""
+    if isinstance(value, Mapping):
+        return set().union(*(secret_names(item) for item in value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*(secret_names(item) for item in value))
+    name = secret_name(value)
+    return set() if name is None else {name}
+
+
+def option_violations(
+    declared: Sequence[Option], options: Mapping[str, Any], root: str = "options"
+) -> list[FieldViolation]:
+    """All that is wrong with a service's options, none if they are right. Values are what JSON has.
+
+    `root` is the path before the option's name: `options` in Attach, `service.options` in CreateService.
+    """
+    known = {option.name: option for option in declared}
+    violations = []
+    for name, value in options.items():
+        option = known.get(name)
+        if option is None:
+            names = ", ".join(sorted(known)) or "none"
+            violations.append(FieldViolation(f"{root}.{name}", f"the driver has no such option; it has: {names}"))
+            continue
+        if value is None:
+            continue  # JSON null stands for "not set"
+        problem = _check_kind(option.type, value)
+        if not problem and option.allowed_values and not _is_secret_text(option, value):
+            allowed = [_coerce(option.type, one) for one in option.allowed_values]
+            if _coerce(option.type, value) not in allowed:
+                problem = f"must be one of {', '.join(json.dumps(one) for one in option.allowed_values)}"
+        if problem:
+            violations.append(FieldViolation(f"{root}.{name}", problem))
+    violations += [
+        FieldViolation(f"{root}.{option.name}", "required")
+        for option in declared
+        if option.required and options.get(option.name) is None
+    ]
+    return violations
+
+
+def resolve_options(
+    declared: Sequence[Option], options: Mapping[str, Any], secrets: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Valid options as Python values, defaults filled in: int, float (durations in seconds), str, bool, list, dict.
+
+    With `secrets` (NAME → text) references become the secret's text; a name that is not there raises KeyError.
+    Options without value and default are None, so a driver need not ask whether a key is there.
+    """
+    resolved: dict[str, Any] = {}
+    for option in declared:
+        value = options.get(option.name)
+        value = option.default if value is None else value
+        if value is not None and secrets is not None:
+            value = _with_secrets(value, secrets)
+        resolved[option.name] = None if value is None else _coerce(option.type, value)
+    return resolved
+
+
+def _with_secrets(value: Any, secrets: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_secrets(item, secrets) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_secrets(item, secrets) for item in value]
+    name = secret_name(value)
+    return value if name is None else secrets[name]
+
+
+def _is_secret_text(option: Option, value: object) -> bool:
+    return option.type == "string" and secret_name(value) is not None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_kind(kind: str, value: object) -> str:
+    """What is wrong with the value, empty if nothing. A Struct has doubles only: 4.0 is a whole number here."""
+    match kind:
+        case "string":
+            fits, what = isinstance(value, str), "text"
+        case "int":
+            fits, what = _is_number(value) and float(value).is_integer(), "a whole number"
+        case "float":
+            fits, what = _is_number(value), "a number"
+        case "bool":
+            fits, what = isinstance(value, bool), "true or false"
+        case "duration":
+            fits = (_is_number(value) and value >= 0) or (
+                isinstance(value, str) and DURATION_PATTERN.match(value) is not None
+            )
+            what = "seconds as a number, or text such as `1.5s`, `200ms`, `5m`"
+        case "list":
+            fits, what = isinstance(value, list | tuple), "a list"
+        case _:
+            fits, what = isinstance(value, Mapping), "an object"
+    return "" if fits else f"must be {what}"
+
+
+def _coerce(kind: str, value: Any) -> Any:
+    match kind:
+        case "int":
+            return int(value)
+        case "float":
+            return float(value)
+        case "duration":
+            return parse_duration(value)
+        case "list":
+            return list(value)
+        case "map":
+            return dict(value)
+        case _:
+            return value
+
+
+def parse_duration(value: float | str) -> float:
+    """Seconds of `1.5`, `"1.5s"`, `"200ms"`, `"5m"`, `"2h"`. Raises ValueError."""
+    if isinstance(value, str):
+        match = DURATION_PATTERN.match(value)
+        if match is None:
+            raise ValueError(f"not a duration: {value!r}")
+        return float(match.group(1)) * DURATION_UNITS[match.group(2)]
+    return float(value)
+
+
+# --- proto -------------------------------------------------------------------------------------------------------
+
+
+def manifest_to_proto(manifest: Manifest) -> driver_pb2.DriverManifest:
+    resources = manifest.resources
+    message = driver_pb2.DriverManifest(
+        name=manifest.name,
+        version=manifest.version,
+        app=manifest.app,
+        app_version=manifest.app_version,
+        scope=manifest.scope,
+        description=manifest.description,
+        services=manifest.services,
+        options=[_option_to_proto(option) for option in manifest.options],
+        replicable=manifest.replicable,
+        exclusive_state=manifest.exclusive_state,
+        job_slots=manifest.job_slots,
+    )
+    if resources != Resources():
+        message.resources.memory_bytes = resources.memory_bytes
+        message.resources.cpus = resources.cpus
+        message.resources.pids = resources.pids
+        message.resources.devices.extend(resources.devices)
+    return message
+
+
+def _option_to_proto(option: Option) -> driver_pb2.DriverOption:
+    message = driver_pb2.DriverOption(
+        name=option.name,
+        type=_KIND_TO_PROTO[option.type],
+        description=option.description,
+        sensitive=option.sensitive,
+        required=option.required,
+        allowed_values=[_value_to_proto(value) for value in option.allowed_values],
+    )
+    if option.default is not None:
+        message.default_value.CopyFrom(_value_to_proto(option.default))
+    return message
+
+
+def _value_to_proto(value: Any) -> struct_pb2.Value:
+    return json_format.ParseDict(value, struct_pb2.Value())
+
+
+def struct_to_dict(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """A Struct as JSON values; whole numbers become int."""
+    return {name: _plain(value) for name, value in struct.fields.items()}
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            return struct_to_dict(value.struct_value)
+        case "list_value":
+            return [_plain(item) for item in value.list_value.values]
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() else number
+        case "string_value":
+            return value.string_value
+        case "bool_value":
+            return value.bool_value
+        case _:
+            return None
+
+
+def struct_from_dict(values: Mapping[str, Any]) -> struct_pb2.Struct:
+    return json_format.ParseDict(dict(values), struct_pb2.Struct())
