@@ -240,8 +240,8 @@ class InsertRecordsRequest(_message.Message):
 
     @_builtins.property
     def returning(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """OPTIONAL. Columns of the written records to return, generated values and defaults included; `*` alone: all. CQL cannot: FAILED_PRECONDITION
-        / BACKEND_CAPABILITY_MISSING. Absent: none.
+        """OPTIONAL. Columns of the written records to return, generated values and defaults included; `*` alone: all. CQL cannot:
+        FAILED_PRECONDITION / BACKEND_CAPABILITY_MISSING. Absent: none.
         """
 
     def __init__(
@@ -421,7 +421,7 @@ class UpdateRecordsResponse(_message.Message):
 
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Record]:
-        """OUTPUT ONLY. What `returning` asked for, up to 10,000 records; more are FAILED_PRECONDITION / LIMIT_EXCEEDED, and nothing is written."""
+        """OUTPUT ONLY. What `returning` asked for, up to 10,000 records; more are FAILED_PRECONDITION / STATE_INVALID, and nothing is written."""
 
     def __init__(
         self,
@@ -533,7 +533,7 @@ class DeleteRecordsResponse(_message.Message):
 
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_record_pb2.Record]:
-        """OUTPUT ONLY. What `returning` asked for, up to 10,000 records; more are FAILED_PRECONDITION / LIMIT_EXCEEDED, and nothing is deleted."""
+        """OUTPUT ONLY. What `returning` asked for, up to 10,000 records; more are FAILED_PRECONDITION / STATE_INVALID, and nothing is deleted."""
 
     def __init__(
         self,
@@ -761,8 +761,8 @@ class RowStatus(_message.Message):
     """OUTPUT ONLY. True: mode IF_NOT_EXISTS found a record there and left it alone."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
-        """OUTPUT ONLY. OK: written, or left alone when `skipped`. An error with its ErrorInfo: not written; UNKNOWN: it may have been. CANCELLED: not tried,
-        because the call ended early.
+        """OUTPUT ONLY. OK: written, or left alone when `skipped`. An error with its ErrorInfo: not written. CANCELLED: not tried, because
+        the call ended early.
         """
 
     def __init__(
@@ -957,8 +957,8 @@ class ExecuteBatchResponse(_message.Message):
     """OUTPUT ONLY. False: a condition did not hold, and nothing was written by any statement."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementResult]:
-        """OUTPUT ONLY. One for each statement, in order. When `applied` is false: those up to the one whose condition did not hold, which shows the
-        current record; what the ones before it say was undone.
+        """OUTPUT ONLY. One for each statement, in order. When `applied` is false: those up to the one whose condition did not hold, which
+        shows the current record; what the ones before it say was undone.
         """
 
     def __init__(

@@ -193,7 +193,7 @@ class DatabaseServiceServicer:
         Errors:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
         - ALREADY_EXISTS / RESOURCE_CONFLICT: a unique value is there already.
-        - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would change; nothing was changed. Narrow `where`.
+        - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would change; nothing was changed. Narrow `where`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,7 +205,7 @@ class DatabaseServiceServicer:
 
         Errors:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
-        - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
+        - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
         - FAILED_PRECONDITION / BACKEND_EXECUTION_FAILED: other records refer to one of them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

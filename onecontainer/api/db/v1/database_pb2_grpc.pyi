@@ -95,7 +95,7 @@ class DatabaseServiceStub:
     Errors:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
     - ALREADY_EXISTS / RESOURCE_CONFLICT: a unique value is there already.
-    - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would change; nothing was changed. Narrow `where`.
+    - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would change; nothing was changed. Narrow `where`.
     """
     DeleteRecords: _grpc.UnaryUnaryMultiCallable[_database_pb2.DeleteRecordsRequest, _database_pb2.DeleteRecordsResponse]
     """Deletes the records that `where` chooses, or some columns of them. Idempotent: a second call finds nothing to delete.
@@ -103,7 +103,7 @@ class DatabaseServiceStub:
 
     Errors:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
-    - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
+    - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
     - FAILED_PRECONDITION / BACKEND_EXECUTION_FAILED: other records refer to one of them.
     """
     SelectRecords: _grpc.UnaryUnaryMultiCallable[_database_pb2.SelectRecordsRequest, _database_pb2.SelectRecordsResponse]
@@ -205,7 +205,7 @@ class DatabaseServiceAsyncStub(DatabaseServiceStub):
     Errors:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
     - ALREADY_EXISTS / RESOURCE_CONFLICT: a unique value is there already.
-    - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would change; nothing was changed. Narrow `where`.
+    - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would change; nothing was changed. Narrow `where`.
     """
     DeleteRecords: _aio.UnaryUnaryMultiCallable[_database_pb2.DeleteRecordsRequest, _database_pb2.DeleteRecordsResponse]  # type: ignore[assignment]
     """Deletes the records that `where` chooses, or some columns of them. Idempotent: a second call finds nothing to delete.
@@ -213,7 +213,7 @@ class DatabaseServiceAsyncStub(DatabaseServiceStub):
 
     Errors:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
-    - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
+    - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
     - FAILED_PRECONDITION / BACKEND_EXECUTION_FAILED: other records refer to one of them.
     """
     SelectRecords: _aio.UnaryUnaryMultiCallable[_database_pb2.SelectRecordsRequest, _database_pb2.SelectRecordsResponse]  # type: ignore[assignment]
@@ -348,7 +348,7 @@ class DatabaseServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
         - ALREADY_EXISTS / RESOURCE_CONFLICT: a unique value is there already.
-        - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would change; nothing was changed. Narrow `where`.
+        - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would change; nothing was changed. Narrow `where`.
         """
 
     @_abc_1.abstractmethod
@@ -362,7 +362,7 @@ class DatabaseServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such table. That no record was chosen is not an error.
-        - FAILED_PRECONDITION / LIMIT_EXCEEDED: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
+        - FAILED_PRECONDITION / STATE_INVALID: more records than `max_affected` would go; nothing was deleted. Narrow `where`.
         - FAILED_PRECONDITION / BACKEND_EXECUTION_FAILED: other records refer to one of them.
         """
 

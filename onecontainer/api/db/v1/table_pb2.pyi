@@ -35,11 +35,11 @@ class _TypeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TypeKind.Val
     TYPE_KIND_INT16: _TypeKind.ValueType  # 3
     """int64. smallint / smallint / SMALLINT."""
     TYPE_KIND_INT32: _TypeKind.ValueType  # 4
-    """int64. int / integer / INTEGER, range-checked by the driver."""
+    """int64. int / integer / INT32."""
     TYPE_KIND_INT64: _TypeKind.ValueType  # 5
     """int64. bigint / bigint / BIGINT."""
     TYPE_KIND_VARINT: _TypeKind.ValueType  # 6
-    """varint. varint / numeric(p, 0) without a bound / text form."""
+    """varint. varint / numeric(1000, 0) / text form."""
     TYPE_KIND_FLOAT: _TypeKind.ValueType  # 7
     """float. float / real / REAL32."""
     TYPE_KIND_DOUBLE: _TypeKind.ValueType  # 8
@@ -65,7 +65,7 @@ class _TypeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TypeKind.Val
     TYPE_KIND_TIMEUUID: _TypeKind.ValueType  # 18
     """uuid of version 1. timeuuid / – / –."""
     TYPE_KIND_LIST: _TypeKind.ValueType  # 19
-    """list. list<element> / element[] / JSON form."""
+    """list. list<element> / element[] / –."""
     TYPE_KIND_SET: _TypeKind.ValueType  # 20
     """set. set<element> / – / –."""
     TYPE_KIND_MAP: _TypeKind.ValueType  # 21
@@ -75,9 +75,9 @@ class _TypeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TypeKind.Val
     TYPE_KIND_STRUCT: _TypeKind.ValueType  # 23
     """struct. A user-defined type / – / –."""
     TYPE_KIND_DURATION: _TypeKind.ValueType  # 24
-    """duration. duration / interval / JSON form."""
+    """duration. duration / interval / text form."""
     TYPE_KIND_INET: _TypeKind.ValueType  # 25
-    """inet. inet / inet / text form."""
+    """inet. inet / inet / bytes form."""
     TYPE_KIND_JSON: _TypeKind.ValueType  # 26
     """json. – / jsonb / JSON text."""
     TYPE_KIND_COUNTER: _TypeKind.ValueType  # 27
@@ -88,9 +88,9 @@ class _TypeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TypeKind.Val
     """native. A type that is only in `native_type`: it can be read and listed, not created."""
 
 class TypeKind(_TypeKind, metaclass=_TypeKindEnumTypeWrapper):
-    """Types of columns. Each says which kind of Value it has, and what it is in CQL / PostgreSQL / SQLite (`–`: not there, which is
-    FAILED_PRECONDITION / BACKEND_CAPABILITY_MISSING). SQLite keeps what it has no type for in a text or integer form of the driver's,
-    and the declared type of the column tells the driver how to read it back.
+    """Types of columns. Each says which kind of Value it has (without `_value`), and what it is in CQL / PostgreSQL / SQLite (`–`: not
+    there, which is FAILED_PRECONDITION / BACKEND_CAPABILITY_MISSING). SQLite keeps what it has no type for as text or bytes, and the
+    column's declared type tells the driver how to read it back. How it is written is in the driver's README.
     """
 
 TYPE_KIND_UNSPECIFIED: TypeKind.ValueType  # 0
@@ -102,11 +102,11 @@ TYPE_KIND_INT8: TypeKind.ValueType  # 2
 TYPE_KIND_INT16: TypeKind.ValueType  # 3
 """int64. smallint / smallint / SMALLINT."""
 TYPE_KIND_INT32: TypeKind.ValueType  # 4
-"""int64. int / integer / INTEGER, range-checked by the driver."""
+"""int64. int / integer / INT32."""
 TYPE_KIND_INT64: TypeKind.ValueType  # 5
 """int64. bigint / bigint / BIGINT."""
 TYPE_KIND_VARINT: TypeKind.ValueType  # 6
-"""varint. varint / numeric(p, 0) without a bound / text form."""
+"""varint. varint / numeric(1000, 0) / text form."""
 TYPE_KIND_FLOAT: TypeKind.ValueType  # 7
 """float. float / real / REAL32."""
 TYPE_KIND_DOUBLE: TypeKind.ValueType  # 8
@@ -132,7 +132,7 @@ TYPE_KIND_UUID: TypeKind.ValueType  # 17
 TYPE_KIND_TIMEUUID: TypeKind.ValueType  # 18
 """uuid of version 1. timeuuid / – / –."""
 TYPE_KIND_LIST: TypeKind.ValueType  # 19
-"""list. list<element> / element[] / JSON form."""
+"""list. list<element> / element[] / –."""
 TYPE_KIND_SET: TypeKind.ValueType  # 20
 """set. set<element> / – / –."""
 TYPE_KIND_MAP: TypeKind.ValueType  # 21
@@ -142,9 +142,9 @@ TYPE_KIND_TUPLE: TypeKind.ValueType  # 22
 TYPE_KIND_STRUCT: TypeKind.ValueType  # 23
 """struct. A user-defined type / – / –."""
 TYPE_KIND_DURATION: TypeKind.ValueType  # 24
-"""duration. duration / interval / JSON form."""
+"""duration. duration / interval / text form."""
 TYPE_KIND_INET: TypeKind.ValueType  # 25
-"""inet. inet / inet / text form."""
+"""inet. inet / inet / bytes form."""
 TYPE_KIND_JSON: TypeKind.ValueType  # 26
 """json. – / jsonb / JSON text."""
 TYPE_KIND_COUNTER: TypeKind.ValueType  # 27
@@ -538,8 +538,8 @@ class Table(_message.Message):
     @_builtins.property
     def partition_key(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """REQUIRED in CQL, OPTIONAL in SQL. Names of the columns that choose the partition; several make a composite partition key. In SQL
-        they are the first columns of the primary key. Absent: the table has no primary key; conditional writes, upserts and paging
-        without `order_by` are refused for it.
+        they are the first columns of the primary key, and answers have all of it here. Absent: the table has no primary key; conditional
+        writes, upserts and a second page are refused for it.
         """
 
     @_builtins.property

@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"onecontainer/api/db/v1/value.proto\x12\x16onecontainer.api.db.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x07\n\x05Value\x12*\n\x04null\x18\x01 \x01(\x0e\x32\x1a.google.protobuf.NullValueH\x00\x12\x0e\n\x04\x62ool\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05int64\x18\x03 \x01(\x03H\x00\x12\x10\n\x06\x64ouble\x18\x04 \x01(\x01H\x00\x12\x0f\n\x05\x66loat\x18\x05 \x01(\x02H\x00\x12\x32\n\x07\x64\x65\x63imal\x18\x06 \x01(\x0b\x32\x1f.onecontainer.api.db.v1.DecimalH\x00\x12\x10\n\x06varint\x18\x07 \x01(\x0cH\x00\x12\x0e\n\x04text\x18\x08 \x01(\tH\x00\x12\x0f\n\x05\x62ytes\x18\t \x01(\x0cH\x00\x12/\n\ttimestamp\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x34\n\x08\x64\x61tetime\x18\x0b \x01(\x0b\x32 .onecontainer.api.db.v1.DateTimeH\x00\x12,\n\x04\x64\x61te\x18\x0c \x01(\x0b\x32\x1c.onecontainer.api.db.v1.DateH\x00\x12,\n\x04time\x18\r \x01(\x0b\x32\x1c.onecontainer.api.db.v1.TimeH\x00\x12\x0e\n\x04uuid\x18\x0e \x01(\x0cH\x00\x12\x31\n\x04list\x18\x0f \x01(\x0b\x32!.onecontainer.api.db.v1.ListValueH\x00\x12/\n\x03map\x18\x10 \x01(\x0b\x32 .onecontainer.api.db.v1.MapValueH\x00\x12\x30\n\x03set\x18\x11 \x01(\x0b\x32!.onecontainer.api.db.v1.ListValueH\x00\x12\x32\n\x05tuple\x18\x12 \x01(\x0b\x32!.onecontainer.api.db.v1.ListValueH\x00\x12\x35\n\x06struct\x18\x13 \x01(\x0b\x32#.onecontainer.api.db.v1.StructValueH\x00\x12<\n\x08\x64uration\x18\x14 \x01(\x0b\x32(.onecontainer.api.db.v1.CalendarDurationH\x00\x12,\n\x04inet\x18\x15 \x01(\x0b\x32\x1c.onecontainer.api.db.v1.InetH\x00\x12\x0e\n\x04json\x18\x16 \x01(\tH\x00\x12\x35\n\x06vector\x18\x17 \x01(\x0b\x32#.onecontainer.api.db.v1.FloatVectorH\x00\x12\x35\n\x06native\x18\x18 \x01(\x0b\x32#.onecontainer.api.db.v1.NativeValueH\x00\x42\x06\n\x04kind\"*\n\x07\x44\x65\x63imal\x12\x10\n\x08unscaled\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x11\"0\n\x04\x44\x61te\x12\x0c\n\x04year\x18\x01 \x01(\x11\x12\r\n\x05month\x18\x02 \x01(\x05\x12\x0b\n\x03\x64\x61y\x18\x03 \x01(\x05\"F\n\x04Time\x12\r\n\x05hours\x18\x01 \x01(\x05\x12\x0f\n\x07minutes\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x05\x12\r\n\x05nanos\x18\x04 \x01(\x05\"b\n\x08\x44\x61teTime\x12*\n\x04\x64\x61te\x18\x01 \x01(\x0b\x32\x1c.onecontainer.api.db.v1.Date\x12*\n\x04time\x18\x02 \x01(\x0b\x32\x1c.onecontainer.api.db.v1.Time\"?\n\x10\x43\x61lendarDuration\x12\x0e\n\x06months\x18\x01 \x01(\x11\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x11\x12\r\n\x05nanos\x18\x03 \x01(\x12\"E\n\x04Inet\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x1a\n\rprefix_length\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_prefix_length\":\n\tListValue\x12-\n\x06values\x18\x01 \x03(\x0b\x32\x1d.onecontainer.api.db.v1.Value\"=\n\x08MapValue\x12\x31\n\x07\x65ntries\x18\x01 \x03(\x0b\x32 .onecontainer.api.db.v1.MapEntry\"d\n\x08MapEntry\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.onecontainer.api.db.v1.Value\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.onecontainer.api.db.v1.Value\"\x9c\x01\n\x0bStructValue\x12?\n\x06\x66ields\x18\x01 \x03(\x0b\x32/.onecontainer.api.db.v1.StructValue.FieldsEntry\x1aL\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.onecontainer.api.db.v1.Value:\x02\x38\x01\"\x1d\n\x0b\x46loatVector\x12\x0e\n\x06values\x18\x01 \x03(\x02\")\n\x0bNativeValue\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\tBs\n\x1a\x64\x65v.onecontainer.api.db.v1B\nValueProtoP\x01ZGgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/db/v1;dbv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"onecontainer/api/db/v1/value.proto\x12\x16onecontainer.api.db.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x08\n\x05Value\x12\x30\n\nnull_value\x18\x01 \x01(\x0e\x32\x1a.google.protobuf.NullValueH\x00\x12\x14\n\nbool_value\x18\x02 \x01(\x08H\x00\x12\x15\n\x0bint64_value\x18\x03 \x01(\x03H\x00\x12\x16\n\x0c\x64ouble_value\x18\x04 \x01(\x01H\x00\x12\x15\n\x0b\x66loat_value\x18\x05 \x01(\x02H\x00\x12\x38\n\rdecimal_value\x18\x06 \x01(\x0b\x32\x1f.onecontainer.api.db.v1.DecimalH\x00\x12\x16\n\x0cvarint_value\x18\x07 \x01(\x0cH\x00\x12\x14\n\ntext_value\x18\x08 \x01(\tH\x00\x12\x15\n\x0b\x62ytes_value\x18\t \x01(\x0cH\x00\x12\x35\n\x0ftimestamp_value\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12:\n\x0e\x64\x61tetime_value\x18\x0b \x01(\x0b\x32 .onecontainer.api.db.v1.DateTimeH\x00\x12\x32\n\ndate_value\x18\x0c \x01(\x0b\x32\x1c.onecontainer.api.db.v1.DateH\x00\x12\x32\n\ntime_value\x18\r \x01(\x0b\x32\x1c.onecontainer.api.db.v1.TimeH\x00\x12\x14\n\nuuid_value\x18\x0e \x01(\x0cH\x00\x12\x37\n\nlist_value\x18\x0f \x01(\x0b\x32!.onecontainer.api.db.v1.ListValueH\x00\x12\x35\n\tmap_value\x18\x10 \x01(\x0b\x32 .onecontainer.api.db.v1.MapValueH\x00\x12\x36\n\tset_value\x18\x11 \x01(\x0b\x32!.onecontainer.api.db.v1.ListValueH\x00\x12\x38\n\x0btuple_value\x18\x12 \x01(\x0b\x32!.onecontainer.api.db.v1.ListValueH\x00\x12;\n\x0cstruct_value\x18\x13 \x01(\x0b\x32#.onecontainer.api.db.v1.StructValueH\x00\x12\x42\n\x0e\x64uration_value\x18\x14 \x01(\x0b\x32(.onecontainer.api.db.v1.CalendarDurationH\x00\x12\x32\n\ninet_value\x18\x15 \x01(\x0b\x32\x1c.onecontainer.api.db.v1.InetH\x00\x12\x14\n\njson_value\x18\x16 \x01(\tH\x00\x12;\n\x0cvector_value\x18\x17 \x01(\x0b\x32#.onecontainer.api.db.v1.FloatVectorH\x00\x12;\n\x0cnative_value\x18\x18 \x01(\x0b\x32#.onecontainer.api.db.v1.NativeValueH\x00\x42\x06\n\x04kind\"*\n\x07\x44\x65\x63imal\x12\x10\n\x08unscaled\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x11\"0\n\x04\x44\x61te\x12\x0c\n\x04year\x18\x01 \x01(\x11\x12\r\n\x05month\x18\x02 \x01(\x05\x12\x0b\n\x03\x64\x61y\x18\x03 \x01(\x05\"F\n\x04Time\x12\r\n\x05hours\x18\x01 \x01(\x05\x12\x0f\n\x07minutes\x18\x02 \x01(\x05\x12\x0f\n\x07seconds\x18\x03 \x01(\x05\x12\r\n\x05nanos\x18\x04 \x01(\x05\"b\n\x08\x44\x61teTime\x12*\n\x04\x64\x61te\x18\x01 \x01(\x0b\x32\x1c.onecontainer.api.db.v1.Date\x12*\n\x04time\x18\x02 \x01(\x0b\x32\x1c.onecontainer.api.db.v1.Time\"?\n\x10\x43\x61lendarDuration\x12\x0e\n\x06months\x18\x01 \x01(\x11\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x11\x12\r\n\x05nanos\x18\x03 \x01(\x12\"E\n\x04Inet\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x1a\n\rprefix_length\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x10\n\x0e_prefix_length\":\n\tListValue\x12-\n\x06values\x18\x01 \x03(\x0b\x32\x1d.onecontainer.api.db.v1.Value\"=\n\x08MapValue\x12\x31\n\x07\x65ntries\x18\x01 \x03(\x0b\x32 .onecontainer.api.db.v1.MapEntry\"d\n\x08MapEntry\x12*\n\x03key\x18\x01 \x01(\x0b\x32\x1d.onecontainer.api.db.v1.Value\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.onecontainer.api.db.v1.Value\"\x9c\x01\n\x0bStructValue\x12?\n\x06\x66ields\x18\x01 \x03(\x0b\x32/.onecontainer.api.db.v1.StructValue.FieldsEntry\x1aL\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x1d.onecontainer.api.db.v1.Value:\x02\x38\x01\"\x1d\n\x0b\x46loatVector\x12\x0e\n\x06values\x18\x01 \x03(\x02\")\n\x0bNativeValue\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\tBs\n\x1a\x64\x65v.onecontainer.api.db.v1B\nValueProtoP\x01ZGgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/db/v1;dbv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,31 +37,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STRUCTVALUE_FIELDSENTRY']._loaded_options = None
   _globals['_STRUCTVALUE_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_VALUE']._serialized_start=126
-  _globals['_VALUE']._serialized_end=1058
-  _globals['_DECIMAL']._serialized_start=1060
-  _globals['_DECIMAL']._serialized_end=1102
-  _globals['_DATE']._serialized_start=1104
-  _globals['_DATE']._serialized_end=1152
-  _globals['_TIME']._serialized_start=1154
-  _globals['_TIME']._serialized_end=1224
-  _globals['_DATETIME']._serialized_start=1226
-  _globals['_DATETIME']._serialized_end=1324
-  _globals['_CALENDARDURATION']._serialized_start=1326
-  _globals['_CALENDARDURATION']._serialized_end=1389
-  _globals['_INET']._serialized_start=1391
-  _globals['_INET']._serialized_end=1460
-  _globals['_LISTVALUE']._serialized_start=1462
-  _globals['_LISTVALUE']._serialized_end=1520
-  _globals['_MAPVALUE']._serialized_start=1522
-  _globals['_MAPVALUE']._serialized_end=1583
-  _globals['_MAPENTRY']._serialized_start=1585
-  _globals['_MAPENTRY']._serialized_end=1685
-  _globals['_STRUCTVALUE']._serialized_start=1688
-  _globals['_STRUCTVALUE']._serialized_end=1844
-  _globals['_STRUCTVALUE_FIELDSENTRY']._serialized_start=1768
-  _globals['_STRUCTVALUE_FIELDSENTRY']._serialized_end=1844
-  _globals['_FLOATVECTOR']._serialized_start=1846
-  _globals['_FLOATVECTOR']._serialized_end=1875
-  _globals['_NATIVEVALUE']._serialized_start=1877
-  _globals['_NATIVEVALUE']._serialized_end=1918
+  _globals['_VALUE']._serialized_end=1202
+  _globals['_DECIMAL']._serialized_start=1204
+  _globals['_DECIMAL']._serialized_end=1246
+  _globals['_DATE']._serialized_start=1248
+  _globals['_DATE']._serialized_end=1296
+  _globals['_TIME']._serialized_start=1298
+  _globals['_TIME']._serialized_end=1368
+  _globals['_DATETIME']._serialized_start=1370
+  _globals['_DATETIME']._serialized_end=1468
+  _globals['_CALENDARDURATION']._serialized_start=1470
+  _globals['_CALENDARDURATION']._serialized_end=1533
+  _globals['_INET']._serialized_start=1535
+  _globals['_INET']._serialized_end=1604
+  _globals['_LISTVALUE']._serialized_start=1606
+  _globals['_LISTVALUE']._serialized_end=1664
+  _globals['_MAPVALUE']._serialized_start=1666
+  _globals['_MAPVALUE']._serialized_end=1727
+  _globals['_MAPENTRY']._serialized_start=1729
+  _globals['_MAPENTRY']._serialized_end=1829
+  _globals['_STRUCTVALUE']._serialized_start=1832
+  _globals['_STRUCTVALUE']._serialized_end=1988
+  _globals['_STRUCTVALUE_FIELDSENTRY']._serialized_start=1912
+  _globals['_STRUCTVALUE_FIELDSENTRY']._serialized_end=1988
+  _globals['_FLOATVECTOR']._serialized_start=1990
+  _globals['_FLOATVECTOR']._serialized_end=2019
+  _globals['_NATIVEVALUE']._serialized_start=2021
+  _globals['_NATIVEVALUE']._serialized_end=2062
 # @@protoc_insertion_point(module_scope)

@@ -25,149 +25,149 @@ class Value(_message.Message):
     """A value as a column holds it. Every CQL and SQL type has its own kind, so nothing is hidden in a string.
 
     On writing, the driver checks the value against the column's type. It accepts the kind that `ColumnType` names for it, and an
-    `int64` wherever a number is wanted and the value fits exactly; anything else is INVALID_ARGUMENT / DATA_INVALID with the path
+    `int64_value` wherever a number is wanted and the value fits exactly; anything else is INVALID_ARGUMENT / DATA_INVALID with the path
     of the value. Nothing is rounded, cut or reinterpreted. On reading, a column always answers with the kind of its type, or null.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NULL_FIELD_NUMBER: _builtins.int
-    BOOL_FIELD_NUMBER: _builtins.int
-    INT64_FIELD_NUMBER: _builtins.int
-    DOUBLE_FIELD_NUMBER: _builtins.int
-    FLOAT_FIELD_NUMBER: _builtins.int
-    DECIMAL_FIELD_NUMBER: _builtins.int
-    VARINT_FIELD_NUMBER: _builtins.int
-    TEXT_FIELD_NUMBER: _builtins.int
-    BYTES_FIELD_NUMBER: _builtins.int
-    TIMESTAMP_FIELD_NUMBER: _builtins.int
-    DATETIME_FIELD_NUMBER: _builtins.int
-    DATE_FIELD_NUMBER: _builtins.int
-    TIME_FIELD_NUMBER: _builtins.int
-    UUID_FIELD_NUMBER: _builtins.int
-    LIST_FIELD_NUMBER: _builtins.int
-    MAP_FIELD_NUMBER: _builtins.int
-    SET_FIELD_NUMBER: _builtins.int
-    TUPLE_FIELD_NUMBER: _builtins.int
-    STRUCT_FIELD_NUMBER: _builtins.int
-    DURATION_FIELD_NUMBER: _builtins.int
-    INET_FIELD_NUMBER: _builtins.int
-    JSON_FIELD_NUMBER: _builtins.int
-    VECTOR_FIELD_NUMBER: _builtins.int
-    NATIVE_FIELD_NUMBER: _builtins.int
-    null: _struct_pb2.NullValue.ValueType
+    NULL_VALUE_FIELD_NUMBER: _builtins.int
+    BOOL_VALUE_FIELD_NUMBER: _builtins.int
+    INT64_VALUE_FIELD_NUMBER: _builtins.int
+    DOUBLE_VALUE_FIELD_NUMBER: _builtins.int
+    FLOAT_VALUE_FIELD_NUMBER: _builtins.int
+    DECIMAL_VALUE_FIELD_NUMBER: _builtins.int
+    VARINT_VALUE_FIELD_NUMBER: _builtins.int
+    TEXT_VALUE_FIELD_NUMBER: _builtins.int
+    BYTES_VALUE_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_VALUE_FIELD_NUMBER: _builtins.int
+    DATETIME_VALUE_FIELD_NUMBER: _builtins.int
+    DATE_VALUE_FIELD_NUMBER: _builtins.int
+    TIME_VALUE_FIELD_NUMBER: _builtins.int
+    UUID_VALUE_FIELD_NUMBER: _builtins.int
+    LIST_VALUE_FIELD_NUMBER: _builtins.int
+    MAP_VALUE_FIELD_NUMBER: _builtins.int
+    SET_VALUE_FIELD_NUMBER: _builtins.int
+    TUPLE_VALUE_FIELD_NUMBER: _builtins.int
+    STRUCT_VALUE_FIELD_NUMBER: _builtins.int
+    DURATION_VALUE_FIELD_NUMBER: _builtins.int
+    INET_VALUE_FIELD_NUMBER: _builtins.int
+    JSON_VALUE_FIELD_NUMBER: _builtins.int
+    VECTOR_VALUE_FIELD_NUMBER: _builtins.int
+    NATIVE_VALUE_FIELD_NUMBER: _builtins.int
+    null_value: _struct_pb2.NullValue.ValueType
     """No value."""
-    bool: _builtins.bool
+    bool_value: _builtins.bool
     """Boolean."""
-    int64: _builtins.int
+    int64_value: _builtins.int
     """Whole number of at most 64 bits: tinyint, smallint, int, bigint, counter."""
-    double: _builtins.float
+    double_value: _builtins.float
     """64-bit floating point."""
-    float: _builtins.float
+    float_value: _builtins.float
     """32-bit floating point."""
-    varint: _builtins.bytes
+    varint_value: _builtins.bytes
     """Whole number of any size, two's complement, big-endian, shortest form; zero is one byte 0x00. CQL varint."""
-    text: _builtins.str
+    text_value: _builtins.str
     """Text: ascii, varchar, text, and the labels of SQL enum types."""
-    bytes: _builtins.bytes
+    bytes_value: _builtins.bytes
     """Bytes: blob, bytea."""
-    uuid: _builtins.bytes
+    uuid_value: _builtins.bytes
     """UUID of any version, timeuuid too: 16 bytes in network order."""
-    json: _builtins.str
+    json_value: _builtins.str
     """JSON text (RFC 8259), UTF-8. It is JSON, not a string that happens to look like it: numbers keep all their digits; the order of
     members and white space are kept only where the backend keeps them.
     """
     @_builtins.property
-    def decimal(self) -> Global___Decimal:
+    def decimal_value(self) -> Global___Decimal:
         """Decimal number of any precision."""
 
     @_builtins.property
-    def timestamp(self) -> _timestamp_pb2.Timestamp:
+    def timestamp_value(self) -> _timestamp_pb2.Timestamp:
         """An instant. Resolution is the column's: CQL milliseconds, PostgreSQL and SQLite microseconds. Finer digits that are not zero
         are refused, not cut. Years 1 to 9999.
         """
 
     @_builtins.property
-    def datetime(self) -> Global___DateTime:
+    def datetime_value(self) -> Global___DateTime:
         """A calendar date and time of day without a time zone: SQL `timestamp without time zone`."""
 
     @_builtins.property
-    def date(self) -> Global___Date:
+    def date_value(self) -> Global___Date:
         """A calendar date."""
 
     @_builtins.property
-    def time(self) -> Global___Time:
+    def time_value(self) -> Global___Time:
         """A time of day without a time zone."""
 
     @_builtins.property
-    def list(self) -> Global___ListValue:
+    def list_value(self) -> Global___ListValue:
         """Ordered values of one type: CQL list, SQL array."""
 
     @_builtins.property
-    def map(self) -> Global___MapValue:
+    def map_value(self) -> Global___MapValue:
         """Pairs of key and value."""
 
     @_builtins.property
-    def set(self) -> Global___ListValue:
+    def set_value(self) -> Global___ListValue:
         """Values without order and without doubles. Answers have them in ascending order."""
 
     @_builtins.property
-    def tuple(self) -> Global___ListValue:
+    def tuple_value(self) -> Global___ListValue:
         """A fixed number of values, each of its own type."""
 
     @_builtins.property
-    def struct(self) -> Global___StructValue:
+    def struct_value(self) -> Global___StructValue:
         """A value of a user-defined type: its fields by name."""
 
     @_builtins.property
-    def duration(self) -> Global___CalendarDuration:
+    def duration_value(self) -> Global___CalendarDuration:
         """A span in months, days and nanoseconds, which do not convert into one another: CQL duration, SQL interval."""
 
     @_builtins.property
-    def inet(self) -> Global___Inet:
+    def inet_value(self) -> Global___Inet:
         """An IP address, with a prefix length where the type has one."""
 
     @_builtins.property
-    def vector(self) -> Global___FloatVector:
+    def vector_value(self) -> Global___FloatVector:
         """A vector of 32-bit floats of the column's dimension: CQL vector<float, n>."""
 
     @_builtins.property
-    def native(self) -> Global___NativeValue:
+    def native_value(self) -> Global___NativeValue:
         """A value of a type that this contract has no kind for, as the backend itself writes it."""
 
     def __init__(
         self,
         *,
-        null: _struct_pb2.NullValue.ValueType = ...,
-        bool: _builtins.bool = ...,
-        int64: _builtins.int = ...,
-        double: _builtins.float = ...,
-        float: _builtins.float = ...,
-        decimal: Global___Decimal | None = ...,
-        varint: _builtins.bytes = ...,
-        text: _builtins.str = ...,
-        bytes: _builtins.bytes = ...,
-        timestamp: _timestamp_pb2.Timestamp | None = ...,
-        datetime: Global___DateTime | None = ...,
-        date: Global___Date | None = ...,
-        time: Global___Time | None = ...,
-        uuid: _builtins.bytes = ...,
-        list: Global___ListValue | None = ...,
-        map: Global___MapValue | None = ...,
-        set: Global___ListValue | None = ...,
-        tuple: Global___ListValue | None = ...,
-        struct: Global___StructValue | None = ...,
-        duration: Global___CalendarDuration | None = ...,
-        inet: Global___Inet | None = ...,
-        json: _builtins.str = ...,
-        vector: Global___FloatVector | None = ...,
-        native: Global___NativeValue | None = ...,
+        null_value: _struct_pb2.NullValue.ValueType = ...,
+        bool_value: _builtins.bool = ...,
+        int64_value: _builtins.int = ...,
+        double_value: _builtins.float = ...,
+        float_value: _builtins.float = ...,
+        decimal_value: Global___Decimal | None = ...,
+        varint_value: _builtins.bytes = ...,
+        text_value: _builtins.str = ...,
+        bytes_value: _builtins.bytes = ...,
+        timestamp_value: _timestamp_pb2.Timestamp | None = ...,
+        datetime_value: Global___DateTime | None = ...,
+        date_value: Global___Date | None = ...,
+        time_value: Global___Time | None = ...,
+        uuid_value: _builtins.bytes = ...,
+        list_value: Global___ListValue | None = ...,
+        map_value: Global___MapValue | None = ...,
+        set_value: Global___ListValue | None = ...,
+        tuple_value: Global___ListValue | None = ...,
+        struct_value: Global___StructValue | None = ...,
+        duration_value: Global___CalendarDuration | None = ...,
+        inet_value: Global___Inet | None = ...,
+        json_value: _builtins.str = ...,
+        vector_value: Global___FloatVector | None = ...,
+        native_value: Global___NativeValue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bool", b"bool", "bytes", b"bytes", "date", b"date", "datetime", b"datetime", "decimal", b"decimal", "double", b"double", "duration", b"duration", "float", b"float", "inet", b"inet", "int64", b"int64", "json", b"json", "kind", b"kind", "list", b"list", "map", b"map", "native", b"native", "null", b"null", "set", b"set", "struct", b"struct", "text", b"text", "time", b"time", "timestamp", b"timestamp", "tuple", b"tuple", "uuid", b"uuid", "varint", b"varint", "vector", b"vector"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "bytes_value", b"bytes_value", "date_value", b"date_value", "datetime_value", b"datetime_value", "decimal_value", b"decimal_value", "double_value", b"double_value", "duration_value", b"duration_value", "float_value", b"float_value", "inet_value", b"inet_value", "int64_value", b"int64_value", "json_value", b"json_value", "kind", b"kind", "list_value", b"list_value", "map_value", b"map_value", "native_value", b"native_value", "null_value", b"null_value", "set_value", b"set_value", "struct_value", b"struct_value", "text_value", b"text_value", "time_value", b"time_value", "timestamp_value", b"timestamp_value", "tuple_value", b"tuple_value", "uuid_value", b"uuid_value", "varint_value", b"varint_value", "vector_value", b"vector_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool", b"bool", "bytes", b"bytes", "date", b"date", "datetime", b"datetime", "decimal", b"decimal", "double", b"double", "duration", b"duration", "float", b"float", "inet", b"inet", "int64", b"int64", "json", b"json", "kind", b"kind", "list", b"list", "map", b"map", "native", b"native", "null", b"null", "set", b"set", "struct", b"struct", "text", b"text", "time", b"time", "timestamp", b"timestamp", "tuple", b"tuple", "uuid", b"uuid", "varint", b"varint", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_value", b"bool_value", "bytes_value", b"bytes_value", "date_value", b"date_value", "datetime_value", b"datetime_value", "decimal_value", b"decimal_value", "double_value", b"double_value", "duration_value", b"duration_value", "float_value", b"float_value", "inet_value", b"inet_value", "int64_value", b"int64_value", "json_value", b"json_value", "kind", b"kind", "list_value", b"list_value", "map_value", b"map_value", "native_value", b"native_value", "null_value", b"null_value", "set_value", b"set_value", "struct_value", b"struct_value", "text_value", b"text_value", "time_value", b"time_value", "timestamp_value", b"timestamp_value", "tuple_value", b"tuple_value", "uuid_value", b"uuid_value", "varint_value", b"varint_value", "vector_value", b"vector_value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["null", "bool", "int64", "double", "float", "decimal", "varint", "text", "bytes", "timestamp", "datetime", "date", "time", "uuid", "list", "map", "set", "tuple", "struct", "duration", "inet", "json", "vector", "native"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["null_value", "bool_value", "int64_value", "double_value", "float_value", "decimal_value", "varint_value", "text_value", "bytes_value", "timestamp_value", "datetime_value", "date_value", "time_value", "uuid_value", "list_value", "map_value", "set_value", "tuple_value", "struct_value", "duration_value", "inet_value", "json_value", "vector_value", "native_value"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

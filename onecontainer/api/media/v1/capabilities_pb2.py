@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from onecontainer.api.media.v1 import media_info_pb2 as onecontainer_dot_api_dot_media_dot_v1_dot_media__info__pb2
 from onecontainer.api.media.v1 import stream_pb2 as onecontainer_dot_api_dot_media_dot_v1_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,onecontainer/api/media/v1/capabilities.proto\x12\x19onecontainer.api.media.v1\x1a*onecontainer/api/media/v1/media_info.proto\x1a&onecontainer/api/media/v1/stream.proto\"\x9c\x01\n\x0f\x43odecCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.onecontainer.api.media.v1.StreamKind\x12\x10\n\x08\x65ncoders\x18\x04 \x03(\t\x12\x10\n\x08\x64\x65\x63oders\x18\x05 \x03(\t\x12\r\n\x05lossy\x18\x06 \x01(\x08\"\xdf\x01\n\x11\x45ncoderCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x33\n\x04kind\x18\x03 \x01(\x0e\x32%.onecontainer.api.media.v1.StreamKind\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x14\n\x0c\x65xperimental\x18\x05 \x01(\x08\x12\x38\n\x08hardware\x18\x06 \x01(\x0e\x32&.onecontainer.api.media.v1.HardwareApi\x12\x13\n\x0bunavailable\x18\x07 \x01(\x08\"\xb6\x01\n\x13\x43ontainerCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05muxer\x18\x02 \x01(\t\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x1d\n\x15\x64\x65\x66\x61ult_video_encoder\x18\x04 \x01(\t\x12\x1d\n\x15\x64\x65\x66\x61ult_audio_encoder\x18\x05 \x01(\t\x12 \n\x18\x64\x65\x66\x61ult_subtitle_encoder\x18\x06 \x01(\t\x12\x0e\n\x06\x63odecs\x18\x07 \x03(\t\"l\n\x10\x46ormatCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65muxer\x18\x03 \x01(\x08\x12\r\n\x05muxer\x18\x04 \x01(\x08\x12\x15\n\rinput_allowed\x18\x05 \x01(\x08\"\xcd\x01\n\x10\x46ilterCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x35\n\x06inputs\x18\x03 \x03(\x0e\x32%.onecontainer.api.media.v1.StreamKind\x12\x36\n\x07outputs\x18\x04 \x03(\x0e\x32%.onecontainer.api.media.v1.StreamKind\x12\x16\n\x0e\x64ynamic_inputs\x18\x05 \x01(\x08\x12\x0f\n\x07\x61llowed\x18\x06 \x01(\x08\"R\n\x12ProtocolCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05input\x18\x02 \x01(\x08\x12\x0e\n\x06output\x18\x03 \x01(\x08\x12\x0f\n\x07\x61llowed\x18\x04 \x01(\x08\"o\n\x12HardwareCapability\x12\x33\n\x03\x61pi\x18\x01 \x01(\x0e\x32&.onecontainer.api.media.v1.HardwareApi\x12\x13\n\x0b\x63ompiled_in\x18\x02 \x01(\x08\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\tB\x83\x01\n\x1d\x64\x65v.onecontainer.api.media.v1B\x11\x43\x61pabilitiesProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,onecontainer/api/media/v1/capabilities.proto\x12\x19onecontainer.api.media.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a*onecontainer/api/media/v1/media_info.proto\x1a&onecontainer/api/media/v1/stream.proto\"\xc0\x01\n\x0f\x43odecCapability\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x39\n\x04kind\x18\x03 \x01(\x0e\x32%.onecontainer.api.media.v1.StreamKindB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x65ncoders\x18\x04 \x03(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08\x64\x65\x63oders\x18\x05 \x03(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05lossy\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\x89\x02\n\x11\x45ncoderCapability\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x39\n\x04kind\x18\x03 \x01(\x0e\x32%.onecontainer.api.media.v1.StreamKindB\x04\xe2\x41\x01\x03\x12\x13\n\x05\x63odec\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1a\n\x0c\x65xperimental\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12>\n\x08hardware\x18\x06 \x01(\x0e\x32&.onecontainer.api.media.v1.HardwareApiB\x04\xe2\x41\x01\x03\x12\x19\n\x0bunavailable\x18\x07 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\xe0\x01\n\x13\x43ontainerCapability\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05muxer\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12#\n\x15\x64\x65\x66\x61ult_video_encoder\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12#\n\x15\x64\x65\x66\x61ult_audio_encoder\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12&\n\x18\x64\x65\x66\x61ult_subtitle_encoder\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06\x63odecs\x18\x07 \x03(\tB\x04\xe2\x41\x01\x03\"\x8a\x01\n\x10\x46ormatCapability\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x64\x65muxer\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05muxer\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x1b\n\rinput_allowed\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\xf1\x01\n\x10\x46ilterCapability\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12;\n\x06inputs\x18\x03 \x03(\x0e\x32%.onecontainer.api.media.v1.StreamKindB\x04\xe2\x41\x01\x03\x12<\n\x07outputs\x18\x04 \x03(\x0e\x32%.onecontainer.api.media.v1.StreamKindB\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x64ynamic_inputs\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x61llowed\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x03\"j\n\x12ProtocolCapability\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05input\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06output\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x61llowed\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x03\"\x81\x01\n\x12HardwareCapability\x12\x39\n\x03\x61pi\x18\x01 \x01(\x0e\x32&.onecontainer.api.media.v1.HardwareApiB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x63ompiled_in\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x15\n\x07\x64\x65vices\x18\x03 \x03(\tB\x04\xe2\x41\x01\x03\x42\x83\x01\n\x1d\x64\x65v.onecontainer.api.media.v1B\x11\x43\x61pabilitiesProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,18 +35,94 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onecontainer.api.media.v1.c
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\035dev.onecontainer.api.media.v1B\021CapabilitiesProtoP\001ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1'
-  _globals['_CODECCAPABILITY']._serialized_start=160
-  _globals['_CODECCAPABILITY']._serialized_end=316
-  _globals['_ENCODERCAPABILITY']._serialized_start=319
-  _globals['_ENCODERCAPABILITY']._serialized_end=542
-  _globals['_CONTAINERCAPABILITY']._serialized_start=545
-  _globals['_CONTAINERCAPABILITY']._serialized_end=727
-  _globals['_FORMATCAPABILITY']._serialized_start=729
-  _globals['_FORMATCAPABILITY']._serialized_end=837
-  _globals['_FILTERCAPABILITY']._serialized_start=840
-  _globals['_FILTERCAPABILITY']._serialized_end=1045
-  _globals['_PROTOCOLCAPABILITY']._serialized_start=1047
-  _globals['_PROTOCOLCAPABILITY']._serialized_end=1129
-  _globals['_HARDWARECAPABILITY']._serialized_start=1131
-  _globals['_HARDWARECAPABILITY']._serialized_end=1242
+  _globals['_CODECCAPABILITY'].fields_by_name['name']._loaded_options = None
+  _globals['_CODECCAPABILITY'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_CODECCAPABILITY'].fields_by_name['description']._loaded_options = None
+  _globals['_CODECCAPABILITY'].fields_by_name['description']._serialized_options = b'\342A\001\003'
+  _globals['_CODECCAPABILITY'].fields_by_name['kind']._loaded_options = None
+  _globals['_CODECCAPABILITY'].fields_by_name['kind']._serialized_options = b'\342A\001\003'
+  _globals['_CODECCAPABILITY'].fields_by_name['encoders']._loaded_options = None
+  _globals['_CODECCAPABILITY'].fields_by_name['encoders']._serialized_options = b'\342A\001\003'
+  _globals['_CODECCAPABILITY'].fields_by_name['decoders']._loaded_options = None
+  _globals['_CODECCAPABILITY'].fields_by_name['decoders']._serialized_options = b'\342A\001\003'
+  _globals['_CODECCAPABILITY'].fields_by_name['lossy']._loaded_options = None
+  _globals['_CODECCAPABILITY'].fields_by_name['lossy']._serialized_options = b'\342A\001\003'
+  _globals['_ENCODERCAPABILITY'].fields_by_name['name']._loaded_options = None
+  _globals['_ENCODERCAPABILITY'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_ENCODERCAPABILITY'].fields_by_name['description']._loaded_options = None
+  _globals['_ENCODERCAPABILITY'].fields_by_name['description']._serialized_options = b'\342A\001\003'
+  _globals['_ENCODERCAPABILITY'].fields_by_name['kind']._loaded_options = None
+  _globals['_ENCODERCAPABILITY'].fields_by_name['kind']._serialized_options = b'\342A\001\003'
+  _globals['_ENCODERCAPABILITY'].fields_by_name['codec']._loaded_options = None
+  _globals['_ENCODERCAPABILITY'].fields_by_name['codec']._serialized_options = b'\342A\001\003'
+  _globals['_ENCODERCAPABILITY'].fields_by_name['experimental']._loaded_options = None
+  _globals['_ENCODERCAPABILITY'].fields_by_name['experimental']._serialized_options = b'\342A\001\003'
+  _globals['_ENCODERCAPABILITY'].fields_by_name['hardware']._loaded_options = None
+  _globals['_ENCODERCAPABILITY'].fields_by_name['hardware']._serialized_options = b'\342A\001\003'
+  _globals['_ENCODERCAPABILITY'].fields_by_name['unavailable']._loaded_options = None
+  _globals['_ENCODERCAPABILITY'].fields_by_name['unavailable']._serialized_options = b'\342A\001\003'
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['name']._loaded_options = None
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['muxer']._loaded_options = None
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['muxer']._serialized_options = b'\342A\001\003'
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['media_type']._loaded_options = None
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['media_type']._serialized_options = b'\342A\001\003'
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['default_video_encoder']._loaded_options = None
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['default_video_encoder']._serialized_options = b'\342A\001\003'
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['default_audio_encoder']._loaded_options = None
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['default_audio_encoder']._serialized_options = b'\342A\001\003'
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['default_subtitle_encoder']._loaded_options = None
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['default_subtitle_encoder']._serialized_options = b'\342A\001\003'
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['codecs']._loaded_options = None
+  _globals['_CONTAINERCAPABILITY'].fields_by_name['codecs']._serialized_options = b'\342A\001\003'
+  _globals['_FORMATCAPABILITY'].fields_by_name['name']._loaded_options = None
+  _globals['_FORMATCAPABILITY'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_FORMATCAPABILITY'].fields_by_name['description']._loaded_options = None
+  _globals['_FORMATCAPABILITY'].fields_by_name['description']._serialized_options = b'\342A\001\003'
+  _globals['_FORMATCAPABILITY'].fields_by_name['demuxer']._loaded_options = None
+  _globals['_FORMATCAPABILITY'].fields_by_name['demuxer']._serialized_options = b'\342A\001\003'
+  _globals['_FORMATCAPABILITY'].fields_by_name['muxer']._loaded_options = None
+  _globals['_FORMATCAPABILITY'].fields_by_name['muxer']._serialized_options = b'\342A\001\003'
+  _globals['_FORMATCAPABILITY'].fields_by_name['input_allowed']._loaded_options = None
+  _globals['_FORMATCAPABILITY'].fields_by_name['input_allowed']._serialized_options = b'\342A\001\003'
+  _globals['_FILTERCAPABILITY'].fields_by_name['name']._loaded_options = None
+  _globals['_FILTERCAPABILITY'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_FILTERCAPABILITY'].fields_by_name['description']._loaded_options = None
+  _globals['_FILTERCAPABILITY'].fields_by_name['description']._serialized_options = b'\342A\001\003'
+  _globals['_FILTERCAPABILITY'].fields_by_name['inputs']._loaded_options = None
+  _globals['_FILTERCAPABILITY'].fields_by_name['inputs']._serialized_options = b'\342A\001\003'
+  _globals['_FILTERCAPABILITY'].fields_by_name['outputs']._loaded_options = None
+  _globals['_FILTERCAPABILITY'].fields_by_name['outputs']._serialized_options = b'\342A\001\003'
+  _globals['_FILTERCAPABILITY'].fields_by_name['dynamic_inputs']._loaded_options = None
+  _globals['_FILTERCAPABILITY'].fields_by_name['dynamic_inputs']._serialized_options = b'\342A\001\003'
+  _globals['_FILTERCAPABILITY'].fields_by_name['allowed']._loaded_options = None
+  _globals['_FILTERCAPABILITY'].fields_by_name['allowed']._serialized_options = b'\342A\001\003'
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['name']._loaded_options = None
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['name']._serialized_options = b'\342A\001\003'
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['input']._loaded_options = None
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['input']._serialized_options = b'\342A\001\003'
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['output']._loaded_options = None
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['output']._serialized_options = b'\342A\001\003'
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['allowed']._loaded_options = None
+  _globals['_PROTOCOLCAPABILITY'].fields_by_name['allowed']._serialized_options = b'\342A\001\003'
+  _globals['_HARDWARECAPABILITY'].fields_by_name['api']._loaded_options = None
+  _globals['_HARDWARECAPABILITY'].fields_by_name['api']._serialized_options = b'\342A\001\003'
+  _globals['_HARDWARECAPABILITY'].fields_by_name['compiled_in']._loaded_options = None
+  _globals['_HARDWARECAPABILITY'].fields_by_name['compiled_in']._serialized_options = b'\342A\001\003'
+  _globals['_HARDWARECAPABILITY'].fields_by_name['devices']._loaded_options = None
+  _globals['_HARDWARECAPABILITY'].fields_by_name['devices']._serialized_options = b'\342A\001\003'
+  _globals['_CODECCAPABILITY']._serialized_start=193
+  _globals['_CODECCAPABILITY']._serialized_end=385
+  _globals['_ENCODERCAPABILITY']._serialized_start=388
+  _globals['_ENCODERCAPABILITY']._serialized_end=653
+  _globals['_CONTAINERCAPABILITY']._serialized_start=656
+  _globals['_CONTAINERCAPABILITY']._serialized_end=880
+  _globals['_FORMATCAPABILITY']._serialized_start=883
+  _globals['_FORMATCAPABILITY']._serialized_end=1021
+  _globals['_FILTERCAPABILITY']._serialized_start=1024
+  _globals['_FILTERCAPABILITY']._serialized_end=1265
+  _globals['_PROTOCOLCAPABILITY']._serialized_start=1267
+  _globals['_PROTOCOLCAPABILITY']._serialized_end=1373
+  _globals['_HARDWARECAPABILITY']._serialized_start=1376
+  _globals['_HARDWARECAPABILITY']._serialized_end=1505
 # @@protoc_insertion_point(module_scope)

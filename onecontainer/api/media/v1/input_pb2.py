@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%onecontainer/api/media/v1/input.proto\x12\x19onecontainer.api.media.v1\x1a\x1egoogle/protobuf/duration.proto\"2\n\x08Rational\x12\x11\n\tnumerator\x18\x01 \x01(\x03\x12\x13\n\x0b\x64\x65nominator\x18\x02 \x01(\x03\"J\n\x0bMediaSource\x12\x12\n\x08\x61rtifact\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\r\n\x03url\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"~\n\x0eRawVideoFormat\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x14\n\x0cpixel_format\x18\x03 \x01(\t\x12\x37\n\nframe_rate\x18\x04 \x01(\x0b\x32#.onecontainer.api.media.v1.Rational\"N\n\x0eRawAudioFormat\x12\x15\n\rsample_format\x18\x01 \x01(\t\x12\x13\n\x0bsample_rate\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\"\xaa\x01\n\x0bInputFormat\x12\x11\n\x07\x64\x65muxer\x18\x01 \x01(\tH\x00\x12>\n\traw_video\x18\x02 \x01(\x0b\x32).onecontainer.api.media.v1.RawVideoFormatH\x00\x12>\n\traw_audio\x18\x03 \x01(\x0b\x32).onecontainer.api.media.v1.RawAudioFormatH\x00\x42\x08\n\x06\x66ormat\"\x9f\x02\n\x05Input\x12\x36\n\x06source\x18\x01 \x01(\x0b\x32&.onecontainer.api.media.v1.MediaSource\x12\x36\n\x06\x66ormat\x18\x02 \x01(\x0b\x32&.onecontainer.api.media.v1.InputFormat\x12/\n\x0cstart_offset\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x0b\x65xtra_plays\x18\x05 \x01(\x05H\x00\x12\x16\n\x0cloop_forever\x18\x06 \x01(\x08H\x00\x12\x11\n\treal_time\x18\x07 \x01(\x08\x42\x06\n\x04loopB|\n\x1d\x64\x65v.onecontainer.api.media.v1B\nInputProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%onecontainer/api/media/v1/input.proto\x12\x19onecontainer.api.media.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\">\n\x08Rational\x12\x17\n\tnumerator\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0b\x64\x65nominator\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\"J\n\x0bMediaSource\x12\x12\n\x08\x61rtifact\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\r\n\x03url\x18\x03 \x01(\tH\x00\x42\x08\n\x06source\"\x90\x01\n\x0eRawVideoFormat\x12\x13\n\x05width\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06height\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x1a\n\x0cpixel_format\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x37\n\nframe_rate\x18\x04 \x01(\x0b\x32#.onecontainer.api.media.v1.Rational\"`\n\x0eRawAudioFormat\x12\x1b\n\rsample_format\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0bsample_rate\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x16\n\x08\x63hannels\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\"\xaa\x01\n\x0bInputFormat\x12\x11\n\x07\x64\x65muxer\x18\x01 \x01(\tH\x00\x12>\n\traw_video\x18\x02 \x01(\x0b\x32).onecontainer.api.media.v1.RawVideoFormatH\x00\x12>\n\traw_audio\x18\x03 \x01(\x0b\x32).onecontainer.api.media.v1.RawAudioFormatH\x00\x42\x08\n\x06\x66ormat\"\xa5\x02\n\x05Input\x12<\n\x06source\x18\x01 \x01(\x0b\x32&.onecontainer.api.media.v1.MediaSourceB\x04\xe2\x41\x01\x02\x12\x36\n\x06\x66ormat\x18\x02 \x01(\x0b\x32&.onecontainer.api.media.v1.InputFormat\x12/\n\x0cstart_offset\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\x0b\x65xtra_plays\x18\x05 \x01(\x05H\x00\x12\x16\n\x0cloop_forever\x18\x06 \x01(\x08H\x00\x12\x11\n\treal_time\x18\x07 \x01(\x08\x42\x06\n\x04loopB|\n\x1d\x64\x65v.onecontainer.api.media.v1B\nInputProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +34,34 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onecontainer.api.media.v1.i
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\035dev.onecontainer.api.media.v1B\nInputProtoP\001ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1'
-  _globals['_RATIONAL']._serialized_start=100
-  _globals['_RATIONAL']._serialized_end=150
-  _globals['_MEDIASOURCE']._serialized_start=152
-  _globals['_MEDIASOURCE']._serialized_end=226
-  _globals['_RAWVIDEOFORMAT']._serialized_start=228
-  _globals['_RAWVIDEOFORMAT']._serialized_end=354
-  _globals['_RAWAUDIOFORMAT']._serialized_start=356
-  _globals['_RAWAUDIOFORMAT']._serialized_end=434
-  _globals['_INPUTFORMAT']._serialized_start=437
-  _globals['_INPUTFORMAT']._serialized_end=607
-  _globals['_INPUT']._serialized_start=610
-  _globals['_INPUT']._serialized_end=897
+  _globals['_RATIONAL'].fields_by_name['numerator']._loaded_options = None
+  _globals['_RATIONAL'].fields_by_name['numerator']._serialized_options = b'\342A\001\002'
+  _globals['_RATIONAL'].fields_by_name['denominator']._loaded_options = None
+  _globals['_RATIONAL'].fields_by_name['denominator']._serialized_options = b'\342A\001\002'
+  _globals['_RAWVIDEOFORMAT'].fields_by_name['width']._loaded_options = None
+  _globals['_RAWVIDEOFORMAT'].fields_by_name['width']._serialized_options = b'\342A\001\002'
+  _globals['_RAWVIDEOFORMAT'].fields_by_name['height']._loaded_options = None
+  _globals['_RAWVIDEOFORMAT'].fields_by_name['height']._serialized_options = b'\342A\001\002'
+  _globals['_RAWVIDEOFORMAT'].fields_by_name['pixel_format']._loaded_options = None
+  _globals['_RAWVIDEOFORMAT'].fields_by_name['pixel_format']._serialized_options = b'\342A\001\002'
+  _globals['_RAWAUDIOFORMAT'].fields_by_name['sample_format']._loaded_options = None
+  _globals['_RAWAUDIOFORMAT'].fields_by_name['sample_format']._serialized_options = b'\342A\001\002'
+  _globals['_RAWAUDIOFORMAT'].fields_by_name['sample_rate']._loaded_options = None
+  _globals['_RAWAUDIOFORMAT'].fields_by_name['sample_rate']._serialized_options = b'\342A\001\002'
+  _globals['_RAWAUDIOFORMAT'].fields_by_name['channels']._loaded_options = None
+  _globals['_RAWAUDIOFORMAT'].fields_by_name['channels']._serialized_options = b'\342A\001\002'
+  _globals['_INPUT'].fields_by_name['source']._loaded_options = None
+  _globals['_INPUT'].fields_by_name['source']._serialized_options = b'\342A\001\002'
+  _globals['_RATIONAL']._serialized_start=133
+  _globals['_RATIONAL']._serialized_end=195
+  _globals['_MEDIASOURCE']._serialized_start=197
+  _globals['_MEDIASOURCE']._serialized_end=271
+  _globals['_RAWVIDEOFORMAT']._serialized_start=274
+  _globals['_RAWVIDEOFORMAT']._serialized_end=418
+  _globals['_RAWAUDIOFORMAT']._serialized_start=420
+  _globals['_RAWAUDIOFORMAT']._serialized_end=516
+  _globals['_INPUTFORMAT']._serialized_start=519
+  _globals['_INPUTFORMAT']._serialized_end=689
+  _globals['_INPUT']._serialized_start=692
+  _globals['_INPUT']._serialized_end=985
 # @@protoc_insertion_point(module_scope)

@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from onecontainer.api.job.v1 import job_pb2 as onecontainer_dot_api_dot_job_dot_v1_dot_job__pb2
 from onecontainer.api.media.v1 import capabilities_pb2 as onecontainer_dot_api_dot_media_dot_v1_dot_capabilities__pb2
@@ -35,7 +36,7 @@ from onecontainer.api.options.v1 import options_pb2 as onecontainer_dot_api_dot_
 from onecontainer.api.type.v1 import job_options_pb2 as onecontainer_dot_api_dot_type_dot_v1_dot_job__options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%onecontainer/api/media/v1/media.proto\x12\x19onecontainer.api.media.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!onecontainer/api/job/v1/job.proto\x1a,onecontainer/api/media/v1/capabilities.proto\x1a%onecontainer/api/media/v1/input.proto\x1a*onecontainer/api/media/v1/media_info.proto\x1a&onecontainer/api/media/v1/output.proto\x1a(onecontainer/api/media/v1/pipeline.proto\x1a&onecontainer/api/media/v1/stream.proto\x1a)onecontainer/api/options/v1/options.proto\x1a*onecontainer/api/type/v1/job_options.proto\"\xac\x01\n\x0cProbeRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x36\n\x06source\x18\x03 \x01(\x0b\x32&.onecontainer.api.media.v1.MediaSource\x12\x36\n\x06\x66ormat\x18\x04 \x01(\x0b\x32&.onecontainer.api.media.v1.InputFormat\x12\x15\n\romit_raw_json\x18\x05 \x01(\x08J\x04\x08\x02\x10\x03\"I\n\rProbeResponse\x12\x38\n\nmedia_info\x18\x01 \x01(\x0b\x32$.onecontainer.api.media.v1.MediaInfo\"0\n\x17ListCapabilitiesRequest\x12\x0f\n\x07service\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03\"\xe4\x04\n\x18ListCapabilitiesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x15\n\rconfiguration\x18\x02 \x03(\t\x12:\n\x06\x63odecs\x18\x03 \x03(\x0b\x32*.onecontainer.api.media.v1.CodecCapability\x12>\n\x08\x65ncoders\x18\x04 \x03(\x0b\x32,.onecontainer.api.media.v1.EncoderCapability\x12\x42\n\ncontainers\x18\x05 \x03(\x0b\x32..onecontainer.api.media.v1.ContainerCapability\x12<\n\x07\x66ormats\x18\x06 \x03(\x0b\x32+.onecontainer.api.media.v1.FormatCapability\x12<\n\x07\x66ilters\x18\x07 \x03(\x0b\x32+.onecontainer.api.media.v1.FilterCapability\x12@\n\tprotocols\x18\x08 \x03(\x0b\x32-.onecontainer.api.media.v1.ProtocolCapability\x12\x15\n\rpixel_formats\x18\t \x03(\t\x12?\n\x08hardware\x18\n \x03(\x0b\x32-.onecontainer.api.media.v1.HardwareCapability\x12\x39\n\x06limits\x18\x0b \x01(\x0b\x32).onecontainer.api.media.v1.PipelineLimits\x12\x0f\n\x07targets\x18\x0c \x03(\t\"\xf9\x02\n\x12RunPipelineRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x39\n\x0bjob_options\x18\x02 \x01(\x0b\x32$.onecontainer.api.type.v1.JobOptions\x12\x30\n\x06inputs\x18\x03 \x03(\x0b\x32 .onecontainer.api.media.v1.Input\x12G\n\x12\x65lementary_streams\x18\x04 \x03(\x0b\x32+.onecontainer.api.media.v1.ElementaryStream\x12\x32\n\x07outputs\x18\x05 \x03(\x0b\x32!.onecontainer.api.media.v1.Output\x12\x16\n\x0e\x61ll_or_nothing\x18\x06 \x01(\x08\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x12\x39\n\x06limits\x18\x08 \x01(\x0b\x32).onecontainer.api.media.v1.PipelineLimits\"\xd5\x02\n\x13\x43\x61ptureFrameRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x36\n\x06source\x18\x03 \x01(\x0b\x32&.onecontainer.api.media.v1.MediaSource\x12\x36\n\x06\x66ormat\x18\x04 \x01(\x0b\x32&.onecontainer.api.media.v1.InputFormat\x12+\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\x05track\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12<\n\x0cimage_format\x18\x07 \x01(\x0e\x32&.onecontainer.api.media.v1.ImageFormat\x12\x0f\n\x07quality\x18\x08 \x01(\x05\x12\r\n\x05width\x18\t \x01(\x05\x12\x0e\n\x06height\x18\n \x01(\x05\x42\x08\n\x06_trackJ\x04\x08\x02\x10\x03\"\x85\x01\n\x14\x43\x61ptureFrameResponse\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12+\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration2\xf9\x05\n\x0cMediaService\x12\x8e\x01\n\x05Probe\x12\'.onecontainer.api.media.v1.ProbeRequest\x1a(.onecontainer.api.media.v1.ProbeResponse\"2\x90\x02\x01\x82\xd3\xe4\x93\x02)\"$/v1/{service=services/*}/media:probe:\x01*\x12\xb3\x01\n\x10ListCapabilities\x12\x32.onecontainer.api.media.v1.ListCapabilitiesRequest\x1a\x33.onecontainer.api.media.v1.ListCapabilitiesResponse\"6\x90\x02\x01\x82\xd3\xe4\x93\x02-\x12+/v1/{service=services/*}/media/capabilities\x12\xf4\x01\n\x0bRunPipeline\x12-.onecontainer.api.media.v1.RunPipelineRequest\x1a\x1c.onecontainer.api.job.v1.Job\"\x97\x01\x90\x02\x02\x8a\x80\x19[\n+onecontainer.api.media.v1.RunPipelineResult\x12*onecontainer.api.media.v1.PipelineProgress\x18\x01\x82\xd3\xe4\x93\x02/\"*/v1/{service=services/*}/media:runPipeline:\x01*\x12\xaa\x01\n\x0c\x43\x61ptureFrame\x12..onecontainer.api.media.v1.CaptureFrameRequest\x1a/.onecontainer.api.media.v1.CaptureFrameResponse\"9\x90\x02\x01\x82\xd3\xe4\x93\x02\x30\"+/v1/{service=services/*}/media:captureFrame:\x01*B|\n\x1d\x64\x65v.onecontainer.api.media.v1B\nMediaProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%onecontainer/api/media/v1/media.proto\x12\x19onecontainer.api.media.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!onecontainer/api/job/v1/job.proto\x1a,onecontainer/api/media/v1/capabilities.proto\x1a%onecontainer/api/media/v1/input.proto\x1a*onecontainer/api/media/v1/media_info.proto\x1a&onecontainer/api/media/v1/output.proto\x1a(onecontainer/api/media/v1/pipeline.proto\x1a&onecontainer/api/media/v1/stream.proto\x1a)onecontainer/api/options/v1/options.proto\x1a*onecontainer/api/type/v1/job_options.proto\"\xb8\x01\n\x0cProbeRequest\x12\x15\n\x07service\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12<\n\x06source\x18\x03 \x01(\x0b\x32&.onecontainer.api.media.v1.MediaSourceB\x04\xe2\x41\x01\x02\x12\x36\n\x06\x66ormat\x18\x04 \x01(\x0b\x32&.onecontainer.api.media.v1.InputFormat\x12\x15\n\romit_raw_json\x18\x05 \x01(\x08J\x04\x08\x02\x10\x03\"O\n\rProbeResponse\x12>\n\nmedia_info\x18\x01 \x01(\x0b\x32$.onecontainer.api.media.v1.MediaInfoB\x04\xe2\x41\x01\x03\"6\n\x17ListCapabilitiesRequest\x12\x15\n\x07service\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02J\x04\x08\x02\x10\x03\"\xac\x05\n\x18ListCapabilitiesResponse\x12\x15\n\x07version\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rconfiguration\x18\x02 \x03(\tB\x04\xe2\x41\x01\x03\x12@\n\x06\x63odecs\x18\x03 \x03(\x0b\x32*.onecontainer.api.media.v1.CodecCapabilityB\x04\xe2\x41\x01\x03\x12\x44\n\x08\x65ncoders\x18\x04 \x03(\x0b\x32,.onecontainer.api.media.v1.EncoderCapabilityB\x04\xe2\x41\x01\x03\x12H\n\ncontainers\x18\x05 \x03(\x0b\x32..onecontainer.api.media.v1.ContainerCapabilityB\x04\xe2\x41\x01\x03\x12\x42\n\x07\x66ormats\x18\x06 \x03(\x0b\x32+.onecontainer.api.media.v1.FormatCapabilityB\x04\xe2\x41\x01\x03\x12\x42\n\x07\x66ilters\x18\x07 \x03(\x0b\x32+.onecontainer.api.media.v1.FilterCapabilityB\x04\xe2\x41\x01\x03\x12\x46\n\tprotocols\x18\x08 \x03(\x0b\x32-.onecontainer.api.media.v1.ProtocolCapabilityB\x04\xe2\x41\x01\x03\x12\x1b\n\rpixel_formats\x18\t \x03(\tB\x04\xe2\x41\x01\x03\x12\x45\n\x08hardware\x18\n \x03(\x0b\x32-.onecontainer.api.media.v1.HardwareCapabilityB\x04\xe2\x41\x01\x03\x12?\n\x06limits\x18\x0b \x01(\x0b\x32).onecontainer.api.media.v1.PipelineLimitsB\x04\xe2\x41\x01\x03\x12\x15\n\x07targets\x18\x0c \x03(\tB\x04\xe2\x41\x01\x03\"\x8b\x03\n\x12RunPipelineRequest\x12\x15\n\x07service\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x0bjob_options\x18\x02 \x01(\x0b\x32$.onecontainer.api.type.v1.JobOptions\x12\x36\n\x06inputs\x18\x03 \x03(\x0b\x32 .onecontainer.api.media.v1.InputB\x04\xe2\x41\x01\x02\x12G\n\x12\x65lementary_streams\x18\x04 \x03(\x0b\x32+.onecontainer.api.media.v1.ElementaryStream\x12\x38\n\x07outputs\x18\x05 \x03(\x0b\x32!.onecontainer.api.media.v1.OutputB\x04\xe2\x41\x01\x02\x12\x16\n\x0e\x61ll_or_nothing\x18\x06 \x01(\x08\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x12\x39\n\x06limits\x18\x08 \x01(\x0b\x32).onecontainer.api.media.v1.PipelineLimits\"\xe1\x02\n\x13\x43\x61ptureFrameRequest\x12\x15\n\x07service\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12<\n\x06source\x18\x03 \x01(\x0b\x32&.onecontainer.api.media.v1.MediaSourceB\x04\xe2\x41\x01\x02\x12\x36\n\x06\x66ormat\x18\x04 \x01(\x0b\x32&.onecontainer.api.media.v1.InputFormat\x12+\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\x05track\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12<\n\x0cimage_format\x18\x07 \x01(\x0e\x32&.onecontainer.api.media.v1.ImageFormat\x12\x0f\n\x07quality\x18\x08 \x01(\x05\x12\r\n\x05width\x18\t \x01(\x05\x12\x0e\n\x06height\x18\n \x01(\x05\x42\x08\n\x06_trackJ\x04\x08\x02\x10\x03\"\xa3\x01\n\x14\x43\x61ptureFrameResponse\x12\x13\n\x05image\x18\x01 \x01(\x0c\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x13\n\x05width\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06height\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x31\n\x08position\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x32\xf9\x05\n\x0cMediaService\x12\x8e\x01\n\x05Probe\x12\'.onecontainer.api.media.v1.ProbeRequest\x1a(.onecontainer.api.media.v1.ProbeResponse\"2\x90\x02\x01\x82\xd3\xe4\x93\x02)\"$/v1/{service=services/*}/media:probe:\x01*\x12\xb3\x01\n\x10ListCapabilities\x12\x32.onecontainer.api.media.v1.ListCapabilitiesRequest\x1a\x33.onecontainer.api.media.v1.ListCapabilitiesResponse\"6\x90\x02\x01\x82\xd3\xe4\x93\x02-\x12+/v1/{service=services/*}/media/capabilities\x12\xf4\x01\n\x0bRunPipeline\x12-.onecontainer.api.media.v1.RunPipelineRequest\x1a\x1c.onecontainer.api.job.v1.Job\"\x97\x01\x90\x02\x02\x8a\x80\x19[\n+onecontainer.api.media.v1.RunPipelineResult\x12*onecontainer.api.media.v1.PipelineProgress\x18\x01\x82\xd3\xe4\x93\x02/\"*/v1/{service=services/*}/media:runPipeline:\x01*\x12\xaa\x01\n\x0c\x43\x61ptureFrame\x12..onecontainer.api.media.v1.CaptureFrameRequest\x1a/.onecontainer.api.media.v1.CaptureFrameResponse\"9\x90\x02\x01\x82\xd3\xe4\x93\x02\x30\"+/v1/{service=services/*}/media:captureFrame:\x01*B|\n\x1d\x64\x65v.onecontainer.api.media.v1B\nMediaProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +44,58 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onecontainer.api.media.v1.m
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\035dev.onecontainer.api.media.v1B\nMediaProtoP\001ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1'
+  _globals['_PROBEREQUEST'].fields_by_name['service']._loaded_options = None
+  _globals['_PROBEREQUEST'].fields_by_name['service']._serialized_options = b'\342A\001\002'
+  _globals['_PROBEREQUEST'].fields_by_name['source']._loaded_options = None
+  _globals['_PROBEREQUEST'].fields_by_name['source']._serialized_options = b'\342A\001\002'
+  _globals['_PROBERESPONSE'].fields_by_name['media_info']._loaded_options = None
+  _globals['_PROBERESPONSE'].fields_by_name['media_info']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESREQUEST'].fields_by_name['service']._loaded_options = None
+  _globals['_LISTCAPABILITIESREQUEST'].fields_by_name['service']._serialized_options = b'\342A\001\002'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['version']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['version']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['configuration']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['configuration']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['codecs']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['codecs']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['encoders']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['encoders']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['containers']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['containers']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['formats']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['formats']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['filters']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['filters']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['protocols']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['protocols']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['pixel_formats']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['pixel_formats']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['hardware']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['hardware']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['limits']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['limits']._serialized_options = b'\342A\001\003'
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['targets']._loaded_options = None
+  _globals['_LISTCAPABILITIESRESPONSE'].fields_by_name['targets']._serialized_options = b'\342A\001\003'
+  _globals['_RUNPIPELINEREQUEST'].fields_by_name['service']._loaded_options = None
+  _globals['_RUNPIPELINEREQUEST'].fields_by_name['service']._serialized_options = b'\342A\001\002'
+  _globals['_RUNPIPELINEREQUEST'].fields_by_name['inputs']._loaded_options = None
+  _globals['_RUNPIPELINEREQUEST'].fields_by_name['inputs']._serialized_options = b'\342A\001\002'
+  _globals['_RUNPIPELINEREQUEST'].fields_by_name['outputs']._loaded_options = None
+  _globals['_RUNPIPELINEREQUEST'].fields_by_name['outputs']._serialized_options = b'\342A\001\002'
+  _globals['_CAPTUREFRAMEREQUEST'].fields_by_name['service']._loaded_options = None
+  _globals['_CAPTUREFRAMEREQUEST'].fields_by_name['service']._serialized_options = b'\342A\001\002'
+  _globals['_CAPTUREFRAMEREQUEST'].fields_by_name['source']._loaded_options = None
+  _globals['_CAPTUREFRAMEREQUEST'].fields_by_name['source']._serialized_options = b'\342A\001\002'
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['image']._loaded_options = None
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['image']._serialized_options = b'\342A\001\003'
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['media_type']._loaded_options = None
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['media_type']._serialized_options = b'\342A\001\003'
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['width']._loaded_options = None
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['width']._serialized_options = b'\342A\001\003'
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['height']._loaded_options = None
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['height']._serialized_options = b'\342A\001\003'
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['position']._loaded_options = None
+  _globals['_CAPTUREFRAMERESPONSE'].fields_by_name['position']._serialized_options = b'\342A\001\003'
   _globals['_MEDIASERVICE'].methods_by_name['Probe']._loaded_options = None
   _globals['_MEDIASERVICE'].methods_by_name['Probe']._serialized_options = b'\220\002\001\202\323\344\223\002)\"$/v1/{service=services/*}/media:probe:\001*'
   _globals['_MEDIASERVICE'].methods_by_name['ListCapabilities']._loaded_options = None
@@ -51,20 +104,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEDIASERVICE'].methods_by_name['RunPipeline']._serialized_options = b'\220\002\002\212\200\031[\n+onecontainer.api.media.v1.RunPipelineResult\022*onecontainer.api.media.v1.PipelineProgress\030\001\202\323\344\223\002/\"*/v1/{service=services/*}/media:runPipeline:\001*'
   _globals['_MEDIASERVICE'].methods_by_name['CaptureFrame']._loaded_options = None
   _globals['_MEDIASERVICE'].methods_by_name['CaptureFrame']._serialized_options = b'\220\002\001\202\323\344\223\0020\"+/v1/{service=services/*}/media:captureFrame:\001*'
-  _globals['_PROBEREQUEST']._serialized_start=504
-  _globals['_PROBEREQUEST']._serialized_end=676
-  _globals['_PROBERESPONSE']._serialized_start=678
-  _globals['_PROBERESPONSE']._serialized_end=751
-  _globals['_LISTCAPABILITIESREQUEST']._serialized_start=753
-  _globals['_LISTCAPABILITIESREQUEST']._serialized_end=801
-  _globals['_LISTCAPABILITIESRESPONSE']._serialized_start=804
-  _globals['_LISTCAPABILITIESRESPONSE']._serialized_end=1416
-  _globals['_RUNPIPELINEREQUEST']._serialized_start=1419
-  _globals['_RUNPIPELINEREQUEST']._serialized_end=1796
-  _globals['_CAPTUREFRAMEREQUEST']._serialized_start=1799
-  _globals['_CAPTUREFRAMEREQUEST']._serialized_end=2140
-  _globals['_CAPTUREFRAMERESPONSE']._serialized_start=2143
-  _globals['_CAPTUREFRAMERESPONSE']._serialized_end=2276
-  _globals['_MEDIASERVICE']._serialized_start=2279
-  _globals['_MEDIASERVICE']._serialized_end=3040
+  _globals['_PROBEREQUEST']._serialized_start=537
+  _globals['_PROBEREQUEST']._serialized_end=721
+  _globals['_PROBERESPONSE']._serialized_start=723
+  _globals['_PROBERESPONSE']._serialized_end=802
+  _globals['_LISTCAPABILITIESREQUEST']._serialized_start=804
+  _globals['_LISTCAPABILITIESREQUEST']._serialized_end=858
+  _globals['_LISTCAPABILITIESRESPONSE']._serialized_start=861
+  _globals['_LISTCAPABILITIESRESPONSE']._serialized_end=1545
+  _globals['_RUNPIPELINEREQUEST']._serialized_start=1548
+  _globals['_RUNPIPELINEREQUEST']._serialized_end=1943
+  _globals['_CAPTUREFRAMEREQUEST']._serialized_start=1946
+  _globals['_CAPTUREFRAMEREQUEST']._serialized_end=2299
+  _globals['_CAPTUREFRAMERESPONSE']._serialized_start=2302
+  _globals['_CAPTUREFRAMERESPONSE']._serialized_end=2465
+  _globals['_MEDIASERVICE']._serialized_start=2468
+  _globals['_MEDIASERVICE']._serialized_end=3229
 # @@protoc_insertion_point(module_scope)

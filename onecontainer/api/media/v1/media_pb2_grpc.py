@@ -117,7 +117,8 @@ class MediaServiceServicer:
         - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the operator has not allowed this folder, host or sink.
         - FAILED_PRECONDITION / BACKEND_CAPABILITY_MISSING: this build, or this machine's hardware, cannot do it; BadRequest has the field.
         - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: a bound of PipelineLimits or of the service. Ask for less.
-        - INTERNAL / BACKEND_EXECUTION_FAILED: ffmpeg failed; the details have a RunPipelineResult with the last lines of each output.
+        - INVALID_ARGUMENT or INTERNAL / BACKEND_EXECUTION_FAILED: ffmpeg refused a value or failed; the details have a RunPipelineResult with
+        the last lines of each output.
         - UNAVAILABLE / BACKEND_UNREACHABLE: a source, sink or store does not answer. Tried again by the job's retry policy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

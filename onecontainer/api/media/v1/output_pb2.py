@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from onecontainer.api.media.v1 import stream_pb2 as onecontainer_dot_api_dot_media_dot_v1_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&onecontainer/api/media/v1/output.proto\x12\x19onecontainer.api.media.v1\x1a\x1egoogle/protobuf/duration.proto\x1a&onecontainer/api/media/v1/stream.proto\"A\n\nFileOutput\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nfast_start\x18\x03 \x01(\x08\"G\n\x07Variant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05video\x18\x02 \x01(\t\x12\r\n\x05\x61udio\x18\x03 \x01(\t\x12\x10\n\x08subtitle\x18\x04 \x01(\t\"\xc9\x01\n\tHlsOutput\x12\x34\n\x08variants\x18\x01 \x03(\x0b\x32\".onecontainer.api.media.v1.Variant\x12\x33\n\x10segment_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x0csegment_type\x18\x03 \x01(\x0e\x32&.onecontainer.api.media.v1.SegmentType\x12\x13\n\x0bsingle_file\x18\x04 \x01(\x08\"\x89\x01\n\nDashOutput\x12\x34\n\x08variants\x18\x01 \x03(\x0b\x32\".onecontainer.api.media.v1.Variant\x12\x33\n\x10segment_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08with_hls\x18\x03 \x01(\x08\"<\n\x07UdpSink\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x15\n\rmulticast_ttl\x18\x03 \x01(\x05\"\xb1\x01\n\x07SrtSink\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x30\n\x04mode\x18\x03 \x01(\x0e\x32\".onecontainer.api.media.v1.SrtMode\x12*\n\x07latency\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tstream_id\x18\x05 \x01(\t\x12\x19\n\x11passphrase_secret\x18\x06 \x01(\t\"~\n\x08RtmpSink\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x0b\n\x03\x61pp\x18\x03 \x01(\t\x12\x15\n\x0bstream_name\x18\x04 \x01(\tH\x00\x12\x1b\n\x11stream_key_secret\x18\x05 \x01(\tH\x00\x12\x0b\n\x03tls\x18\x06 \x01(\x08\x42\x08\n\x06stream\"\xaf\x01\n\nLiveOutput\x12\x31\n\x03udp\x18\x01 \x01(\x0b\x32\".onecontainer.api.media.v1.UdpSinkH\x00\x12\x31\n\x03srt\x18\x02 \x01(\x0b\x32\".onecontainer.api.media.v1.SrtSinkH\x00\x12\x33\n\x04rtmp\x18\x03 \x01(\x0b\x32#.onecontainer.api.media.v1.RtmpSinkH\x00\x42\x06\n\x04sink\"3\n\x05Times\x12*\n\x07offsets\x18\x01 \x03(\x0b\x32\x19.google.protobuf.Duration\"\xb0\x01\n\tFramePick\x12-\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x0f\n\x05\x63ount\x18\x02 \x01(\x05H\x00\x12\x31\n\x05times\x18\x03 \x01(\x0b\x32 .onecontainer.api.media.v1.TimesH\x00\x12\x14\n\nkey_frames\x18\x04 \x01(\x08H\x00\x12\x12\n\nmax_frames\x18\x05 \x01(\x05\x42\x06\n\x04pick\"\x8b\x01\n\x0c\x46ramesOutput\x12\x32\n\x04pick\x18\x01 \x01(\x0b\x32$.onecontainer.api.media.v1.FramePick\x12\x36\n\x06\x66ormat\x18\x02 \x01(\x0e\x32&.onecontainer.api.media.v1.ImageFormat\x12\x0f\n\x07quality\x18\x03 \x01(\x05\"\xec\x01\n\x11SpriteSheetOutput\x12\x32\n\x04pick\x18\x01 \x01(\x0b\x32$.onecontainer.api.media.v1.FramePick\x12\x12\n\ntile_width\x18\x02 \x01(\x05\x12\x13\n\x0btile_height\x18\x03 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x05\x12\x0c\n\x04rows\x18\x05 \x01(\x05\x12\x36\n\x06\x66ormat\x18\x06 \x01(\x0e\x32&.onecontainer.api.media.v1.ImageFormat\x12\x0f\n\x07quality\x18\x07 \x01(\x05\x12\x12\n\nurl_prefix\x18\x08 \x01(\t\";\n\x07S3Store\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\",\n\x08GcsStore\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"B\n\nAzureStore\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\"\xdb\x01\n\x06Upload\x12\x30\n\x02s3\x18\x01 \x01(\x0b\x32\".onecontainer.api.media.v1.S3StoreH\x00\x12\x32\n\x03gcs\x18\x02 \x01(\x0b\x32#.onecontainer.api.media.v1.GcsStoreH\x00\x12\x36\n\x05\x61zure\x18\x03 \x01(\x0b\x32%.onecontainer.api.media.v1.AzureStoreH\x00\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12\x1a\n\x12\x63redentials_secret\x18\x05 \x01(\tB\x07\n\x05store\"\xba\x06\n\x06Output\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07streams\x18\x02 \x03(\t\x12\x35\n\x04\x66ile\x18\x03 \x01(\x0b\x32%.onecontainer.api.media.v1.FileOutputH\x00\x12\x33\n\x03hls\x18\x04 \x01(\x0b\x32$.onecontainer.api.media.v1.HlsOutputH\x00\x12\x35\n\x04\x64\x61sh\x18\x05 \x01(\x0b\x32%.onecontainer.api.media.v1.DashOutputH\x00\x12\x35\n\x04live\x18\x06 \x01(\x0b\x32%.onecontainer.api.media.v1.LiveOutputH\x00\x12\x39\n\x06\x66rames\x18\x07 \x01(\x0b\x32\'.onecontainer.api.media.v1.FramesOutputH\x00\x12?\n\x07sprites\x18\x08 \x01(\x0b\x32,.onecontainer.api.media.v1.SpriteSheetOutputH\x00\x12/\n\x0cstart_offset\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x04tags\x18\x0b \x03(\x0b\x32+.onecontainer.api.media.v1.Output.TagsEntry\x12H\n\x0cmuxer_params\x18\x0c \x03(\x0b\x32\x32.onecontainer.api.media.v1.Output.MuxerParamsEntry\x12\x32\n\x07uploads\x18\r \x03(\x0b\x32!.onecontainer.api.media.v1.Upload\x12\x13\n\x0bupload_only\x18\x0e \x01(\x08\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aY\n\x10MuxerParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\x42\x08\n\x06target*\\\n\x0bSegmentType\x12\x1c\n\x18SEGMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14SEGMENT_TYPE_MPEG_TS\x10\x01\x12\x15\n\x11SEGMENT_TYPE_FMP4\x10\x02*O\n\x07SrtMode\x12\x18\n\x14SRT_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSRT_MODE_CALLER\x10\x01\x12\x15\n\x11SRT_MODE_LISTENER\x10\x02*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x42}\n\x1d\x64\x65v.onecontainer.api.media.v1B\x0bOutputProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&onecontainer/api/media/v1/output.proto\x12\x19onecontainer.api.media.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a&onecontainer/api/media/v1/stream.proto\"G\n\nFileOutput\x12\x17\n\tcontainer\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nfast_start\x18\x03 \x01(\x08\"M\n\x07Variant\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\r\n\x05video\x18\x02 \x01(\t\x12\r\n\x05\x61udio\x18\x03 \x01(\t\x12\x10\n\x08subtitle\x18\x04 \x01(\t\"\xc9\x01\n\tHlsOutput\x12\x34\n\x08variants\x18\x01 \x03(\x0b\x32\".onecontainer.api.media.v1.Variant\x12\x33\n\x10segment_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12<\n\x0csegment_type\x18\x03 \x01(\x0e\x32&.onecontainer.api.media.v1.SegmentType\x12\x13\n\x0bsingle_file\x18\x04 \x01(\x08\"\x89\x01\n\nDashOutput\x12\x34\n\x08variants\x18\x01 \x03(\x0b\x32\".onecontainer.api.media.v1.Variant\x12\x33\n\x10segment_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08with_hls\x18\x03 \x01(\x08\"H\n\x07UdpSink\x12\x12\n\x04host\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04port\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x15\n\rmulticast_ttl\x18\x03 \x01(\x05\"\xb7\x01\n\x07SrtSink\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x12\n\x04port\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12\x30\n\x04mode\x18\x03 \x01(\x0e\x32\".onecontainer.api.media.v1.SrtMode\x12*\n\x07latency\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tstream_id\x18\x05 \x01(\t\x12\x19\n\x11passphrase_secret\x18\x06 \x01(\t\"\x8a\x01\n\x08RtmpSink\x12\x12\n\x04host\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x11\n\x03\x61pp\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x0bstream_name\x18\x04 \x01(\tH\x00\x12\x1b\n\x11stream_key_secret\x18\x05 \x01(\tH\x00\x12\x0b\n\x03tls\x18\x06 \x01(\x08\x42\x08\n\x06stream\"\xaf\x01\n\nLiveOutput\x12\x31\n\x03udp\x18\x01 \x01(\x0b\x32\".onecontainer.api.media.v1.UdpSinkH\x00\x12\x31\n\x03srt\x18\x02 \x01(\x0b\x32\".onecontainer.api.media.v1.SrtSinkH\x00\x12\x33\n\x04rtmp\x18\x03 \x01(\x0b\x32#.onecontainer.api.media.v1.RtmpSinkH\x00\x42\x06\n\x04sink\"9\n\x05Times\x12\x30\n\x07offsets\x18\x01 \x03(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\"\xb0\x01\n\tFramePick\x12-\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x0f\n\x05\x63ount\x18\x02 \x01(\x05H\x00\x12\x31\n\x05times\x18\x03 \x01(\x0b\x32 .onecontainer.api.media.v1.TimesH\x00\x12\x14\n\nkey_frames\x18\x04 \x01(\x08H\x00\x12\x12\n\nmax_frames\x18\x05 \x01(\x05\x42\x06\n\x04pick\"\x8b\x01\n\x0c\x46ramesOutput\x12\x32\n\x04pick\x18\x01 \x01(\x0b\x32$.onecontainer.api.media.v1.FramePick\x12\x36\n\x06\x66ormat\x18\x02 \x01(\x0e\x32&.onecontainer.api.media.v1.ImageFormat\x12\x0f\n\x07quality\x18\x03 \x01(\x05\"\xec\x01\n\x11SpriteSheetOutput\x12\x32\n\x04pick\x18\x01 \x01(\x0b\x32$.onecontainer.api.media.v1.FramePick\x12\x12\n\ntile_width\x18\x02 \x01(\x05\x12\x13\n\x0btile_height\x18\x03 \x01(\x05\x12\x0f\n\x07\x63olumns\x18\x04 \x01(\x05\x12\x0c\n\x04rows\x18\x05 \x01(\x05\x12\x36\n\x06\x66ormat\x18\x06 \x01(\x0e\x32&.onecontainer.api.media.v1.ImageFormat\x12\x0f\n\x07quality\x18\x07 \x01(\x05\x12\x12\n\nurl_prefix\x18\x08 \x01(\t\"A\n\x07S3Store\x12\x14\n\x06\x62ucket\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\"2\n\x08GcsStore\x12\x14\n\x06\x62ucket\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\"H\n\nAzureStore\x12\x17\n\tcontainer\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\"\xdb\x01\n\x06Upload\x12\x30\n\x02s3\x18\x01 \x01(\x0b\x32\".onecontainer.api.media.v1.S3StoreH\x00\x12\x32\n\x03gcs\x18\x02 \x01(\x0b\x32#.onecontainer.api.media.v1.GcsStoreH\x00\x12\x36\n\x05\x61zure\x18\x03 \x01(\x0b\x32%.onecontainer.api.media.v1.AzureStoreH\x00\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12\x1a\n\x12\x63redentials_secret\x18\x05 \x01(\tB\x07\n\x05store\"\xc0\x06\n\x06Output\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0f\n\x07streams\x18\x02 \x03(\t\x12\x35\n\x04\x66ile\x18\x03 \x01(\x0b\x32%.onecontainer.api.media.v1.FileOutputH\x00\x12\x33\n\x03hls\x18\x04 \x01(\x0b\x32$.onecontainer.api.media.v1.HlsOutputH\x00\x12\x35\n\x04\x64\x61sh\x18\x05 \x01(\x0b\x32%.onecontainer.api.media.v1.DashOutputH\x00\x12\x35\n\x04live\x18\x06 \x01(\x0b\x32%.onecontainer.api.media.v1.LiveOutputH\x00\x12\x39\n\x06\x66rames\x18\x07 \x01(\x0b\x32\'.onecontainer.api.media.v1.FramesOutputH\x00\x12?\n\x07sprites\x18\x08 \x01(\x0b\x32,.onecontainer.api.media.v1.SpriteSheetOutputH\x00\x12/\n\x0cstart_offset\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x04tags\x18\x0b \x03(\x0b\x32+.onecontainer.api.media.v1.Output.TagsEntry\x12H\n\x0cmuxer_params\x18\x0c \x03(\x0b\x32\x32.onecontainer.api.media.v1.Output.MuxerParamsEntry\x12\x32\n\x07uploads\x18\r \x03(\x0b\x32!.onecontainer.api.media.v1.Upload\x12\x13\n\x0bupload_only\x18\x0e \x01(\x08\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aY\n\x10MuxerParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\x42\x08\n\x06target*\\\n\x0bSegmentType\x12\x1c\n\x18SEGMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14SEGMENT_TYPE_MPEG_TS\x10\x01\x12\x15\n\x11SEGMENT_TYPE_FMP4\x10\x02*O\n\x07SrtMode\x12\x18\n\x14SRT_MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSRT_MODE_CALLER\x10\x01\x12\x15\n\x11SRT_MODE_LISTENER\x10\x02*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x42}\n\x1d\x64\x65v.onecontainer.api.media.v1B\x0bOutputProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,52 +35,76 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onecontainer.api.media.v1.o
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\035dev.onecontainer.api.media.v1B\013OutputProtoP\001ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1'
+  _globals['_FILEOUTPUT'].fields_by_name['container']._loaded_options = None
+  _globals['_FILEOUTPUT'].fields_by_name['container']._serialized_options = b'\342A\001\002'
+  _globals['_VARIANT'].fields_by_name['name']._loaded_options = None
+  _globals['_VARIANT'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_UDPSINK'].fields_by_name['host']._loaded_options = None
+  _globals['_UDPSINK'].fields_by_name['host']._serialized_options = b'\342A\001\002'
+  _globals['_UDPSINK'].fields_by_name['port']._loaded_options = None
+  _globals['_UDPSINK'].fields_by_name['port']._serialized_options = b'\342A\001\002'
+  _globals['_SRTSINK'].fields_by_name['port']._loaded_options = None
+  _globals['_SRTSINK'].fields_by_name['port']._serialized_options = b'\342A\001\002'
+  _globals['_RTMPSINK'].fields_by_name['host']._loaded_options = None
+  _globals['_RTMPSINK'].fields_by_name['host']._serialized_options = b'\342A\001\002'
+  _globals['_RTMPSINK'].fields_by_name['app']._loaded_options = None
+  _globals['_RTMPSINK'].fields_by_name['app']._serialized_options = b'\342A\001\002'
+  _globals['_TIMES'].fields_by_name['offsets']._loaded_options = None
+  _globals['_TIMES'].fields_by_name['offsets']._serialized_options = b'\342A\001\002'
+  _globals['_S3STORE'].fields_by_name['bucket']._loaded_options = None
+  _globals['_S3STORE'].fields_by_name['bucket']._serialized_options = b'\342A\001\002'
+  _globals['_GCSSTORE'].fields_by_name['bucket']._loaded_options = None
+  _globals['_GCSSTORE'].fields_by_name['bucket']._serialized_options = b'\342A\001\002'
+  _globals['_AZURESTORE'].fields_by_name['container']._loaded_options = None
+  _globals['_AZURESTORE'].fields_by_name['container']._serialized_options = b'\342A\001\002'
   _globals['_OUTPUT_TAGSENTRY']._loaded_options = None
   _globals['_OUTPUT_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_OUTPUT_MUXERPARAMSENTRY']._loaded_options = None
   _globals['_OUTPUT_MUXERPARAMSENTRY']._serialized_options = b'8\001'
-  _globals['_SEGMENTTYPE']._serialized_start=3012
-  _globals['_SEGMENTTYPE']._serialized_end=3104
-  _globals['_SRTMODE']._serialized_start=3106
-  _globals['_SRTMODE']._serialized_end=3185
-  _globals['_IMAGEFORMAT']._serialized_start=3187
-  _globals['_IMAGEFORMAT']._serialized_end=3298
-  _globals['_FILEOUTPUT']._serialized_start=141
-  _globals['_FILEOUTPUT']._serialized_end=206
-  _globals['_VARIANT']._serialized_start=208
-  _globals['_VARIANT']._serialized_end=279
-  _globals['_HLSOUTPUT']._serialized_start=282
-  _globals['_HLSOUTPUT']._serialized_end=483
-  _globals['_DASHOUTPUT']._serialized_start=486
-  _globals['_DASHOUTPUT']._serialized_end=623
-  _globals['_UDPSINK']._serialized_start=625
-  _globals['_UDPSINK']._serialized_end=685
-  _globals['_SRTSINK']._serialized_start=688
-  _globals['_SRTSINK']._serialized_end=865
-  _globals['_RTMPSINK']._serialized_start=867
-  _globals['_RTMPSINK']._serialized_end=993
-  _globals['_LIVEOUTPUT']._serialized_start=996
-  _globals['_LIVEOUTPUT']._serialized_end=1171
-  _globals['_TIMES']._serialized_start=1173
-  _globals['_TIMES']._serialized_end=1224
-  _globals['_FRAMEPICK']._serialized_start=1227
-  _globals['_FRAMEPICK']._serialized_end=1403
-  _globals['_FRAMESOUTPUT']._serialized_start=1406
-  _globals['_FRAMESOUTPUT']._serialized_end=1545
-  _globals['_SPRITESHEETOUTPUT']._serialized_start=1548
-  _globals['_SPRITESHEETOUTPUT']._serialized_end=1784
-  _globals['_S3STORE']._serialized_start=1786
-  _globals['_S3STORE']._serialized_end=1845
-  _globals['_GCSSTORE']._serialized_start=1847
-  _globals['_GCSSTORE']._serialized_end=1891
-  _globals['_AZURESTORE']._serialized_start=1893
-  _globals['_AZURESTORE']._serialized_end=1959
-  _globals['_UPLOAD']._serialized_start=1962
-  _globals['_UPLOAD']._serialized_end=2181
-  _globals['_OUTPUT']._serialized_start=2184
-  _globals['_OUTPUT']._serialized_end=3010
-  _globals['_OUTPUT_TAGSENTRY']._serialized_start=2866
-  _globals['_OUTPUT_TAGSENTRY']._serialized_end=2909
-  _globals['_OUTPUT_MUXERPARAMSENTRY']._serialized_start=2911
-  _globals['_OUTPUT_MUXERPARAMSENTRY']._serialized_end=3000
+  _globals['_OUTPUT'].fields_by_name['key']._loaded_options = None
+  _globals['_OUTPUT'].fields_by_name['key']._serialized_options = b'\342A\001\002'
+  _globals['_SEGMENTTYPE']._serialized_start=3118
+  _globals['_SEGMENTTYPE']._serialized_end=3210
+  _globals['_SRTMODE']._serialized_start=3212
+  _globals['_SRTMODE']._serialized_end=3291
+  _globals['_IMAGEFORMAT']._serialized_start=3293
+  _globals['_IMAGEFORMAT']._serialized_end=3404
+  _globals['_FILEOUTPUT']._serialized_start=174
+  _globals['_FILEOUTPUT']._serialized_end=245
+  _globals['_VARIANT']._serialized_start=247
+  _globals['_VARIANT']._serialized_end=324
+  _globals['_HLSOUTPUT']._serialized_start=327
+  _globals['_HLSOUTPUT']._serialized_end=528
+  _globals['_DASHOUTPUT']._serialized_start=531
+  _globals['_DASHOUTPUT']._serialized_end=668
+  _globals['_UDPSINK']._serialized_start=670
+  _globals['_UDPSINK']._serialized_end=742
+  _globals['_SRTSINK']._serialized_start=745
+  _globals['_SRTSINK']._serialized_end=928
+  _globals['_RTMPSINK']._serialized_start=931
+  _globals['_RTMPSINK']._serialized_end=1069
+  _globals['_LIVEOUTPUT']._serialized_start=1072
+  _globals['_LIVEOUTPUT']._serialized_end=1247
+  _globals['_TIMES']._serialized_start=1249
+  _globals['_TIMES']._serialized_end=1306
+  _globals['_FRAMEPICK']._serialized_start=1309
+  _globals['_FRAMEPICK']._serialized_end=1485
+  _globals['_FRAMESOUTPUT']._serialized_start=1488
+  _globals['_FRAMESOUTPUT']._serialized_end=1627
+  _globals['_SPRITESHEETOUTPUT']._serialized_start=1630
+  _globals['_SPRITESHEETOUTPUT']._serialized_end=1866
+  _globals['_S3STORE']._serialized_start=1868
+  _globals['_S3STORE']._serialized_end=1933
+  _globals['_GCSSTORE']._serialized_start=1935
+  _globals['_GCSSTORE']._serialized_end=1985
+  _globals['_AZURESTORE']._serialized_start=1987
+  _globals['_AZURESTORE']._serialized_end=2059
+  _globals['_UPLOAD']._serialized_start=2062
+  _globals['_UPLOAD']._serialized_end=2281
+  _globals['_OUTPUT']._serialized_start=2284
+  _globals['_OUTPUT']._serialized_end=3116
+  _globals['_OUTPUT_TAGSENTRY']._serialized_start=2972
+  _globals['_OUTPUT_TAGSENTRY']._serialized_end=3015
+  _globals['_OUTPUT_MUXERPARAMSENTRY']._serialized_start=3017
+  _globals['_OUTPUT_MUXERPARAMSENTRY']._serialized_end=3106
 # @@protoc_insertion_point(module_scope)

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from onecontainer.api.media.v1 import input_pb2 as onecontainer_dot_api_dot_media_dot_v1_dot_input__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&onecontainer/api/media/v1/stream.proto\x12\x19onecontainer.api.media.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%onecontainer/api/media/v1/input.proto\"Z\n\nParamValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x42\x07\n\x05value\"T\n\x0e\x46ilterArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue\"T\n\x06\x46ilter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12<\n\targuments\x18\x02 \x03(\x0b\x32).onecontainer.api.media.v1.FilterArgument\"M\n\x0eStreamSelector\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0f\n\x05index\x18\x02 \x01(\x05H\x00\x12\x12\n\x08language\x18\x03 \x01(\tH\x00\x42\x07\n\x05track\"\x86\x01\n\x08Hardware\x12\x35\n\x04mode\x18\x01 \x01(\x0e\x32\'.onecontainer.api.media.v1.HardwareMode\x12\x33\n\x03\x61pi\x18\x02 \x01(\x0e\x32&.onecontainer.api.media.v1.HardwareApi\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\x87\x01\n\x0e\x41verageBitrate\x12\x0f\n\x07\x62itrate\x18\x01 \x01(\x03\x12\x18\n\x0bmax_bitrate\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x62uffer_bits\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08two_pass\x18\x04 \x01(\x08\x42\x0e\n\x0c_max_bitrateB\x0e\n\x0c_buffer_bits\"L\n\x0f\x43onstantBitrate\x12\x0f\n\x07\x62itrate\x18\x01 \x01(\x03\x12\x18\n\x0b\x62uffer_bits\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_buffer_bits\"\xf1\x01\n\x0bRateControl\x12\x1a\n\x10\x63onstant_quality\x18\x01 \x01(\x01H\x00\x12\x1c\n\x12\x63onstant_quantizer\x18\x02 \x01(\x05H\x00\x12\x44\n\x0f\x61verage_bitrate\x18\x03 \x01(\x0b\x32).onecontainer.api.media.v1.AverageBitrateH\x00\x12\x46\n\x10\x63onstant_bitrate\x18\x04 \x01(\x0b\x32*.onecontainer.api.media.v1.ConstantBitrateH\x00\x12\x12\n\x08lossless\x18\x05 \x01(\x08H\x00\x42\x06\n\x04mode\"\xc1\x04\n\x0bVideoStream\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12<\n\x0crate_control\x18\x02 \x01(\x0b\x32&.onecontainer.api.media.v1.RateControl\x12\x0e\n\x06preset\x18\x03 \x01(\t\x12\x0c\n\x04tune\x18\x04 \x01(\t\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\r\n\x05level\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x0e\n\x06height\x18\x08 \x01(\x05\x12\x37\n\nframe_rate\x18\t \x01(\x0b\x32#.onecontainer.api.media.v1.Rational\x12\x14\n\x0cpixel_format\x18\n \x01(\t\x12\x34\n\x11keyframe_interval\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x07\x66ilters\x18\x0c \x03(\x0b\x32!.onecontainer.api.media.v1.Filter\x12\x42\n\x06params\x18\r \x03(\x0b\x32\x32.onecontainer.api.media.v1.VideoStream.ParamsEntry\x12\x35\n\x08hardware\x18\x0e \x01(\x0b\x32#.onecontainer.api.media.v1.Hardware\x1aT\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\"\xe0\x02\n\x0b\x41udioStream\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12<\n\x0crate_control\x18\x02 \x01(\x0b\x32&.onecontainer.api.media.v1.RateControl\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x13\n\x0bsample_rate\x18\x04 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x05 \x01(\x05\x12\x32\n\x07\x66ilters\x18\x06 \x03(\x0b\x32!.onecontainer.api.media.v1.Filter\x12\x42\n\x06params\x18\x07 \x03(\x0b\x32\x32.onecontainer.api.media.v1.AudioStream.ParamsEntry\x1aT\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\"\xbc\x01\n\x0eSubtitleStream\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12\x45\n\x06params\x18\x02 \x03(\x0b\x32\x35.onecontainer.api.media.v1.SubtitleStream.ParamsEntry\x1aT\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\"\xce\x02\n\x10\x45lementaryStream\x12\x0b\n\x03key\x18\x01 \x01(\t\x12:\n\x07sources\x18\x02 \x03(\x0b\x32).onecontainer.api.media.v1.StreamSelector\x12\x17\n\x0fskip_if_missing\x18\x03 \x01(\x08\x12\x10\n\x08language\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x37\n\x05video\x18\x06 \x01(\x0b\x32&.onecontainer.api.media.v1.VideoStreamH\x00\x12\x37\n\x05\x61udio\x18\x07 \x01(\x0b\x32&.onecontainer.api.media.v1.AudioStreamH\x00\x12=\n\x08subtitle\x18\x08 \x01(\x0b\x32).onecontainer.api.media.v1.SubtitleStreamH\x00\x42\x06\n\x04kind*}\n\x0cHardwareMode\x12\x1d\n\x19HARDWARE_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11HARDWARE_MODE_OFF\x10\x01\x12\x1b\n\x17HARDWARE_MODE_PREFERRED\x10\x02\x12\x1a\n\x16HARDWARE_MODE_REQUIRED\x10\x03*q\n\x0bHardwareApi\x12\x1c\n\x18HARDWARE_API_UNSPECIFIED\x10\x00\x12\x16\n\x12HARDWARE_API_VAAPI\x10\x01\x12\x16\n\x12HARDWARE_API_NVENC\x10\x02\x12\x14\n\x10HARDWARE_API_QSV\x10\x03\x42}\n\x1d\x64\x65v.onecontainer.api.media.v1B\x0bStreamProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&onecontainer/api/media/v1/stream.proto\x12\x19onecontainer.api.media.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a%onecontainer/api/media/v1/input.proto\"Z\n\nParamValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x10\n\x06number\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x42\x07\n\x05value\"Z\n\x0e\x46ilterArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12:\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValueB\x04\xe2\x41\x01\x02\"Z\n\x06\x46ilter\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12<\n\targuments\x18\x02 \x03(\x0b\x32).onecontainer.api.media.v1.FilterArgument\"M\n\x0eStreamSelector\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0f\n\x05index\x18\x02 \x01(\x05H\x00\x12\x12\n\x08language\x18\x03 \x01(\tH\x00\x42\x07\n\x05track\"\x86\x01\n\x08Hardware\x12\x35\n\x04mode\x18\x01 \x01(\x0e\x32\'.onecontainer.api.media.v1.HardwareMode\x12\x33\n\x03\x61pi\x18\x02 \x01(\x0e\x32&.onecontainer.api.media.v1.HardwareApi\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"\x8d\x01\n\x0e\x41verageBitrate\x12\x15\n\x07\x62itrate\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x18\n\x0bmax_bitrate\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0b\x62uffer_bits\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x10\n\x08two_pass\x18\x04 \x01(\x08\x42\x0e\n\x0c_max_bitrateB\x0e\n\x0c_buffer_bits\"R\n\x0f\x43onstantBitrate\x12\x15\n\x07\x62itrate\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x18\n\x0b\x62uffer_bits\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_buffer_bits\"\xf1\x01\n\x0bRateControl\x12\x1a\n\x10\x63onstant_quality\x18\x01 \x01(\x01H\x00\x12\x1c\n\x12\x63onstant_quantizer\x18\x02 \x01(\x05H\x00\x12\x44\n\x0f\x61verage_bitrate\x18\x03 \x01(\x0b\x32).onecontainer.api.media.v1.AverageBitrateH\x00\x12\x46\n\x10\x63onstant_bitrate\x18\x04 \x01(\x0b\x32*.onecontainer.api.media.v1.ConstantBitrateH\x00\x12\x12\n\x08lossless\x18\x05 \x01(\x08H\x00\x42\x06\n\x04mode\"\xc1\x04\n\x0bVideoStream\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12<\n\x0crate_control\x18\x02 \x01(\x0b\x32&.onecontainer.api.media.v1.RateControl\x12\x0e\n\x06preset\x18\x03 \x01(\t\x12\x0c\n\x04tune\x18\x04 \x01(\t\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\r\n\x05level\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x0e\n\x06height\x18\x08 \x01(\x05\x12\x37\n\nframe_rate\x18\t \x01(\x0b\x32#.onecontainer.api.media.v1.Rational\x12\x14\n\x0cpixel_format\x18\n \x01(\t\x12\x34\n\x11keyframe_interval\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x07\x66ilters\x18\x0c \x03(\x0b\x32!.onecontainer.api.media.v1.Filter\x12\x42\n\x06params\x18\r \x03(\x0b\x32\x32.onecontainer.api.media.v1.VideoStream.ParamsEntry\x12\x35\n\x08hardware\x18\x0e \x01(\x0b\x32#.onecontainer.api.media.v1.Hardware\x1aT\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\"\xe0\x02\n\x0b\x41udioStream\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12<\n\x0crate_control\x18\x02 \x01(\x0b\x32&.onecontainer.api.media.v1.RateControl\x12\x0f\n\x07profile\x18\x03 \x01(\t\x12\x13\n\x0bsample_rate\x18\x04 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x05 \x01(\x05\x12\x32\n\x07\x66ilters\x18\x06 \x03(\x0b\x32!.onecontainer.api.media.v1.Filter\x12\x42\n\x06params\x18\x07 \x03(\x0b\x32\x32.onecontainer.api.media.v1.AudioStream.ParamsEntry\x1aT\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\"\xbc\x01\n\x0eSubtitleStream\x12\r\n\x05\x63odec\x18\x01 \x01(\t\x12\x45\n\x06params\x18\x02 \x03(\x0b\x32\x35.onecontainer.api.media.v1.SubtitleStream.ParamsEntry\x1aT\n\x0bParamsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x34\n\x05value\x18\x02 \x01(\x0b\x32%.onecontainer.api.media.v1.ParamValue:\x02\x38\x01\"\xd4\x02\n\x10\x45lementaryStream\x12\x11\n\x03key\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12:\n\x07sources\x18\x02 \x03(\x0b\x32).onecontainer.api.media.v1.StreamSelector\x12\x17\n\x0fskip_if_missing\x18\x03 \x01(\x08\x12\x10\n\x08language\x18\x04 \x01(\t\x12\r\n\x05title\x18\x05 \x01(\t\x12\x37\n\x05video\x18\x06 \x01(\x0b\x32&.onecontainer.api.media.v1.VideoStreamH\x00\x12\x37\n\x05\x61udio\x18\x07 \x01(\x0b\x32&.onecontainer.api.media.v1.AudioStreamH\x00\x12=\n\x08subtitle\x18\x08 \x01(\x0b\x32).onecontainer.api.media.v1.SubtitleStreamH\x00\x42\x06\n\x04kind*}\n\x0cHardwareMode\x12\x1d\n\x19HARDWARE_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11HARDWARE_MODE_OFF\x10\x01\x12\x1b\n\x17HARDWARE_MODE_PREFERRED\x10\x02\x12\x1a\n\x16HARDWARE_MODE_REQUIRED\x10\x03*q\n\x0bHardwareApi\x12\x1c\n\x18HARDWARE_API_UNSPECIFIED\x10\x00\x12\x16\n\x12HARDWARE_API_VAAPI\x10\x01\x12\x16\n\x12HARDWARE_API_NVENC\x10\x02\x12\x14\n\x10HARDWARE_API_QSV\x10\x03\x42}\n\x1d\x64\x65v.onecontainer.api.media.v1B\x0bStreamProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,44 +35,54 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'onecontainer.api.media.v1.s
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\035dev.onecontainer.api.media.v1B\013StreamProtoP\001ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/media/v1;mediav1'
+  _globals['_FILTERARGUMENT'].fields_by_name['value']._loaded_options = None
+  _globals['_FILTERARGUMENT'].fields_by_name['value']._serialized_options = b'\342A\001\002'
+  _globals['_FILTER'].fields_by_name['name']._loaded_options = None
+  _globals['_FILTER'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_AVERAGEBITRATE'].fields_by_name['bitrate']._loaded_options = None
+  _globals['_AVERAGEBITRATE'].fields_by_name['bitrate']._serialized_options = b'\342A\001\002'
+  _globals['_CONSTANTBITRATE'].fields_by_name['bitrate']._loaded_options = None
+  _globals['_CONSTANTBITRATE'].fields_by_name['bitrate']._serialized_options = b'\342A\001\002'
   _globals['_VIDEOSTREAM_PARAMSENTRY']._loaded_options = None
   _globals['_VIDEOSTREAM_PARAMSENTRY']._serialized_options = b'8\001'
   _globals['_AUDIOSTREAM_PARAMSENTRY']._loaded_options = None
   _globals['_AUDIOSTREAM_PARAMSENTRY']._serialized_options = b'8\001'
   _globals['_SUBTITLESTREAM_PARAMSENTRY']._loaded_options = None
   _globals['_SUBTITLESTREAM_PARAMSENTRY']._serialized_options = b'8\001'
-  _globals['_HARDWAREMODE']._serialized_start=2543
-  _globals['_HARDWAREMODE']._serialized_end=2668
-  _globals['_HARDWAREAPI']._serialized_start=2670
-  _globals['_HARDWAREAPI']._serialized_end=2783
-  _globals['_PARAMVALUE']._serialized_start=140
-  _globals['_PARAMVALUE']._serialized_end=230
-  _globals['_FILTERARGUMENT']._serialized_start=232
-  _globals['_FILTERARGUMENT']._serialized_end=316
-  _globals['_FILTER']._serialized_start=318
-  _globals['_FILTER']._serialized_end=402
-  _globals['_STREAMSELECTOR']._serialized_start=404
-  _globals['_STREAMSELECTOR']._serialized_end=481
-  _globals['_HARDWARE']._serialized_start=484
-  _globals['_HARDWARE']._serialized_end=618
-  _globals['_AVERAGEBITRATE']._serialized_start=621
-  _globals['_AVERAGEBITRATE']._serialized_end=756
-  _globals['_CONSTANTBITRATE']._serialized_start=758
-  _globals['_CONSTANTBITRATE']._serialized_end=834
-  _globals['_RATECONTROL']._serialized_start=837
-  _globals['_RATECONTROL']._serialized_end=1078
-  _globals['_VIDEOSTREAM']._serialized_start=1081
-  _globals['_VIDEOSTREAM']._serialized_end=1658
-  _globals['_VIDEOSTREAM_PARAMSENTRY']._serialized_start=1574
-  _globals['_VIDEOSTREAM_PARAMSENTRY']._serialized_end=1658
-  _globals['_AUDIOSTREAM']._serialized_start=1661
-  _globals['_AUDIOSTREAM']._serialized_end=2013
-  _globals['_AUDIOSTREAM_PARAMSENTRY']._serialized_start=1574
-  _globals['_AUDIOSTREAM_PARAMSENTRY']._serialized_end=1658
-  _globals['_SUBTITLESTREAM']._serialized_start=2016
-  _globals['_SUBTITLESTREAM']._serialized_end=2204
-  _globals['_SUBTITLESTREAM_PARAMSENTRY']._serialized_start=1574
-  _globals['_SUBTITLESTREAM_PARAMSENTRY']._serialized_end=1658
-  _globals['_ELEMENTARYSTREAM']._serialized_start=2207
-  _globals['_ELEMENTARYSTREAM']._serialized_end=2541
+  _globals['_ELEMENTARYSTREAM'].fields_by_name['key']._loaded_options = None
+  _globals['_ELEMENTARYSTREAM'].fields_by_name['key']._serialized_options = b'\342A\001\002'
+  _globals['_HARDWAREMODE']._serialized_start=2606
+  _globals['_HARDWAREMODE']._serialized_end=2731
+  _globals['_HARDWAREAPI']._serialized_start=2733
+  _globals['_HARDWAREAPI']._serialized_end=2846
+  _globals['_PARAMVALUE']._serialized_start=173
+  _globals['_PARAMVALUE']._serialized_end=263
+  _globals['_FILTERARGUMENT']._serialized_start=265
+  _globals['_FILTERARGUMENT']._serialized_end=355
+  _globals['_FILTER']._serialized_start=357
+  _globals['_FILTER']._serialized_end=447
+  _globals['_STREAMSELECTOR']._serialized_start=449
+  _globals['_STREAMSELECTOR']._serialized_end=526
+  _globals['_HARDWARE']._serialized_start=529
+  _globals['_HARDWARE']._serialized_end=663
+  _globals['_AVERAGEBITRATE']._serialized_start=666
+  _globals['_AVERAGEBITRATE']._serialized_end=807
+  _globals['_CONSTANTBITRATE']._serialized_start=809
+  _globals['_CONSTANTBITRATE']._serialized_end=891
+  _globals['_RATECONTROL']._serialized_start=894
+  _globals['_RATECONTROL']._serialized_end=1135
+  _globals['_VIDEOSTREAM']._serialized_start=1138
+  _globals['_VIDEOSTREAM']._serialized_end=1715
+  _globals['_VIDEOSTREAM_PARAMSENTRY']._serialized_start=1631
+  _globals['_VIDEOSTREAM_PARAMSENTRY']._serialized_end=1715
+  _globals['_AUDIOSTREAM']._serialized_start=1718
+  _globals['_AUDIOSTREAM']._serialized_end=2070
+  _globals['_AUDIOSTREAM_PARAMSENTRY']._serialized_start=1631
+  _globals['_AUDIOSTREAM_PARAMSENTRY']._serialized_end=1715
+  _globals['_SUBTITLESTREAM']._serialized_start=2073
+  _globals['_SUBTITLESTREAM']._serialized_end=2261
+  _globals['_SUBTITLESTREAM_PARAMSENTRY']._serialized_start=1631
+  _globals['_SUBTITLESTREAM_PARAMSENTRY']._serialized_end=1715
+  _globals['_ELEMENTARYSTREAM']._serialized_start=2264
+  _globals['_ELEMENTARYSTREAM']._serialized_end=2604
 # @@protoc_insertion_point(module_scope)

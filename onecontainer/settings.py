@@ -1,0 +1,272 @@
+"""Settings of the gateway and of the command line, from `ONECONTAINER_…` variables or keyword arguments.
+
+Durations are in seconds, sizes in bytes. The text under a setting is its documentation: `docs/reference/settings.md` is made from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 1024 * 1024
+UNIX_PATH_LIMIT = 107
+"""Longest path of a UNIX socket on Linux, in bytes (`sun_path` is 108 with its closing zero)."""
+
+
+def _default_data_dir() -> Path:
+    # Imported here: the base install (client, driver SDK) goes without platformdirs and has no data folder.
+    from platformdirs import user_data_path
+
+    return user_data_path("onecontainer", appauthor=False)
+
+
+class Settings(BaseSettings):
+    """All settings. Raises pydantic.ValidationError, which names the setting, if one is wrong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ONECONTAINER_", extra="ignore", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+    # --- where ---------------------------------------------------------------------------------------------------------
+
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    """Folder of everything that must survive a restart. Default: the user's data folder (`~/.local/share/onecontainer`
+    on Linux)."""
+
+    listen: str = "127.0.0.1:50051"
+    """Address of the public listener, `HOST:PORT`; port 0 picks a free one. Elsewhere than on loopback it needs TLS
+    and a principal. Default: `127.0.0.1:50051`."""
+
+    internal_listen: str = Field(
+        default_factory=lambda data: (
+            f"unix:{socket_path(data['data_dir'], 'internal.sock')}" if "data_dir" in data else ""
+        )
+    )
+    """Address of the listener for sidecars: `unix:PATH` or `HOST:PORT`. Default: `internal.sock` in the data folder,
+    or, where that path has more than 107 bytes, in the data folder's runtime folder."""
+
+    database_url: str = Field(
+        default_factory=lambda data: f"sqlite:///{data['data_dir'] / 'onecontainer.db'}" if "data_dir" in data else ""
+    )
+    """SQLAlchemy URL of the database. PostgreSQL (`postgresql+psycopg://…`) when several gateways run. Default:
+    SQLite, `onecontainer.db` in the data folder."""
+
+    artifact_url: str = Field(
+        default_factory=lambda data: (data["data_dir"] / "artifacts").as_uri() if "data_dir" in data else ""
+    )
+    """Where the bytes of artifacts are: `file:///FOLDER`. Default: `artifacts` in the data folder."""
+
+    secrets_dir: Path = Field(
+        default_factory=lambda data: data["data_dir"] / "secrets" if "data_dir" in data else Path()
+    )
+    """Folder with one file per secret, for `secrets/NAME` in a service's options; its files must be readable by the
+    owner only. Default: `secrets` in the data folder."""
+
+    driver_paths: Annotated[list[Path], NoDecode] = Field(default_factory=list)
+    """Folders with further drivers, each a folder with a `metadata.json`; as a variable separated by `:`. The bundled
+    drivers are always there. Default: none."""
+
+    # --- who may -------------------------------------------------------------------------------------------------------
+
+    tls_cert_file: Path | None = None
+    """PEM file with the public listener's certificate chain. Default: none, no TLS."""
+
+    tls_key_file: Path | None = None
+    """PEM file with the private key of `tls_cert_file`. Default: none."""
+
+    tls_client_ca_file: Path | None = None
+    """PEM file with the CAs of client certificates; with it, a client must present one, and its subject is the
+    principal. Default: none."""
+
+    tokens: dict[str, str] = Field(default_factory=dict, repr=False)
+    """Static bearer tokens, token to principal; as a variable in JSON. Default: none."""
+
+    tokens_file: Path | None = None
+    """File with more of them: a line `PRINCIPAL TOKEN` each, `#` begins a comment; readable by the owner only.
+    Default: none."""
+
+    # --- calls ---------------------------------------------------------------------------------------------------------
+
+    max_message_bytes: int = Field(default=64 * MIB, ge=4 * MIB, le=1024 * MIB)
+    """Largest message of a call, everywhere; what is larger goes as an artifact. Default: 67108864 (64 MiB)."""
+
+    unary_timeout: float = Field(default=60.0, gt=0)
+    """Seconds that a unary call gets if its client sets no deadline. Default: 60."""
+
+    deadline_margin: float = Field(default=0.05, ge=0)
+    """Seconds by which a hop shortens the deadline that it passes on, so that the deepest process tells what timed
+    out. Default: 0.05."""
+
+    keepalive_interval: float = Field(default=20.0, gt=0)
+    """Seconds between keepalive pings on idle connections. Default: 20."""
+
+    gateway_drain_timeout: float = Field(default=30.0, ge=0)
+    """Seconds that running calls get when the gateway is told to stop. Default: 30."""
+
+    # --- jobs ----------------------------------------------------------------------------------------------------------
+
+    dispatch_url: str = "embedded://"
+    """How jobs reach workers: `embedded://` (they poll the gateway). Default: `embedded://`."""
+
+    lease_duration: float = Field(default=30.0, ge=0.2)
+    """Seconds without a heartbeat after which an attempt is lost. Default: 30."""
+
+    job_sweep_interval: float = Field(default=1.0, gt=0)
+    """Seconds between two looks for leases, timeouts and retries that are due. Default: 1."""
+
+    result_ttl: float = Field(default=3600.0, ge=0)
+    """Seconds that a job's result and the artifacts it made are kept after its end, unless the job says otherwise.
+    Default: 3600."""
+
+    job_retention: float = Field(default=7 * 86400.0, gt=0)
+    """Seconds that an ended job's record is kept. Default: 604800 (7 days)."""
+
+    request_id_retention: float = Field(default=7 * 86400.0, gt=0)
+    """Seconds that a request_id is remembered. Default: 604800 (7 days)."""
+
+    inline_request_bytes: int = Field(default=256 * 1024, ge=0)
+    """Largest job request kept in the ledger; a larger one goes to the artifact store. Default: 262144 (256 KiB)."""
+
+    inline_result_bytes: int = Field(default=MIB, ge=0)
+    """Largest job result kept in the ledger; a larger one becomes an artifact. Default: 1048576 (1 MiB)."""
+
+    # --- artifacts -----------------------------------------------------------------------------------------------------
+
+    max_artifact_bytes: int = Field(default=1024 * 1024 * MIB, gt=0)
+    """Largest artifact. Default: 1099511627776 (1 TiB)."""
+
+    artifact_sweep_interval: float = Field(default=60.0, gt=0)
+    """Seconds between two looks for artifacts that have expired, and for bytes that nobody owns. Default: 60."""
+
+    # --- sidecars ------------------------------------------------------------------------------------------------------
+
+    sidecar_start_timeout: float = Field(default=60.0, gt=0)
+    """Seconds from the start of a sidecar until it answers GetDriverInfo; later it is restarted. Default: 60."""
+
+    drain_timeout: float = Field(default=600.0, ge=0)
+    """Seconds that running attempts get on a switch to another driver; then they are aborted and queued again.
+    Default: 600 (10 minutes)."""
+
+    probe_interval: float = Field(default=5.0, gt=0)
+    """Seconds between two probes of a sidecar and its backend. Default: 5."""
+
+    probe_timeout: float = Field(default=10.0, gt=0)
+    """Seconds that one probe may take. Default: 10."""
+
+    restart_backoff_initial: float = Field(default=0.2, gt=0)
+    """Seconds before the first restart of a sidecar that has died; doubled each time. Default: 0.2."""
+
+    restart_backoff_max: float = Field(default=30.0, gt=0)
+    """Longest wait before a restart, in seconds. Default: 30."""
+
+    # --- log -----------------------------------------------------------------------------------------------------------
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged. Default: `info`."""
+
+    log_format: Literal["text", "json"] = "text"
+    """How messages are written: for people or, one object a line, for machines. Default: `text`."""
+
+    @field_validator("data_dir", "secrets_dir", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "tokens_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("driver_paths", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("is not HOST:PORT")
+        return value
+
+    @model_validator(mode="after")
+    def _public_listener_is_safe(self) -> Settings:
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+        principals = bool(self.tokens or self.tokens_file or self.tls_client_ca_file)
+        if not is_loopback(self.listen) and not (self.tls_cert_file and principals):
+            raise ValueError(
+                f"listen is {self.listen}, not loopback: that needs tls_cert_file and tls_key_file, "
+                "and tokens, tokens_file or tls_client_ca_file"
+            )
+        return self
+
+    def socket_path(self, name: str) -> Path:
+        """Path of the UNIX socket `name`: see the function of the same name."""
+        return socket_path(self.data_dir, name)
+
+    def bearer_tokens(self) -> dict[str, str]:
+        """Token to principal, of `tokens` and `tokens_file`. Raises ValueError if the file is readable by others or a line is wrong."""
+        found = dict(self.tokens)
+        if self.tokens_file is not None:
+            if self.tokens_file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise ValueError(f"{self.tokens_file} can be read by others than its owner: chmod 600")
+            for number, line in enumerate(self.tokens_file.read_text().splitlines(), 1):
+                words = line.split("#", 1)[0].split()
+                if words and len(words) != 2:
+                    raise ValueError(f"{self.tokens_file}, line {number}: not `PRINCIPAL TOKEN`")
+                if words:
+                    found[words[1]] = words[0]
+        return found
+
+
+def is_loopback(address: str) -> bool:
+    """Whether `HOST:PORT` or `unix:PATH` can be reached from this host only. A name other than localhost is taken as
+    reachable from outside."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def runtime_dir(data_dir: Path) -> Path:
+    """The short folder that stands in for a data folder whose path is too long for sockets.
+
+    It is named by the data folder's digest, so that all processes find the same one, and is in `$XDG_RUNTIME_DIR`, else in the
+    temporary folder. Only paths are made here: `private_folder` creates it.
+    """
+    digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:12]
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    parent = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())
+    return parent / f"onecontainer-{os.getuid()}-{digest}"
+
+
+def socket_path(data_dir: Path, name: str) -> Path:
+    """Path of the UNIX socket `name`: in the data folder if the path has at most 107 bytes, else in its runtime
+    folder."""
+    path = data_dir / name
+    return path if len(os.fsencode(path)) <= UNIX_PATH_LIMIT else runtime_dir(data_dir) / name
+
+
+def private_folder(path: Path) -> Path:
+    """Makes a folder that only its owner can enter, with its parents, and returns it.
+
+    Raises PermissionError if it is there already and belongs to somebody else: in a shared temporary folder that is an attack.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{path} is not a folder of this user")
+    path.chmod(0o700)
+    return path
