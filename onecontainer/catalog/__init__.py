@@ -1,0 +1,1 @@
+"""Services and drivers as records: who is registered, which driver fits, what its methods are."""
