@@ -1,0 +1,85 @@
+"""Who is told when jobs change: watchers by job, workers by service. Only a hint; the ledger is the truth."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from onecontainer.jobs.ledger import Changed
+from onecontainer.jobs.model import State
+
+Listener = Callable[[Changed], None]
+
+
+class Bell:
+    """Wakes whoever waits, as often as it rings; a ring is not lost while a waiter looks elsewhere."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Waits for a ring since the last wait. False: the time (in seconds) is over."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return True
+
+
+class Changes:
+    """Spreads committed changes inside this gateway."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, set[Bell]] = {}
+        self._queues: dict[str, set[Bell]] = {}
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Calls ``listener`` with every change, in order; it must not block."""
+        self._listeners.append(listener)
+
+    def publish(self, changed: Iterable[Changed]) -> None:
+        """Tells of changes that are committed."""
+        for change in changed:
+            for bell in self._jobs.get(change.id, ()):
+                bell.ring()
+            # A slot became free, or there is a job to take.
+            if change.left_lease or change.state == State.QUEUED:
+                self.work(change.service_uid)
+            for listener in self._listeners:
+                listener(change)
+
+    def work(self, service_uid: str) -> None:
+        """Tells the workers of a service to look."""
+        for bell in self._queues.get(service_uid, ()):
+            bell.ring()
+
+    @contextmanager
+    def of_job(self, job: str) -> Iterator[Bell]:
+        """Rings at each change of one job."""
+        with _registered(self._jobs, job) as bell:
+            yield bell
+
+    @contextmanager
+    def of_queue(self, service_uid: str) -> Iterator[Bell]:
+        """Rings when a service may have a job to take."""
+        with _registered(self._queues, service_uid) as bell:
+            yield bell
+
+
+@contextmanager
+def _registered(table: dict[str, set[Bell]], key: str) -> Iterator[Bell]:
+    bell = Bell()
+    table.setdefault(key, set()).add(bell)
+    try:
+        yield bell
+    finally:
+        table[key].discard(bell)
+        if not table[key]:
+            del table[key]

@@ -1,0 +1,150 @@
+"""What the ledger takes and gives: the port, and the values that cross it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from google.rpc import status_pb2
+from sqlalchemy.engine import Connection
+
+from onecontainer.errors import OneContainerError
+from onecontainer.jobs.model import CancelMode, NewJob, State
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The sidecar instance that claims or reports. ``gateway`` is set if it ends with that gateway."""
+
+    instance: str
+    service: str
+    service_uid: str
+    gateway: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A claimed attempt. Lengths of time in microseconds, 0 = no limit."""
+
+    id: str
+    attempt: int
+    fence: int
+    service: str
+    method: str
+    payload: bytes | None
+    payload_artifact: str
+    run_timeout: int
+    stall_timeout: int
+    resume: bytes | None
+    principal: str
+    traceparent: str
+    request_id: str
+    cancel_mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One report of a worker, decoded: ``kind`` is the name of the oneof's case in ``job.v1.Report``."""
+
+    sequence: int
+    id: str
+    attempt: int
+    fence: int
+    kind: str
+    value: Any = None
+    result: bytes | None = None
+    artifact: str = ""
+    ended_early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A job after a committed change: what watchers, workers and dispatch are told of."""
+
+    id: str
+    service_uid: str
+    state: State
+    sequence: int
+    attempt: int
+    fence: int
+    instance: str
+    cancel_mode: int = 0
+    left_lease: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a ledger call changed."""
+
+    changed: list[Changed] = field(default_factory=list)
+    refused: list[tuple[Reported, OneContainerError]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """Answer to one NewJob: its id, or that of the job that its request_id made before."""
+
+    id: str
+    replayed: bool = False
+    error: OneContainerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as it is read: its row, the attempts before the current one, labels are in its options."""
+
+    row: Any
+    attempts: tuple[Any, ...] = ()
+    artifacts: tuple[str, ...] = ()
+    queue_position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows and the position to go on from; 0 = there are no more."""
+
+    rows: tuple[Any, ...]
+    next_position: int
+
+
+class AttemptArtifacts(Protocol):
+    """What the artifact store does inside the ledger's transactions."""
+
+    def settle(
+        self, connection: Connection, accepted: Sequence[tuple[str, int]], dropped: Sequence[tuple[str, int]]
+    ) -> None:
+        """Makes the artifacts of accepted (job, fence) READY, and removes those of dropped ones."""
+        ...
+
+    def of_job(self, connection: Connection, job: str) -> tuple[str, ...]:
+        """Names of the READY artifacts that a job made."""
+        ...
+
+    def discard(self, connection: Connection, jobs: Sequence[str]) -> None:
+        """Removes all artifacts that these jobs made."""
+        ...
+
+
+class Ledger(Protocol):
+    """The truth about jobs. Every method is one transaction; what it returns is committed."""
+
+    async def create(self, new: Sequence[NewJob]) -> list[Created]: ...
+    async def claim(self, worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]: ...
+    async def regrant(self, worker: Worker, fences: Sequence[tuple[str, int]]) -> list[Granted]: ...
+    async def report(self, worker: Worker, reports: Sequence[Reported]) -> Outcome: ...
+    async def cancel(self, job: str, mode: CancelMode) -> Outcome: ...
+    async def cancel_service(self, service_uid: str) -> Outcome: ...
+    async def refuse_methods(self, service_uid: str, methods: Sequence[str], error: OneContainerError) -> Outcome: ...
+    async def lose(self, *, instance: str = "", other_gateways_than: str | None = None) -> Outcome: ...
+    async def sweep(self) -> Outcome: ...
+    async def delete(self, job: str) -> None: ...
+    async def expire(self, job: str) -> None: ...
+    async def get(self, job: str) -> JobView: ...
+    async def list(self, terms: Sequence[tuple[str, str, str]], limit: int, before: int) -> Page: ...
+    async def live(self, service_uid: str) -> int: ...
+    async def queued(self, service_uid: str) -> int: ...
+    async def dead_letters(self, terms: Sequence[tuple[str, str, str]], limit: int, before: int) -> Page: ...
+    async def dead_letter(self, name: str) -> Any: ...
+    async def redriven(self, name: str, job: str) -> None: ...
+    async def reject(self, service: str, error: status_pb2.Status, origin: bytes) -> None: ...

@@ -1,0 +1,298 @@
+"""What each event does to a job's row: pure functions from a row to the columns that change.
+
+The ledger reads a row in a write transaction, calls one of these, and writes what it says. All rules of retrying,
+cancelling and timing out are here, so that every dispatch, sweep and report follows the same ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from google.rpc import status_pb2
+
+from onecontainer.api.type.v1 import job_options_pb2
+from onecontainer.errors import (
+    AttemptTimeout,
+    Cancelled,
+    Code,
+    OneContainerError,
+    OutcomeUnknown,
+    QueueTimeout,
+    Stalled,
+    TotalTimeout,
+)
+from onecontainer.jobs.model import (
+    SECOND,
+    TERMINAL,
+    AttemptState,
+    CancelMode,
+    Event,
+    RetryPolicy,
+    State,
+    may_rerun_lost,
+    may_retry,
+    next_state,
+)
+from onecontainer.jobs.options import policy_of
+from onecontainer.rpc.status import from_status, to_status
+
+ABORT_GRACE = 30 * SECOND
+"""How long an attempt may take to end after its abort for a total timeout; then it counts as ended."""
+TIMEOUT_GRACE = 10 * SECOND
+"""The worker enforces attempt and stall timeouts; the ledger does so itself when the worker is so late."""
+FREE_RELEASES = 3
+"""So many times a job is offered again at once after it was given back; then it waits a little."""
+UNDELIVERED_TTL = 60 * SECOND
+"""With result_ttl 0: how long a result waits to be fetched."""
+
+
+class Row(Protocol):
+    """The columns of ``jobs`` that decide."""
+
+    position: int
+    id: str
+    service: str
+    service_uid: str
+    state: int
+    attempt: int
+    fence: int
+    releases: int
+    idempotent: bool
+    finishable: bool
+    options: bytes
+    instance: str
+    attempt_start_time: int
+    create_time: int
+    attempt_deadline: int
+    total_deadline: int
+    progress_time: int
+    lease_expiry: int
+    cancel_mode: int
+    sequence: int
+
+
+DECIDING = (
+    *("position", "id", "service", "service_uid", "state", "attempt", "fence", "releases", "idempotent", "finishable"),
+    *("options", "instance", "attempt_start_time", "create_time", "attempt_deadline", "total_deadline"),
+    *("progress_time", "lease_expiry", "cancel_mode", "sequence"),
+)
+
+
+@dataclass(slots=True)
+class Move:
+    """What an event does: columns to set, the attempt that ended, whether a dead letter is written."""
+
+    row: Row
+    values: dict[str, Any]
+    attempt: dict[str, Any] | None = None
+    dead_letter: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> State:
+        return State(self.values["state"])
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def left_lease(self) -> bool:
+        """True: an attempt of it ran before and does not any more."""
+        return bool(self.row.attempt_start_time) and not self.values.get("lease_expiry", 1)
+
+
+def _options(row: Row) -> job_options_pb2.JobOptions:
+    return job_options_pb2.JobOptions.FromString(row.options)
+
+
+def _policy(row: Row) -> RetryPolicy:
+    return policy_of(_options(row))
+
+
+def _moved(row: Row, event: Event, now: int, **values: Any) -> dict[str, Any]:
+    state = next_state(State(row.state), event)
+    values |= {"state": int(state), "sequence": row.sequence + 1}
+    if state in TERMINAL:
+        values |= {"end_time": now, "lease_expiry": 0, "expire_time": expire_time(_options(row), now)}
+    return values
+
+
+def expire_time(options: job_options_pb2.JobOptions, end_time: int) -> int:
+    """When the result of a job that ends now goes; 0 = never."""
+    if options.keep_result:
+        return 0
+    return end_time + (options.result_ttl.ToMicroseconds() or UNDELIVERED_TTL)
+
+
+def _ended_attempt(row: Row, state: AttemptState, now: int, error: status_pb2.Status | None) -> dict[str, Any] | None:
+    if not row.attempt_start_time:
+        return None
+    return {
+        "job": row.id,
+        "fence": row.fence,
+        "number": row.attempt,
+        "state": int(state),
+        "instance": row.instance,
+        "start_time": row.attempt_start_time,
+        "end_time": now,
+        "error": error.SerializeToString() if error is not None else None,
+    }
+
+
+def _status(error: OneContainerError, row: Row) -> status_pb2.Status:
+    facts = {"job": row.id, "service": row.service}
+    if row.attempt_start_time:
+        facts["attempt"] = str(row.attempt)
+    return to_status(error, metadata=facts)
+
+
+def succeed(row: Row, now: int, result: bytes | None, artifact: str, ended_early: bool) -> Move:
+    """The attempt returned: SUCCEEDED whatever was asked meanwhile."""
+    values = _moved(row, Event.SUCCEED, now, result=result, result_artifact=artifact, error=None)
+    values["ended_early"] = ended_early and row.cancel_mode == CancelMode.FINISH
+    return Move(row, values)
+
+
+def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random) -> Move:
+    """The attempt failed: again later if the policy allows, else FAILED; CANCELLED or EXPIRED if that was asked."""
+    typed = from_status(error)
+    policy = _policy(row)
+    again = may_retry(idempotent=row.idempotent, policy=policy, attempt=row.attempt, code=typed.code)
+    if again and row.state == State.RUNNING:
+        least = int((typed.retry_after or 0) * SECOND)
+        return _again(row, Event.FAIL_RETRY, AttemptState.FAILED, now, error, policy.backoff(row.attempt, rng, least))
+    return _over(row, Event.FAIL_FINAL, AttemptState.FAILED, now, error)
+
+
+def stop(row: Row, now: int, error: status_pb2.Status, rng: random.Random) -> Move:
+    """The attempt ended because it was told to: by a cancel, or by a drain of its sidecar."""
+    if row.state != State.RUNNING:
+        return _over(row, Event.STOP, AttemptState.CANCELLED, now, error)
+    if row.idempotent or _policy(row).retry_unsafe:
+        return release(row, now, error)
+    return lose(row, now, rng)
+
+
+def release(row: Row, now: int, error: status_pb2.Status | None = None) -> Move:
+    """The worker gave it back: offered again at once, at the same place in the queue, without counting."""
+    if row.state != State.RUNNING:
+        return _over(row, Event.RELEASE, AttemptState.RELEASED, now, error)
+    wait = row.releases >= FREE_RELEASES
+    values = _moved(row, Event.RELEASE_WAIT if wait else Event.RELEASE, now)
+    values |= _freed(row, attempt=row.attempt) | {
+        "releases": row.releases + 1,
+        "due_time": now + SECOND if wait else 0,
+    }
+    return Move(row, values, _ended_attempt(row, AttemptState.RELEASED, now, error))
+
+
+def lose(row: Row, now: int, rng: random.Random, cause: OneContainerError | None = None) -> Move:
+    """The lease is lost: again if the method may be repeated, else nobody knows what happened, and it is said so."""
+    policy = _policy(row)
+    if row.state == State.RUNNING and may_rerun_lost(idempotent=row.idempotent, policy=policy, attempt=row.attempt):
+        error = _status(cause or OutcomeUnknown("the worker was lost while the attempt ran"), row)
+        return _again(row, Event.LOSE_RETRY, AttemptState.LOST, now, error, policy.backoff(row.attempt, rng))
+    if cause is None:
+        repeatable = row.idempotent or policy.retry_unsafe
+        cause = OutcomeUnknown(
+            f"the worker was lost in each of {row.attempt} attempts"
+            if repeatable
+            else "the worker was lost while the attempt ran, and the method does not declare that it may be repeated: "
+            "check the backend, then retry the job"
+        )
+    return _over(row, Event.LOSE_FINAL, AttemptState.LOST, now, _status(cause, row))
+
+
+def overdue(row: Row, now: int, rng: random.Random) -> Move | None:
+    """An attempt that its worker should have ended by its own timeouts. None: it is not (yet) overdue."""
+    if row.state != State.RUNNING:
+        return None
+    if row.attempt_deadline and now > row.attempt_deadline + TIMEOUT_GRACE:
+        return lose(row, now, rng, AttemptTimeout("the attempt ran longer than its attempt_timeout"))
+    stall = _options(row).stall_timeout.ToMicroseconds()
+    if stall and now > max(row.progress_time, row.attempt_start_time) + stall + TIMEOUT_GRACE:
+        return lose(row, now, rng, Stalled("the attempt reported no progress for its stall_timeout"))
+    return None
+
+
+def cancel(row: Row, now: int, mode: CancelMode, cause: str = "the job was cancelled") -> Move:
+    """The caller wants it to end. A row that is terminal must not come here."""
+    state = next_state(State(row.state), Event.CANCEL)
+    # ABORT may follow FINISH, not the other way round.
+    mode = CancelMode.ABORT if row.cancel_mode == CancelMode.ABORT else mode
+    values = _moved(row, Event.CANCEL, now, cancel_mode=int(mode))
+    if state in TERMINAL:
+        values["error"] = _status(Cancelled(cause), row).SerializeToString()
+    return Move(row, values)
+
+
+def due(row: Row, now: int) -> Move:
+    """The wait before the next attempt is over."""
+    return Move(row, _moved(row, Event.DUE, now, due_time=0))
+
+
+def queue_timeout(row: Row, now: int) -> Move:
+    """No attempt started in time."""
+    error = _status(QueueTimeout("no attempt started within queue_timeout"), row)
+    return Move(row, _moved(row, Event.QUEUE_TIMEOUT, now, error=error.SerializeToString()))
+
+
+def total_timeout(row: Row, now: int) -> Move | None:
+    """Its time is over: EXPIRED, after the running attempt, if any, has been aborted. None: its grace still runs."""
+    state = State(row.state)
+    error = _status(TotalTimeout("the job did not end within total_timeout"), row)
+    if state == State.EXPIRING:
+        if now <= row.total_deadline + ABORT_GRACE:
+            return None
+        values = _moved(row, Event.TOTAL_TIMEOUT, now, fence=row.fence + 1, error=error.SerializeToString())
+        return Move(row, values, _ended_attempt(row, AttemptState.LOST, now, error))
+    return Move(row, _moved(row, Event.TOTAL_TIMEOUT, now, error=error.SerializeToString()))
+
+
+def refuse(row: Row, now: int, error: OneContainerError) -> Move:
+    """A queued job that can never run: its method is gone with its driver."""
+    status = _status(error, row)
+    return Move(row, _moved(row, Event.FAIL_FINAL, now, error=status.SerializeToString()), dead_letter=True)
+
+
+def _freed(row: Row, *, attempt: int) -> dict[str, Any]:
+    return {
+        "attempt": attempt,
+        "fence": row.fence + 1,
+        "instance": "",
+        "gateway": "",
+        "attempt_start_time": 0,
+        "attempt_deadline": 0,
+        "lease_expiry": 0,
+        "progress_time": 0,
+    }
+
+
+def _again(row: Row, event: Event, ended: AttemptState, now: int, error: status_pb2.Status, wait: int) -> Move:
+    values = _moved(row, event, now, due_time=now + wait, error=error.SerializeToString())
+    values |= _freed(row, attempt=row.attempt + 1)
+    return Move(row, values, _ended_attempt(row, ended, now, error))
+
+
+def _over(row: Row, event: Event, ended: AttemptState, now: int, error: status_pb2.Status | None) -> Move:
+    """The last attempt ended without success; what was asked meanwhile decides the job's end."""
+    state = next_state(State(row.state), event)
+    if state == State.CANCELLED:
+        ended = AttemptState.CANCELLED
+        told = _status(Cancelled("the job was cancelled while it ran"), row)
+    elif state == State.EXPIRED:
+        told = _status(TotalTimeout("the job did not end within total_timeout; its attempt was aborted"), row)
+    else:
+        told = error or _status(OutcomeUnknown(), row)
+    if told.code == Code.OK:
+        # A peer's report of a failure without a code is still a failure.
+        told.code = int(Code.UNKNOWN)
+    values = _moved(row, event, now, error=told.SerializeToString())
+    # A raised fence shuts out whatever a lost worker still reports.
+    if ended == AttemptState.LOST or event in (Event.LOSE_FINAL, Event.LOSE_RETRY):
+        values["fence"] = row.fence + 1
+    return Move(row, values, _ended_attempt(row, ended, now, error), dead_letter=state == State.FAILED)

@@ -1,0 +1,186 @@
+"""Reads of the ledger, as functions on a connection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from onecontainer.errors import FieldInvalid, ResourceNotFound
+from onecontainer.jobs.ledger import AttemptArtifacts, JobView, Page
+from onecontainer.jobs.model import TERMINAL, State
+from onecontainer.jobs.tables import attempts, dead_letters, inputs, jobs, labels
+
+KEPT_ATTEMPTS = 20
+_SUMMARY = [column for column in jobs.c if column.name not in ("payload", "result", "resume")]
+_ALL = [column for column in jobs.c if column.name not in ("payload", "resume")]
+_COLUMNS = {
+    "service": jobs.c.service,
+    "method": jobs.c.method,
+    "principal": jobs.c.principal,
+    "retry_of": jobs.c.retry_of,
+}
+JOB_FIELDS = ("service", "state", "method", "principal", "retry_of", "create_time", "labels.KEY")
+LETTER_FIELDS = ("service", "job")
+
+
+def not_found(job: str) -> ResourceNotFound:
+    """The error for a job that is not there."""
+    name = f"jobs/{job}"
+    return ResourceNotFound(
+        f"there is no job {name}; ended jobs are kept for 7 days", resource=("onecontainer.dev/Job", name)
+    )
+
+
+def get(connection: Connection, job: str, artifacts: AttemptArtifacts) -> JobView:
+    """A job with its attempts, artifacts and place in the queue.
+
+    Raises:
+        ResourceNotFound: there is no such job.
+    """
+    row = connection.execute(sa.select(*_ALL).where(jobs.c.id == job)).one_or_none()
+    if row is None:
+        raise not_found(job)
+    ended = connection.execute(
+        sa.select(attempts).where(attempts.c.job == job).order_by(attempts.c.fence.desc()).limit(KEPT_ATTEMPTS)
+    ).all()
+    position = None
+    if row.state == State.QUEUED:
+        ahead = sa.or_(
+            jobs.c.priority > row.priority,
+            sa.and_(jobs.c.priority == row.priority, jobs.c.position < row.position),
+        )
+        position = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(jobs)
+            .where(jobs.c.service_uid == row.service_uid, jobs.c.state == int(State.QUEUED), ahead)
+        )
+    made = artifacts.of_job(connection, job) if row.state in TERMINAL else ()
+    return JobView(row, tuple(reversed(ended)), made, position)
+
+
+def payload(connection: Connection, job: str) -> Any:
+    """The row with what is needed to run the job again.
+
+    Raises:
+        ResourceNotFound: there is no such job.
+    """
+    row = connection.execute(sa.select(jobs).where(jobs.c.id == job)).one_or_none()
+    if row is None:
+        raise not_found(job)
+    return row
+
+
+def page(connection: Connection, terms: Sequence[tuple[str, str, str]], limit: int, before: int) -> Page:
+    """Jobs, newest first, from before a position on (0: from the newest)."""
+    query = sa.select(*_SUMMARY)
+    for term in terms:
+        query = query.where(_job_condition(*term))
+    if before:
+        query = query.where(jobs.c.position < before)
+    rows = connection.execute(query.order_by(jobs.c.position.desc()).limit(limit + 1)).all()
+    return _page(rows, limit)
+
+
+def _page(rows: Sequence[Any], limit: int) -> Page:
+    more = len(rows) > limit
+    kept = tuple(rows[:limit])
+    return Page(kept, kept[-1].position if more else 0)
+
+
+def _job_condition(name: str, operator: str, value: str) -> sa.ColumnElement[bool]:
+    if name == "create_time":
+        return _compare_time(jobs.c.create_time, operator, value)
+    if operator != "=":
+        raise FieldInvalid("filter", f"{name} can only be compared with =")
+    if name == "state":
+        if value not in State.__members__ or value == "EXPIRING":
+            known = ", ".join(state for state in State.__members__ if state != "EXPIRING")
+            raise FieldInvalid("filter", f"there is no state {value!r}; known are {known}")
+        states = [State[value]] + ([State.EXPIRING] if value == "CANCELLING" else [])
+        return jobs.c.state.in_([int(state) for state in states])
+    if name.startswith("labels."):
+        key = name.removeprefix("labels.")
+        return jobs.c.id.in_(sa.select(labels.c.job).where(labels.c.key == key, labels.c.value == value))
+    if name == "service":
+        value = _service_name(value)
+    if name in ("retry_of", "job"):
+        value = value.removeprefix("jobs/")
+    column = _COLUMNS.get(name)
+    if column is None:
+        raise FieldInvalid("filter", f"there is no field {name!r} to filter by; there are {', '.join(JOB_FIELDS)}")
+    return column == value
+
+
+def _service_name(value: str) -> str:
+    return value if value.startswith("services/") else f"services/{value}"
+
+
+def _compare_time(column: sa.Column[int], operator: str, value: str) -> sa.ColumnElement[bool]:
+    # Python 3.11 reads all of RFC 3339 but fractions of other than 3 or 6 digits.
+    text = re.sub(r"\.(\d{1,6})\d*", lambda match: "." + match[1].ljust(6, "0"), value)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise FieldInvalid("filter", f"{value!r} is not an RFC 3339 time") from None
+    if moment.tzinfo is None:
+        raise FieldInvalid("filter", f"{value!r} has no time zone; write it as in 2026-01-31T12:00:00Z")
+    micros = int(moment.timestamp() * 1_000_000)
+    comparisons = {
+        "=": column == micros,
+        ">": column > micros,
+        "<": column < micros,
+        ">=": column >= micros,
+        "<=": column <= micros,
+    }
+    return comparisons[operator]
+
+
+def count_live(connection: Connection, service_uid: str) -> int:
+    """Jobs of a service that have not ended."""
+    ended = sorted(int(state) for state in TERMINAL)
+    query = sa.select(sa.func.count()).select_from(jobs)
+    return int(connection.scalar(query.where(jobs.c.service_uid == service_uid, jobs.c.state.not_in(ended))) or 0)
+
+
+def count_queued(connection: Connection, service_uid: str) -> int:
+    """Jobs of a service that wait for a worker."""
+    query = sa.select(sa.func.count()).select_from(jobs)
+    return int(
+        connection.scalar(query.where(jobs.c.service_uid == service_uid, jobs.c.state == int(State.QUEUED))) or 0
+    )
+
+
+def user_of(connection: Connection, artifact: str) -> str | None:
+    """A live job whose request names the artifact (``artifacts/{artifact}``)."""
+    return connection.scalar(sa.select(inputs.c.job).where(inputs.c.artifact == artifact).limit(1))
+
+
+def letters(connection: Connection, terms: Sequence[tuple[str, str, str]], limit: int, before: int) -> Page:
+    """Dead letters, newest first."""
+    query = sa.select(dead_letters)
+    for name, operator, value in terms:
+        if operator != "=" or name not in LETTER_FIELDS:
+            raise FieldInvalid("filter", f"dead letters are filtered by {' = and '.join(LETTER_FIELDS)} =")
+        wanted = value.removeprefix("jobs/") if name == "job" else _service_name(value)
+        query = query.where(dead_letters.c[name] == wanted)
+    if before:
+        query = query.where(dead_letters.c.position < before)
+    return _page(connection.execute(query.order_by(dead_letters.c.position.desc()).limit(limit + 1)).all(), limit)
+
+
+def letter(connection: Connection, name: str) -> Any:
+    """One dead letter by its id.
+
+    Raises:
+        ResourceNotFound: there is none.
+    """
+    row = connection.execute(sa.select(dead_letters).where(dead_letters.c.id == name)).one_or_none()
+    if row is None:
+        full = f"deadLetters/{name}"
+        raise ResourceNotFound(f"there is no {full}", resource=("onecontainer.dev/DeadLetter", full))
+    return row

@@ -1,0 +1,164 @@
+"""The ledger's tables. Times are microseconds since 1970-01-01 UTC; 0 stands for "none", so that comparisons need no NULLs."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from onecontainer.jobs.model import LEASED, TERMINAL, State
+
+metadata = sa.MetaData()
+
+# SQLite counts rows by INTEGER PRIMARY KEY only, PostgreSQL by BIGINT.
+POSITION = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+_MICROS = sa.BigInteger
+
+
+def _micros(name: str) -> sa.Column[int]:
+    return sa.Column(name, _MICROS, nullable=False, default=0, server_default="0")
+
+
+def _text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, default="", server_default="")
+
+
+def _int(name: str, default: int = 0) -> sa.Column[int]:
+    return sa.Column(name, sa.Integer, nullable=False, default=default, server_default=str(default))
+
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    # Its place in the queue: jobs of one lane are started in this order.
+    sa.Column("position", POSITION, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("service", sa.Text, nullable=False),
+    sa.Column("service_uid", sa.Text, nullable=False),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("result_type", sa.Text, nullable=False),
+    sa.Column("principal", sa.Text, nullable=False),
+    sa.Column("options", sa.LargeBinary, nullable=False),
+    sa.Column("payload", sa.LargeBinary),
+    _text("payload_artifact"),
+    _text("request_id"),
+    _text("traceparent"),
+    _text("retry_of"),
+    sa.Column("idempotent", sa.Boolean, nullable=False),
+    sa.Column("finishable", sa.Boolean, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    _int("priority", 2),
+    _int("attempt", 1),
+    sa.Column("fence", sa.BigInteger, nullable=False, default=1, server_default="1"),
+    _int("releases"),
+    _int("cancel_mode"),
+    sa.Column("ended_early", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
+    sa.Column("sequence", sa.BigInteger, nullable=False, default=1, server_default="1"),
+    _text("instance"),
+    # The gateway whose end is the end of the instance too (process sidecars); empty for those that outlive it.
+    _text("gateway"),
+    _micros("create_time"),
+    _micros("start_time"),
+    _micros("attempt_start_time"),
+    _micros("end_time"),
+    _micros("due_time"),
+    _micros("queue_deadline"),
+    _micros("total_deadline"),
+    _micros("attempt_deadline"),
+    _micros("lease_expiry"),
+    _micros("progress_time"),
+    _micros("expire_time"),
+    sa.Column("progress", sa.LargeBinary),
+    sa.Column("resume", sa.LargeBinary),
+    sa.Column("result", sa.LargeBinary),
+    _text("result_artifact"),
+    sa.Column("result_expired", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
+    sa.Column("error", sa.LargeBinary),
+)
+
+_state = jobs.c.state
+_QUEUED = _state == int(State.QUEUED)
+_LEASED = _state.in_(sorted(int(state) for state in LEASED))
+_LIVE = _state.not_in(sorted(int(state) for state in TERMINAL))
+
+
+def _partial(name: str, *columns: sa.ColumnElement[object] | sa.Column[object], where: sa.ColumnElement[bool]) -> None:
+    where = where.compile(compile_kwargs={"literal_binds": True}).string.replace("jobs.", "")  # type: ignore[assignment]
+    condition = sa.text(str(where))
+    sa.Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
+_partial("jobs_ready", jobs.c.service_uid, jobs.c.priority.desc(), jobs.c.position, where=_QUEUED)
+_partial("jobs_leased", jobs.c.service_uid, where=_LEASED)
+_partial("jobs_lease_expiry", jobs.c.lease_expiry, where=_LEASED)
+_partial("jobs_due", jobs.c.due_time, where=_state == int(State.RETRY_WAIT))
+_partial("jobs_queue_deadline", jobs.c.queue_deadline, where=sa.and_(_QUEUED, jobs.c.queue_deadline > 0))
+_partial("jobs_total_deadline", jobs.c.total_deadline, where=_LIVE)
+_partial("jobs_expire", jobs.c.expire_time, where=jobs.c.expire_time > 0)
+_partial("jobs_ended", jobs.c.end_time, where=jobs.c.end_time > 0)
+_partial("jobs_retry_of", jobs.c.retry_of, where=jobs.c.retry_of != "")
+sa.Index("jobs_service_state", jobs.c.service_uid, _state, jobs.c.position)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    # Attempts that have ended; the one that runs, or that ended the job, is in the job's own row.
+    sa.Column("job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("fence", sa.BigInteger, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    _text("instance"),
+    _micros("start_time"),
+    _micros("end_time"),
+    sa.Column("error", sa.LargeBinary),
+)
+
+labels = sa.Table(
+    "job_labels",
+    metadata,
+    sa.Column("job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Index("job_labels_value", "key", "value"),
+)
+
+inputs = sa.Table(
+    "job_inputs",
+    metadata,
+    # Artifacts that a live job's request names.
+    sa.Column("job", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("artifact", sa.Text, primary_key=True),
+    sa.Index("job_inputs_artifact", "artifact"),
+)
+
+request_ids = sa.Table(
+    "job_request_ids",
+    metadata,
+    sa.Column("principal", sa.Text, primary_key=True),
+    sa.Column("method", sa.Text, primary_key=True),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Column("job", sa.Text, nullable=False),
+    _micros("expire_time"),
+    sa.Index("job_request_ids_expire", "expire_time"),
+)
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("position", POSITION, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("service", sa.Text, nullable=False),
+    _text("job"),
+    sa.Column("error", sa.LargeBinary, nullable=False),
+    sa.Column("origin", sa.LargeBinary),
+    _micros("create_time"),
+    _text("redriven_as"),
+    sa.Index("dead_letters_job", "job"),
+)
+
+facts = sa.Table(
+    "ledger_facts",
+    metadata,
+    # Single values, such as the time of the last sweep.
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
