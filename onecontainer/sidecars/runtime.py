@@ -1,0 +1,60 @@
+"""The port of runtimes: where a sidecar runs, and how it is started, watched and stopped there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from onecontainer.sidecars.folders import InstanceFolders
+from onecontainer.sidecars.logs import LogBuffer
+from onecontainer.sidecars.model import RuntimeKind, Target
+
+
+@dataclass(frozen=True, slots=True)
+class StartSpec:
+    """All that a runtime needs to start one instance."""
+
+    instance: str
+    target: Target
+    folders: InstanceFolders
+    logs: LogBuffer
+    max_message_bytes: int
+    log_level: str
+
+
+class RunningSidecar(Protocol):
+    """A sidecar that was started, or found."""
+
+    @property
+    def target(self) -> str:
+        """gRPC target at which it is reached."""
+        ...
+
+    @property
+    def runtime_id(self) -> str:
+        """Process id, container id, or empty."""
+        ...
+
+    async def wait(self) -> str:
+        """Waits until it has ended and says how: `exited with code 1`, `was killed by SIGKILL`."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """Asks it to end, and after so many seconds makes it; answers when it has ended. Idempotent."""
+        ...
+
+
+class Runtime(Protocol):
+    """A place for sidecars."""
+
+    @property
+    def kind(self) -> RuntimeKind: ...
+
+    @property
+    def owns(self) -> bool:
+        """True: what it started is drained and stopped on a switch. False: somebody else's sidecar, which is detached."""
+        ...
+
+    async def start(self, spec: StartSpec) -> RunningSidecar:
+        """Starts an instance; answers when it was started, not when it is up. Raises a typed error if that fails."""
+        ...

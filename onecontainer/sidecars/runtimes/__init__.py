@@ -1,0 +1,1 @@
+"""Where sidecars run, one module per runtime."""
