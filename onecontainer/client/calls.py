@@ -1,0 +1,245 @@
+"""One way to make calls: deadline, typed errors, and retries of what the contract declares idempotent.
+
+A method is retried only if its `idempotency_level` says so, only on UNAVAILABLE, and never past the deadline. The wait is what
+the server's RetryInfo asks for; without one it grows from try to try, and after a few tries the error is the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from onecontainer.errors import Code, OneContainerError
+from onecontainer.rpc.status import from_rpc_error
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+S = TypeVar("S")
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how fast a call is tried again when the server does not say when.
+
+    Attributes:
+        max_attempts: tries of a unary call, the first included.
+        stream_attempts: tries of a stream that can be resumed, in a row without a message between them.
+        initial_backoff, max_backoff: seconds before the second try, and the most before any.
+        multiplier: growth from one wait to the next.
+    """
+
+    max_attempts: int = 4
+    stream_attempts: int = 20
+    initial_backoff: float = 0.1
+    max_backoff: float = 3.0
+    multiplier: float = 2.0
+
+
+class Deadline:
+    """A point in time that several calls share. `timeout` None: there is none."""
+
+    def __init__(self, timeout: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end = None if timeout is None or timeout == float("inf") else clock() + timeout
+
+    def remaining(self) -> float | None:
+        """Seconds left, not negative. None: no deadline."""
+        return None if self._end is None else max(0.0, self._end - self._clock())
+
+
+class Backoff:
+    """Decides about the next try of one call."""
+
+    def __init__(
+        self, policy: RetryPolicy, attempts: int, deadline: Deadline, draw: Callable[[], float] = random.random
+    ) -> None:
+        self._policy = policy
+        self._attempts = attempts
+        self._deadline = deadline
+        self._draw = draw
+        self._failures = 0
+
+    def reset(self) -> None:
+        """Starts anew, after something has worked."""
+        self._failures = 0
+
+    def wait_for(self, error: OneContainerError) -> float | None:
+        """Seconds to wait before the next try. None: the error is final."""
+        if error.code is not Code.UNAVAILABLE:
+            return None
+        policy = self._policy
+        if error.retry_after is not None:
+            # Never earlier than asked; a little later, so that not all callers come back in the same moment.
+            wait = error.retry_after * (1 + self._draw() / 10)
+        else:
+            self._failures += 1
+            if self._failures >= self._attempts:
+                return None
+            full = min(policy.initial_backoff * policy.multiplier ** (self._failures - 1), policy.max_backoff)
+            wait = full * (0.5 + self._draw() / 2)
+        left = self._deadline.remaining()
+        return None if left is not None and wait >= left else wait
+
+
+class Caller:
+    """Makes the calls of a client on one channel.
+
+    Attributes:
+        channel: for stubs of one's own, see `stub`.
+        metadata: sent with every call.
+        timeout: seconds for a unary call that gets none.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        metadata: Metadata = (),
+        timeout: float = 60.0,
+        retry: RetryPolicy | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.channel = channel
+        self.metadata = metadata
+        self.timeout = timeout
+        self._retry = retry or RetryPolicy()
+        self._sleep = sleep
+        # Keyed by the stubs' callables themselves, which it thereby keeps alive.
+        self._idempotent: dict[object, bool] = {}
+
+    def stub(self, make: Callable[[grpc.aio.Channel], S], service: ServiceDescriptor) -> S:
+        """A generated stub whose methods `unary` and the others know: which of them may be repeated is in the descriptor."""
+        stub = make(self.channel)
+        for method in service.methods:
+            self._idempotent[getattr(stub, method.name)] = is_idempotent(method)
+        return stub
+
+    async def unary(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Q, A],
+        request: Q,
+        *,
+        timeout: float | None = None,
+    ) -> A:
+        """One request, one answer. Raises the typed error of the call."""
+        deadline = self.deadline(timeout)
+        backoff = self.backoff(deadline, self._retry.max_attempts)
+        repeatable = self._idempotent.get(method, False)
+        while True:
+            try:
+                return await method(request, timeout=deadline.remaining(), metadata=self.metadata)
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc_error(error)
+                wait = backoff.wait_for(failure) if repeatable else None
+                if wait is None:
+                    raise failure from error
+            await self._sleep(wait)
+
+    async def stream(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Q, A],
+        request: Q,
+        *,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[A]:
+        """One request, many answers. Ends the call when the iteration is given up. No timeout: no deadline."""
+        async with aclosing(_received(method(request, timeout=timeout, metadata=self.metadata))) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def send(
+        self,
+        method: grpc.aio.StreamUnaryMultiCallable[Q, A],
+        requests: AsyncIterable[Q] | Iterable[Q],
+        *,
+        timeout: float | None = None,
+    ) -> A:
+        """Many requests, one answer. Never repeated: the requests may be gone. No timeout: no deadline."""
+        try:
+            return await method(iterate(requests), timeout=timeout, metadata=self.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def talk(
+        self,
+        method: grpc.aio.StreamStreamMultiCallable[Q, A],
+        requests: AsyncIterable[Q] | Iterable[Q],
+        *,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[A]:
+        """Many requests, many answers, both as they come. No timeout: no deadline."""
+        call = method(iterate(requests), timeout=timeout, metadata=self.metadata)
+        async with aclosing(_received(call)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def resumed(
+        self, start: Callable[[float | None], AsyncGenerator[A]], *, timeout: float | None = None
+    ) -> AsyncGenerator[A]:
+        """Goes on with a stream over broken connections and gateway restarts.
+
+        `start` is called with the seconds that are left and begins the stream where the last one stopped.
+        """
+        deadline = Deadline(timeout)
+        backoff = self.backoff(deadline, self._retry.stream_attempts)
+        while True:
+            try:
+                async with aclosing(start(deadline.remaining())) as answers:
+                    async for answer in answers:
+                        backoff.reset()
+                        yield answer
+                return
+            except OneContainerError as error:
+                wait = backoff.wait_for(error)
+                if wait is None:
+                    raise
+            await self._sleep(wait)
+
+    def deadline(self, timeout: float | None) -> Deadline:
+        """The deadline of a unary call. None: the client's own timeout."""
+        return Deadline(self.timeout if timeout is None else timeout)
+
+    def backoff(self, deadline: Deadline, attempts: int) -> Backoff:
+        return Backoff(self._retry, attempts, deadline)
+
+
+async def _received(call: grpc.aio.UnaryStreamCall[Q, A] | grpc.aio.StreamStreamCall[Q, A]) -> AsyncGenerator[A]:
+    try:
+        async for answer in call:
+            yield answer
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    finally:
+        call.cancel()
+
+
+async def iterate(items: AsyncIterable[Q] | Iterable[Q]) -> AsyncIterator[Q]:
+    """Items of either kind of iterable. A lazy one is asked in a thread, for it may read a file or wait."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    elif isinstance(items, list | tuple):
+        for item in items:
+            yield item
+    else:
+        source = iter(items)
+        end = object()
+        while (found := await asyncio.to_thread(next, source, end)) is not end:
+            yield found  # type: ignore[misc]  # it is not `end`
+
+
+def is_idempotent(method: MethodDescriptor) -> bool:
+    """Whether the contract says that the method may be repeated."""
+    options: MethodOptions = method.GetOptions()
+    return options.idempotency_level in (MethodOptions.IDEMPOTENT, MethodOptions.NO_SIDE_EFFECTS)
