@@ -17,6 +17,7 @@ from onecontainer.ids import new_id
 from onecontainer.jobs import moves, sql_reads, sql_writes
 from onecontainer.jobs.ledger import (
     AttemptArtifacts,
+    Changed,
     Created,
     Granted,
     JobView,
@@ -187,8 +188,27 @@ class SqlLedger:
         """The row with all that is needed to run the job again."""
         return await self._database.read(lambda c: sql_reads.payload(c, job))
 
-    async def list(self, terms: Sequence[tuple[str, str, str]], limit: int, before: int) -> Page:
+    async def page(self, terms: Sequence[tuple[str, str, str]], limit: int, before: int) -> Page:
         return await self._database.read(lambda c: sql_reads.page(c, terms, limit, before))
+
+    async def ending(self, instance: str) -> list[Changed]:
+        """Jobs whose running attempt at this instance is to end: what a worker is told when it connects again."""
+
+        def run(connection: Connection) -> list[Changed]:
+            rows = connection.execute(
+                sa.select(*sql_writes.DECIDING).where(
+                    jobs.c.instance == instance, jobs.c.state.in_([int(State.CANCELLING), int(State.EXPIRING)])
+                )
+            )
+            return [
+                Changed(
+                    *(row.id, row.service_uid, State(row.state), row.sequence, row.attempt, row.fence, row.instance),
+                    cancel_mode=row.cancel_mode,
+                )
+                for row in rows
+            ]
+
+        return await self._database.read(run)
 
     async def live(self, service_uid: str) -> int:
         return await self._database.read(lambda c: sql_reads.count_live(c, service_uid))

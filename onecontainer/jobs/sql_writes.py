@@ -14,7 +14,7 @@ from onecontainer.errors import LeaseLost, OneContainerError, RequestIdReused
 from onecontainer.ids import new_id
 from onecontainer.jobs import moves
 from onecontainer.jobs.ledger import AttemptArtifacts, Changed, Created, Granted, Outcome, Reported, Worker
-from onecontainer.jobs.model import LEASED, TERMINAL, NewJob, State
+from onecontainer.jobs.model import LEASED, TERMINAL, AttemptState, NewJob, State
 from onecontainer.jobs.tables import attempts, dead_letters, inputs, jobs, labels, request_ids
 
 DECIDING = [jobs.c[name] for name in moves.DECIDING]
@@ -341,6 +341,7 @@ def apply(
                 move.row.instance,
                 values.get("cancel_mode", move.row.cancel_mode),
                 left_lease=State(move.row.state) in LEASED and move.state not in LEASED,
+                lost=move.attempt is not None and move.attempt["state"] == AttemptState.LOST,
             )
         )
 

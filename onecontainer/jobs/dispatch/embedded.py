@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.jobs.changes import Changes
-from onecontainer.jobs.ledger import Changed, Granted, Ledger, Worker
+from onecontainer.jobs.ledger import Changed, Granted, Ledger, Outcome, Worker
 
 LOOK_AGAIN = 5.0
 """Seconds after which a waiting poll looks by itself: the bell is a hint."""
@@ -54,9 +54,11 @@ class EmbeddedDispatch:
                     return []
                 await bell.wait(min(left, LOOK_AGAIN))
 
-    def _late(self, worker: Worker, claimed: asyncio.Future[tuple[list[Granted], object]]) -> None:
+    def _late(self, worker: Worker, claimed: asyncio.Future[tuple[list[Granted], Outcome]]) -> None:
         if not claimed.cancelled() and claimed.exception() is None:
-            self._remember(worker, claimed.result()[0])
+            grants, outcome = claimed.result()
+            self._changes.publish(outcome.changed)
+            self._remember(worker, grants)
 
     def _remember(self, worker: Worker, grants: list[Granted]) -> list[Granted]:
         self._unconfirmed.setdefault(worker.instance, set()).update((grant.id, grant.fence) for grant in grants)

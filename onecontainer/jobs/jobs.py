@@ -1,0 +1,397 @@
+"""Jobs as the gateway offers them: made from calls, watched, cancelled, run again."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError
+
+from onecontainer.api.job.v1 import job_service_pb2
+from onecontainer.api.type.v1 import job_options_pb2, route_pb2
+from onecontainer.clock import Clock
+from onecontainer.errors import (
+    CapabilityMissing,
+    DataInvalid,
+    DriverNotAvailable,
+    FieldInvalid,
+    FieldRequired,
+    LimitExceeded,
+    MethodUnknown,
+    NotFinishable,
+    OneContainerError,
+    StateInvalid,
+)
+from onecontainer.ids import new_id
+from onecontainer.jobs import options as job_options
+from onecontainer.jobs.changes import Changes
+from onecontainer.jobs.ledger import Created, JobView, Ledger
+from onecontainer.jobs.model import TERMINAL, CancelMode, Limits, Method, NewJob, State
+
+ARTIFACT_NAME = re.compile(rb"artifacts/([0-9a-hjkmnp-tv-z]{26})")
+ANY_PREFIX = "type.googleapis.com/"
+QUEUE_COUNT_AGE = 2_000_000
+"""Microseconds for which the length of a queue is reckoned on instead of counted."""
+
+
+class LongRunningMethod(Protocol):
+    @property
+    def finishable(self) -> bool: ...
+
+
+class CatalogMethod(Protocol):
+    """What is needed of a method in the catalog."""
+
+    @property
+    def full_name(self) -> str: ...
+    @property
+    def request_type(self) -> str: ...
+    @property
+    def client_streaming(self) -> bool: ...
+    @property
+    def server_streaming(self) -> bool: ...
+    @property
+    def idempotent(self) -> bool: ...
+    @property
+    def result_type(self) -> str: ...
+    @property
+    def long_running(self) -> LongRunningMethod | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A service as jobs see it. ``methods`` is None without a driver; ``implemented`` is None until its sidecar has said so."""
+
+    name: str
+    uid: str
+    methods: Mapping[str, CatalogMethod] | None
+    implemented: frozenset[str] | None
+    limits: Limits
+    driver: str = ""
+
+
+class Directory(Protocol):
+    """Finds services."""
+
+    def entry(self, service: str) -> Entry:
+        """The service ``services/{service}``. Raises ResourceNotFound."""
+        ...
+
+
+class Payloads(Protocol):
+    """Keeps requests that are too large for the ledger."""
+
+    async def put(self, job: str, data: bytes, principal: str) -> str:
+        """Stores a request as an artifact of the job; its name."""
+        ...
+
+    async def get(self, name: str) -> bytes: ...
+
+
+class Jobs:
+    """The job half of the gateway, whatever the dispatch."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        changes: Changes,
+        directory: Directory,
+        payloads: Payloads,
+        clock: Clock,
+        *,
+        inline_bytes: int = 256 * 1024,
+    ) -> None:
+        self.ledger = ledger
+        self.changes = changes
+        self._directory = directory
+        self._payloads = payloads
+        self._clock = clock
+        self._inline_bytes = inline_bytes
+        self._lengths: dict[str, tuple[int, int]] = {}
+
+    # --- making them -------------------------------------------------------------------------------------------------
+
+    async def call(
+        self, entry: Entry, method: CatalogMethod, request: bytes, principal: str, traceparent: str
+    ) -> JobView:
+        """Turns a call of a long-running method into a job."""
+        try:
+            sent = route_pb2.LongRunningRoute.FromString(request).job_options
+        except DecodeError:
+            raise DataInvalid("", "the request does not decode") from None
+        new = await self._prepare(entry, method, request, sent, "job_options", principal, traceparent)
+        return await self._created((await self._store([(new, entry.limits)]))[0])
+
+    async def create(self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str) -> JobView:
+        """CreateJob."""
+        new, limits = await self._from_request(request, principal, traceparent)
+        return await self._created((await self._store([(new, limits)]))[0])
+
+    async def check(self, request: job_service_pb2.CreateJobRequest, principal: str) -> NewJob:
+        """CreateJob with validate_only: the job as it would be."""
+        return (await self._from_request(request, principal, "", store=False))[0]
+
+    async def create_batch(
+        self, requests: Sequence[job_service_pb2.CreateJobRequest], principal: str, traceparent: str
+    ) -> list[Created]:
+        """BatchCreateJobs: each by itself, all that are right in one transaction."""
+        answers: list[Created | None] = []
+        good: list[tuple[NewJob, Limits]] = []
+        for request in requests:
+            try:
+                good.append(await self._from_request(request, principal, traceparent))
+                answers.append(None)
+            except OneContainerError as error:
+                answers.append(Created("", error=error))
+        stored = iter(await self._store(good))
+        return [answer if answer is not None else next(stored) for answer in answers]
+
+    async def _created(self, created: Created) -> JobView:
+        if created.error is not None:
+            raise created.error
+        return await self.ledger.get(created.id)
+
+    async def _from_request(
+        self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str, *, store: bool = True
+    ) -> tuple[NewJob, Limits]:
+        for name in ("service", "method"):
+            if not getattr(request, name):
+                raise FieldRequired(name)
+        if not request.HasField("request"):
+            raise FieldRequired("request")
+        entry = self._directory.entry(request.service)
+        method = method_of(entry, request.method.removeprefix("/"))
+        if method.client_streaming or method.server_streaming:
+            raise CapabilityMissing(f"{method.full_name} is a streaming method; only unary ones run as jobs")
+        given = request.request.type_url.rpartition("/")[2]
+        if given != method.request_type:
+            raise DataInvalid(
+                "request", f"is a {given or 'message without a type'}; {method.full_name} takes {method.request_type}"
+            )
+        payload, inside = _addressed(request.request.value, entry.name, method)
+        if inside is not None and request.HasField("options"):
+            raise FieldInvalid("options", "must not be set together with request.job_options")
+        sent, path = (request.options, "options") if inside is None else (inside, "request.job_options")
+        new = await self._prepare(entry, method, payload, sent, path, principal, traceparent, store=store)
+        return new, entry.limits
+
+    async def _prepare(
+        self,
+        entry: Entry,
+        method: CatalogMethod,
+        payload: bytes,
+        sent: job_options_pb2.JobOptions,
+        path: str,
+        principal: str,
+        traceparent: str,
+        retry_of: str = "",
+        *,
+        store: bool = True,
+    ) -> NewJob:
+        checked = job_options.check(sent, path, default_max_attempts=entry.limits.default_max_attempts)
+        now = self._clock.now()
+        job = new_id()
+        inline: bytes | None = payload
+        artifact = ""
+        if len(payload) > self._inline_bytes and store:
+            artifact, inline = await self._payloads.put(job, payload, principal), None
+        return NewJob(
+            id=job,
+            service=entry.name,
+            service_uid=entry.uid,
+            method=Method(
+                method.full_name,
+                method.idempotent,
+                method.long_running is not None and method.long_running.finishable,
+                method.result_type,
+            ),
+            principal=principal,
+            options=checked.message.SerializeToString(),
+            policy=checked.policy,
+            priority=checked.priority,
+            payload=inline,
+            payload_artifact=artifact,
+            create_time=now,
+            queue_deadline=now + checked.queue_timeout if checked.queue_timeout else 0,
+            total_deadline=now + checked.total_timeout,
+            request_id=sent.request_id,
+            request_hash=_request_hash(entry, method, payload, checked.message, retry_of) if sent.request_id else b"",
+            traceparent=traceparent,
+            retry_of=retry_of,
+            labels=dict(sent.labels),
+            inputs=tuple(sorted({f"artifacts/{match.decode()}" for match in ARTIFACT_NAME.findall(payload)})),
+        )
+
+    async def _store(self, new: Sequence[tuple[NewJob, Limits]]) -> list[Created]:
+        for job, limits in new:
+            await self._make_room(job.service_uid, job.service, limits)
+        answers = await self.ledger.create([job for job, _ in new]) if new else []
+        for service_uid in {job.service_uid for job, _ in new}:
+            self.changes.work(service_uid)
+        return answers
+
+    async def _make_room(self, service_uid: str, service: str, limits: Limits) -> None:
+        count, counted = self._lengths.get(service_uid, (0, 0))
+        now = self._clock.now()
+        if now - counted > QUEUE_COUNT_AGE:
+            count, counted = await self.ledger.queued(service_uid), now
+        if count >= limits.max_queued:
+            raise LimitExceeded(
+                f"{limits.max_queued} jobs of {service} wait already (its job_limits.max_queued)",
+                metadata={"service": service, "limit": str(limits.max_queued)},
+                retry_after=5.0,
+            )
+        self._lengths[service_uid] = (count + 1, counted)
+
+    # --- and what becomes of them ------------------------------------------------------------------------------------
+
+    async def get(self, job: str) -> JobView:
+        """A job; its result, if it has result_ttl 0, is gone after this delivery."""
+        view = await self.ledger.get(job)
+        await self._delivered(view)
+        return view
+
+    async def _delivered(self, view: JobView) -> None:
+        row = view.row
+        if row.state == State.SUCCEEDED and not row.result_expired:
+            options = job_options_pb2.JobOptions.FromString(row.options)
+            if not options.keep_result and options.result_ttl.ToMicroseconds() == 0:
+                await self.ledger.expire(row.id)
+
+    async def watch(self, job: str, from_sequence: int) -> AsyncIterator[JobView]:
+        """The job as it is if it has changed since ``from_sequence``, then after each change until it is terminal."""
+        with self.changes.of_job(job) as bell:
+            last = from_sequence
+            while True:
+                view = await self.ledger.get(job)
+                if view.row.sequence > last:
+                    last = view.row.sequence
+                    yield view
+                    if view.row.state in TERMINAL:
+                        await self._delivered(view)
+                if view.row.state in TERMINAL:
+                    return
+                # The ring is only a hint: a change through another gateway rings here late, or not at all.
+                await bell.wait(5.0)
+
+    async def wait(self, job: str, timeout: float | None) -> JobView:
+        """The job once it is terminal, or as it is after ``timeout`` seconds."""
+        with self.changes.of_job(job) as bell:
+            end = None if timeout is None else self._clock.now() + int(timeout * 1_000_000)
+            while True:
+                view = await self.ledger.get(job)
+                left = None if end is None else (end - self._clock.now()) / 1_000_000
+                if view.row.state in TERMINAL or (left is not None and left <= 0):
+                    await self._delivered(view)
+                    return view
+                await bell.wait(5.0 if left is None else min(5.0, left))
+
+    async def cancel(self, job: str, mode: CancelMode) -> JobView:
+        """Asks a job to end; the job as it is then."""
+        view = await self.ledger.get(job)
+        if mode == CancelMode.FINISH and not view.row.finishable and view.row.state not in TERMINAL:
+            raise NotFinishable(f"{view.row.method} cannot end early and keep its work; cancel it with mode ABORT")
+        outcome = await self.ledger.cancel(job, mode)
+        self.changes.publish(outcome.changed)
+        return await self.ledger.get(job)
+
+    async def retry(
+        self, job: str, options: job_options_pb2.JobOptions | None, principal: str, traceparent: str
+    ) -> JobView:
+        """A new job with the old one's request."""
+        return await self._created(await self._again(job, options, principal, traceparent))
+
+    async def _again(
+        self, job: str, options: job_options_pb2.JobOptions | None, principal: str, traceparent: str
+    ) -> Created:
+        row: Any = await self.ledger.payload(job)
+        if State(row.state) not in TERMINAL:
+            raise StateInvalid(f"jobs/{job} has not ended (it is {State(row.state).name}); cancel it or wait")
+        entry = self._directory.entry(row.service)
+        if entry.uid != row.service_uid:
+            raise StateInvalid(f"{row.service} was deleted and made again since; create a new job")
+        method = method_of(entry, row.method)
+        if options is None:
+            options = job_options_pb2.JobOptions.FromString(row.options)
+            options.ClearField("request_id")
+        payload = row.payload if row.payload is not None else await self._payloads.get(row.payload_artifact)
+        new = await self._prepare(entry, method, payload, options, "options", principal, traceparent, retry_of=job)
+        return (await self._store([(new, entry.limits)]))[0]
+
+    async def redrive(self, letter: str, principal: str, traceparent: str) -> JobView:
+        """A new job from a dead letter, or the one that was made of it before."""
+        row = await self.ledger.dead_letter(letter)
+        if row.redriven_as:
+            return await self.ledger.get(row.redriven_as)
+        if not row.job:
+            raise StateInvalid(f"deadLetters/{letter} is a record that is no job of ours; it cannot be run")
+        # The request_id makes two redrives at once give one job.
+        options = job_options_pb2.JobOptions.FromString((await self.ledger.payload(row.job)).options)
+        options.request_id = f"redrive-{letter}"
+        created = await self._again(row.job, options, principal, traceparent)
+        view = await self._created(created)
+        await self.ledger.redriven(letter, created.id)
+        return view
+
+
+def method_of(entry: Entry, full_name: str) -> CatalogMethod:
+    """The method of a service's driver.
+
+    Raises:
+        DriverNotAvailable: the service has no driver.
+        MethodUnknown: its driver's services have no such method.
+        CapabilityMissing: the driver does not implement it.
+    """
+    if entry.methods is None:
+        raise DriverNotAvailable(
+            f"{entry.name} has no driver; call MatchDrivers to see which fit, then AssignDriver",
+            metadata={"service": entry.name},
+        )
+    method = entry.methods.get(full_name)
+    if method is None:
+        raise MethodUnknown(
+            f"{entry.driver} has no method {full_name!r}; GetDriver lists its methods", metadata={"service": entry.name}
+        )
+    if entry.implemented is not None and full_name not in entry.implemented:
+        raise CapabilityMissing(
+            f"{entry.driver}, the driver of {entry.name}, does not implement {full_name}",
+            metadata={"service": entry.name, "driver": entry.driver},
+        )
+    return method
+
+
+def _addressed(payload: bytes, service: str, method: CatalogMethod) -> tuple[bytes, job_options_pb2.JobOptions | None]:
+    """The request with its service filled in, and the options inside it, if there are any."""
+    try:
+        route = route_pb2.LongRunningRoute() if method.long_running is not None else route_pb2.Route()
+        route.ParseFromString(payload)
+    except DecodeError:
+        raise DataInvalid("request", "does not decode") from None
+    if route.service and route.service != service:
+        raise DataInvalid("request.service", f"is {route.service!r}, the job is for {service!r}")
+    if not route.service:
+        # Fields may come in any order on the wire, so that a field can be added at the end.
+        payload += route_pb2.Route(service=service).SerializeToString()
+    inside = None
+    if isinstance(route, route_pb2.LongRunningRoute) and route.HasField("job_options"):
+        inside = route.job_options
+    return payload, inside
+
+
+def _request_hash(
+    entry: Entry, method: CatalogMethod, payload: bytes, options: job_options_pb2.JobOptions, retry_of: str
+) -> bytes:
+    digest = hashlib.sha256()
+    for part in (
+        entry.uid.encode(),
+        method.full_name.encode(),
+        retry_of.encode(),
+        payload,
+        options.SerializeToString(deterministic=True),
+    ):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
