@@ -16,7 +16,7 @@ class StartSpec:
 
     instance: str
     target: Target
-    folders: InstanceFolders
+    folders: InstanceFolders | None  # None where the runtime does not own the sidecar
     logs: LogBuffer
     max_message_bytes: int
     log_level: str

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import IO
 
-from onecontainer.errors import DriverNotAvailable, DriverUnreachable
+from onecontainer.errors import DriverNotAvailable, DriverUnreachable, InternalError
+from onecontainer.sidecars.folders import InstanceFolders
 from onecontainer.sidecars.logs import LineSplitter, LogBuffer
 from onecontainer.sidecars.model import RuntimeKind, Target
 from onecontainer.sidecars.runtime import StartSpec
@@ -118,6 +119,8 @@ class ProcessRuntime:
         self._environment = os.environ if environment is None else environment
 
     async def start(self, spec: StartSpec) -> _Process:
+        if spec.folders is None:
+            raise InternalError("a child process needs folders")
         command = self._command(spec.target)
         target = f"unix:{spec.folders.socket}"
         try:
@@ -127,7 +130,7 @@ class ProcessRuntime:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=spec.folders.scratch,
-                env=self._sidecar_environment(spec, target),
+                env=self._sidecar_environment(spec, spec.folders, target),
                 start_new_session=True,
             )
         except OSError as error:
@@ -141,10 +144,9 @@ class ProcessRuntime:
             raise
         return process
 
-    def _sidecar_environment(self, spec: StartSpec, target: str) -> dict[str, str]:
+    def _sidecar_environment(self, spec: StartSpec, folders: InstanceFolders, target: str) -> dict[str, str]:
         # Our own variables are the gateway's settings and secrets: a sidecar gets only what is meant for it.
         environment = {name: value for name, value in self._environment.items() if not name.startswith("ONECONTAINER_")}
-        folders = spec.folders
         environment |= {
             "PYTHONUNBUFFERED": "1",
             "ONECONTAINER_LISTEN": target,

@@ -1,0 +1,314 @@
+"""One sidecar from its start to its end: started, identified, attached, probed, watched, drained, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import grpc
+
+from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.clock import Clock
+from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError
+from onecontainer.sidecars.conversation import Conversation
+from onecontainer.sidecars.folders import Folders, InstanceFolders
+from onecontainer.sidecars.logs import LogBuffer
+from onecontainer.sidecars.model import Endpoint, InstanceIdentity, Sidecar, SidecarEvent, SidecarState, Target
+from onecontainer.sidecars.policy import Policy
+from onecontainer.sidecars.runtime import RunningSidecar, Runtime, StartSpec
+from onecontainer.sidecars.secrets import SecretStore
+from onecontainer.sidecars.tokens import InstanceTokens
+
+log = logging.getLogger(__name__)
+
+KILL_GRACE = 1.0
+DRAIN_SLACK = 5.0
+CHANNEL_GRACE = 2.0
+EXIT_PRECEDENCE = 0.5
+"""Seconds that a broken connection waits for the news of the process's end, which tells more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all instances of a supervisor share."""
+
+    folders: Folders
+    secrets: SecretStore
+    tokens: InstanceTokens
+    clock: Clock
+    policy: Policy
+    start_gate: asyncio.Semaphore
+    job_source: Callable[[Target], driver_pb2.JobSource | None]
+    open_channel: Callable[[str], grpc.aio.Channel]
+    sleep: Callable[[float], Awaitable[None]]
+    new_token: Callable[[], str]
+
+
+class Instance:
+    """One start of a sidecar. `record` is its state for others; `ready` and `ended` are set once, in this order if at all."""
+
+    def __init__(
+        self,
+        name: str,
+        target: Target,
+        runtime: Runtime,
+        restart_count: int,
+        around: Surroundings,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.target = target
+        self.runtime = runtime
+        self.record = Sidecar(
+            name=name,
+            service=target.service,
+            service_uid=target.uid,
+            driver=target.driver,
+            runtime=runtime.kind,
+            restart_count=restart_count,
+            create_time=around.clock.now(),
+        )
+        self.logs = LogBuffer(around.clock, around.folders.log(name) if runtime.owns else None)
+        self.endpoint: Endpoint | None = None
+        self.conversation: Conversation | None = None
+        self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.refused = False
+        self._around = around
+        self._on_change = on_change
+        self._token: str | None = None
+        self._folders: InstanceFolders | None = None
+        self._running: RunningSidecar | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._hurry = asyncio.Event()
+        self._release_gate: Callable[[], None] = lambda: None
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    def begin(self, tasks: asyncio.TaskGroup) -> None:
+        """Starts it, as a task of the group."""
+        self._task = tasks.create_task(self._run(), name=self.name)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Ends it; answers when it has ended. Idempotent."""
+        self._stopping = True
+        self._become(SidecarEvent.STOP)
+        if self._running is not None:
+            await self._running.stop(self._around.policy.stop_grace if grace is None else grace)
+        elif self._task is not None:
+            self._task.cancel()
+        await self.ended.wait()
+
+    def hurry(self) -> None:
+        """What still runs in it is not waited for any longer."""
+        self._hurry.set()
+
+    async def retire(self, drain_timeout: float) -> None:
+        """Takes nothing new, lets what runs end, then stops; somebody else's sidecar is detached instead."""
+        if self.ended.is_set():
+            return
+        self._become(SidecarEvent.DRAIN)
+        if self.conversation is not None:
+            leave = (
+                self.conversation.drain(drain_timeout, drain_timeout + DRAIN_SLACK)
+                if self.runtime.owns
+                else self.conversation.detach(drain_timeout)
+            )
+            await first_of(leave, self._hurry.wait(), self.ended.wait())
+        await self.stop()
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            await self._live()
+        except asyncio.CancelledError:
+            # A stop before there was anything to stop cancels the task; any other cancellation is the group's.
+            if not self._stopping:
+                raise
+        except OneContainerError as error:
+            self._fail(error)
+        except Exception as error:
+            log.exception("%s: a defect of the supervisor", self.name)
+            self._fail(InternalError(f"the gateway failed to look after the sidecar: {error}"))
+        finally:
+            await self._clean_up()
+
+    async def _live(self) -> None:
+        running = await self._start()
+        exit_news = asyncio.ensure_future(running.wait())
+        steps = asyncio.ensure_future(self._steps(running))
+        try:
+            await asyncio.wait((exit_news, steps), return_when=asyncio.FIRST_COMPLETED)
+            if not exit_news.done():
+                await asyncio.wait((exit_news,), timeout=EXIT_PRECEDENCE)
+            if self._stopping:
+                return
+            if exit_news.done():
+                raise self._with_log(f"the sidecar {exit_news.result()}")
+            await steps
+        finally:
+            exit_news.cancel()
+            steps.cancel()
+            await asyncio.gather(exit_news, steps, return_exceptions=True)
+
+    async def _start(self) -> RunningSidecar:
+        around, target = self._around, self.target
+        await self._enter_gate()
+        if self.runtime.owns:
+            self._token = around.new_token()
+            self._folders = around.folders.make(
+                self.name, target.uid, self._token, around.secrets.read_all(target.secrets)
+            )
+        elif target.runtime.token_secret:
+            self._token = around.secrets.read(target.runtime.token_secret.removeprefix("secrets/"))
+        if self._token is not None:
+            identity = InstanceIdentity(self.name, target.service, target.uid, target.slots)
+            around.tokens.register(self._token, identity)
+        spec = StartSpec(
+            instance=self.name,
+            target=target,
+            folders=self._folders,
+            logs=self.logs,
+            max_message_bytes=around.policy.max_message_bytes,
+            log_level=around.policy.log_level,
+        )
+        self._running = await self.runtime.start(spec)
+        self.record = replace(self.record, target=self._running.target, runtime_id=self._running.runtime_id)
+        self._on_change()
+        return self._running
+
+    async def _enter_gate(self) -> None:
+        """Only so many start at once, but one that hangs holds its place for a bounded time only."""
+        gate = self._around.start_gate
+        await gate.acquire()
+        held = [True]
+
+        def release() -> None:
+            if held:
+                held.clear()
+                gate.release()
+
+        asyncio.get_running_loop().call_later(self._around.policy.start_slot, release)
+        self._release_gate = release
+
+    async def _steps(self, running: RunningSidecar) -> None:
+        policy, target = self._around.policy, self.target
+        channel = self._around.open_channel(running.target)
+        talk = Conversation(channel, running.target, self._token, target, self.name, policy, self._around.sleep)
+        self.conversation = talk
+        try:
+            async with asyncio.timeout(policy.start_timeout):
+                info = await talk.wait_for_answer()
+        except TimeoutError:
+            raise self._with_log(f"the sidecar did not answer in {policy.start_timeout:g} s") from None
+        self._release_gate()
+        try:
+            await talk.attach(info, self._around.job_source(target) if self._token is not None else None)
+        except OneContainerError as error:
+            self.refused = error.code is Code.INVALID_ARGUMENT
+            raise
+        self._become(SidecarEvent.ATTACHED)
+        await self._probe_until_ready(talk)
+        self.endpoint = Endpoint(
+            instance=self.name,
+            channel=channel,
+            metadata=talk.metadata,
+            methods=frozenset(info.methods),
+            max_message_bytes=info.max_message_bytes or policy.max_message_bytes,
+        )
+        self._become(SidecarEvent.BACKEND_READY, error=None, ready_time=self._around.clock.now())
+        self.ready.set()
+        await self._watch(talk)
+
+    async def _probe_until_ready(self, talk: Conversation) -> None:
+        interval = self._around.policy.first_probe_interval
+        while True:
+            ready, error = await talk.probe()
+            if ready:
+                return
+            if self.record.state is SidecarState.PROBING and not _same(error, self.record.error):
+                self._become(SidecarEvent.BACKEND_BROKEN, error=error)
+            await self._around.sleep(interval)
+            interval = min(interval * 1.5, self._around.policy.probe_interval)
+
+    async def _watch(self, talk: Conversation) -> None:
+        """Asks again and again whether it still answers, and whether its backend does. Raises when it hangs."""
+        policy = self._around.policy
+        silent = 0
+        while True:
+            await self._around.sleep(policy.probe_interval)
+            if self.record.state is SidecarState.DRAINING:
+                continue  # the drain has its own limit, and a draining sidecar may well be busy
+            error = await talk.check_health()
+            silent = 0 if error is None else silent + 1
+            if silent >= policy.health_failures:
+                raise self._with_log(f"the sidecar does not answer: {error}")
+            if error is not None:
+                continue
+            ready, error = await talk.probe()
+            if self.record.state not in (SidecarState.READY, SidecarState.PROBING):
+                continue
+            if ready and self.record.state is SidecarState.PROBING:
+                self._become(SidecarEvent.BACKEND_READY, error=None)
+            elif not ready and not (self.record.state is SidecarState.PROBING and _same(error, self.record.error)):
+                self._become(SidecarEvent.BACKEND_BROKEN, error=error)
+
+    # --- its end -----------------------------------------------------------------------------------------------------
+
+    def _fail(self, error: OneContainerError) -> None:
+        if self._stopping:
+            return
+        self._become(SidecarEvent.REFUSED if self.refused else SidecarEvent.FAILED, error=error)
+
+    def _with_log(self, text: str) -> DriverUnreachable:
+        lines = self.logs.last_errors()
+        text = f"{text}; its last lines:\n{lines}" if lines else text
+        return DriverUnreachable(text, metadata={"sidecar": self.name, "sidecar_state": self.record.state.value})
+
+    async def _clean_up(self) -> None:
+        self._release_gate()
+        self.endpoint = None
+        if self._running is not None:
+            await self._running.stop(KILL_GRACE if not self._stopping else self._around.policy.stop_grace)
+        if self._token is not None:
+            self._around.tokens.revoke(self._token, self.name)
+        if self.conversation is not None:
+            # Calls in flight end by themselves, for the other side is gone; close() would cancel them, and with them the callers' tasks.
+            with contextlib.suppress(Exception):
+                await self.conversation.channel.close(CHANNEL_GRACE)
+        if self._folders is not None:
+            self._around.folders.remove(self._folders)
+        self.logs.end()
+        if self.record.state not in (SidecarState.BACKOFF, SidecarState.STOPPED):
+            self._become(SidecarEvent.STOP)
+        self.ended.set()
+        self._on_change()
+
+    def _become(self, event: SidecarEvent, **changes: object) -> None:
+        if self._stopping and event is not SidecarEvent.STOP:
+            return  # news of a step that was under way when the stop came
+        self.record = self.record.after(event, **changes)
+        if self.record.state in (SidecarState.DRAINING, SidecarState.STOPPED, SidecarState.BACKOFF):
+            self.endpoint = None
+        self._on_change()
+
+
+def _same(one: OneContainerError | None, other: OneContainerError | None) -> bool:
+    return (one is None) == (other is None) and str(one) == str(other)
+
+
+async def first_of(*waits: Awaitable[object]) -> None:
+    """Waits for the first of them and cancels the others. What they raise is dropped."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,223 @@
+"""Keeps one service on a sidecar: starts, starts again, switches from the old one to the new one, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from onecontainer.errors import InternalError, OneContainerError
+from onecontainer.sidecars.instance import Instance, Surroundings, first_of
+from onecontainer.sidecars.model import RuntimeKind, ServiceState, SidecarState, Target
+from onecontainer.sidecars.policy import restart_delay
+from onecontainer.sidecars.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+DEFECT_PAUSE = 1.0
+
+
+class Keeper:
+    """Brings a service to its target, one round per start. `run` is its only task; all else tells it what to do."""
+
+    def __init__(
+        self,
+        target: Target,
+        runtimes: Mapping[RuntimeKind, Runtime],
+        default_runtime: RuntimeKind,
+        around: Surroundings,
+        new_name: Callable[[Target, Runtime], str],
+        random: Callable[[], float],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.target: Target | None = target
+        self.serving: Instance | None = None
+        self.newest: Instance | None = None
+        self.past: deque[Instance] = deque()
+        self.done = asyncio.Event()
+        self._retiring: set[Instance] = set()
+        self._runtimes = runtimes
+        self._default_runtime = default_runtime
+        self._around = around
+        self._new_name = new_name
+        self._random = random
+        self._on_change = on_change
+        self._wake = asyncio.Event()
+        self._removing = False
+        self._closing = False
+        self._drain: float = 0
+        self._failures = 0
+        self._last_error: OneContainerError | None = None
+        self._refused = False
+
+    # --- orders ------------------------------------------------------------------------------------------------------
+
+    def apply(self, target: Target, *, restart: bool) -> None:
+        """The target from now on. What differs in nothing but the drain timeout starts nothing new."""
+        old, self.target = self.target, target
+        if restart or old is None or replace(old, drain_timeout=target.drain_timeout) != target:
+            self._failures = 0
+            self._refused = False
+            self._wake.set()
+
+    def remove(self, drain: float) -> None:
+        """Ends the service: what runs gets `drain` seconds. `done` is set when all has ended."""
+        self._removing = True
+        self._end(drain)
+
+    def close(self) -> None:
+        """The gateway stops: its own sidecars end, those of others go on as they are."""
+        self._closing = True
+        self._end(0)
+
+    def _end(self, drain: float) -> None:
+        self.target = None
+        self._drain = drain
+        self._wake.set()
+        loop = asyncio.get_running_loop()
+        for instance in self._retiring:
+            loop.call_later(drain, instance.hurry)
+
+    # --- what is to be seen ------------------------------------------------------------------------------------------
+
+    @property
+    def current(self) -> Instance | None:
+        """The instance to ask: the serving one if it lives, else the newest."""
+        return self.serving if self.serving is not None and not self.serving.ended.is_set() else self.newest
+
+    def instances(self) -> list[Instance]:
+        """All that are known, the serving one first, then by age, newest first."""
+        found = [self.serving, self.newest, *self._retiring, *reversed(self.past)]
+        return list(dict.fromkeys(instance for instance in found if instance is not None))
+
+    def state(self) -> tuple[ServiceState, OneContainerError | None]:
+        """Where the service stands, and the cause if all is not well.
+
+        A service that is served by its old sidecar is READY, with the error of the new one that does not come up.
+        """
+        if self._removing:
+            return ServiceState.DELETING, None
+        current = self.current
+        if current is None:
+            return self._starting()
+        record = current.record
+        if record.state is SidecarState.READY:
+            return ServiceState.READY, self._last_error
+        if self._refused:
+            return ServiceState.FAILED, self._last_error
+        if record.state is SidecarState.PROBING and record.error is not None:
+            return ServiceState.UNAVAILABLE, record.error
+        if record.state is SidecarState.BACKOFF:
+            return ServiceState.UNAVAILABLE, record.error or self._last_error
+        return self._starting()
+
+    def _starting(self) -> tuple[ServiceState, OneContainerError | None]:
+        if self._last_error is not None:
+            return ServiceState.UNAVAILABLE, self._last_error
+        return ServiceState.STARTING, None
+
+    # --- its task ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until it is removed or closed."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while self.target is not None:
+                    self._wake.clear()
+                    try:
+                        await self._round(tasks, self.target)
+                    except Exception as error:
+                        # A defect here must not end the supervision of this service, and of no other at all.
+                        log.exception("%s: a defect of the supervisor", self.target)
+                        self._last_error = InternalError(f"the gateway failed to look after the service: {error}")
+                        self._on_change()
+                        await first_of(self._around.sleep(DEFECT_PAUSE), self._wake.wait())
+                await self._finish()
+        finally:
+            self.done.set()
+
+    async def _round(self, tasks: asyncio.TaskGroup, target: Target) -> None:
+        """One start: up to its end, or to the next order."""
+        runtime = self._runtimes[target.runtime.kind or self._default_runtime]
+        old = self.serving
+        if old is not None and not old.ended.is_set() and (target.exclusive or not (runtime.owns and old.runtime.owns)):
+            # Its state, or its address, cannot be shared.
+            await self._retire(old, target.drain_timeout)
+            if self.target is not target:
+                return
+        instance = Instance(
+            self._new_name(target, runtime), target, runtime, self._failures, self._around, self._on_change
+        )
+        self._keep(self.newest)
+        self.newest = instance
+        instance.begin(tasks)
+        await first_of(instance.ready.wait(), instance.ended.wait(), self._wake.wait())
+        if instance.ready.is_set() and not instance.ended.is_set():
+            self._switch(instance, tasks, target)
+            await first_of(instance.ended.wait(), self._wake.wait())
+        if instance.ended.is_set():
+            await self._after_end(instance)
+        elif instance is not self.serving:
+            await instance.stop()
+
+    def _switch(self, instance: Instance, tasks: asyncio.TaskGroup, target: Target) -> None:
+        old, self.serving = self.serving, instance
+        self._last_error = None
+        self._on_change()
+        if old is not None and not old.ended.is_set():
+            tasks.create_task(self._retire(old, target.drain_timeout))
+
+    async def _retire(self, instance: Instance, drain_timeout: float) -> None:
+        self._retiring.add(instance)
+        try:
+            await instance.retire(drain_timeout)
+        finally:
+            self._retiring.discard(instance)
+            self._keep(instance)
+            self._on_change()
+
+    async def _after_end(self, instance: Instance) -> None:
+        """Waits until it is time to start again, or for the next order."""
+        if self.serving is instance:
+            self.serving = None
+        self._last_error = instance.record.error
+        if instance.refused:
+            self._refused = True
+            self._on_change()
+            await self._wake.wait()
+            return
+        ready_time, now = instance.record.ready_time, self._around.clock.now()
+        if ready_time and now - ready_time >= self._around.policy.backoff_reset * 1e6:
+            self._failures = 0
+        self._failures += 1
+        delay = restart_delay(self._around.policy, self._failures, self._random)
+        instance.record = replace(instance.record, next_start_time=now + int(delay * 1e6))
+        log.warning("%s ended, next start in %.1f s: %s", instance.name, delay, self._last_error)
+        self._on_change()
+        await first_of(self._around.sleep(delay), self._wake.wait())
+
+    async def _finish(self) -> None:
+        leaving = [one for one in (self.serving, self.newest) if one is not None and not one.ended.is_set()]
+        for instance in dict.fromkeys(leaving):
+            if self._closing or instance is not self.serving:
+                await instance.stop()
+            else:
+                await self._retire(instance, self._drain)
+        for instance in list(self._retiring):
+            if self._closing:
+                await instance.stop()
+
+    def _keep(self, instance: Instance | None) -> None:
+        """Ended ones are kept for a while: their logs tell why."""
+        if instance is None or instance is self.serving or instance in self._retiring or instance in self.past:
+            return
+        self.past.append(instance)
+        while len(self.past) > self._around.policy.past_instances:
+            self.past.popleft().logs.forget()
+
+    def forget(self) -> None:
+        """Removes the logs of all instances."""
+        for instance in self.instances():
+            instance.logs.forget()

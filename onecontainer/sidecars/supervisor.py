@@ -1,0 +1,255 @@
+"""The supervisor: which sidecar serves a service now, and everything that can be asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random as random_module
+import secrets as secrets_module
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
+
+import grpc
+
+from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.clock import Clock
+from onecontainer.errors import DriverNotAvailable, DriverUnreachable, OneContainerError, ResourceNotFound, StateInvalid
+from onecontainer.rpc.channel import open_channel
+from onecontainer.settings import is_loopback
+from onecontainer.sidecars.folders import Folders
+from onecontainer.sidecars.instance import Instance, Surroundings
+from onecontainer.sidecars.keeper import Keeper
+from onecontainer.sidecars.model import (
+    Endpoint,
+    Heartbeat,
+    HeartbeatLayer,
+    HeartbeatState,
+    InstanceIdentity,
+    LayerHeartbeat,
+    LogLine,
+    ServiceState,
+    Sidecar,
+    SidecarState,
+    Target,
+)
+from onecontainer.sidecars.policy import Policy
+from onecontainer.sidecars.runtime import Runtime
+from onecontainer.sidecars.secrets import SecretStore
+from onecontainer.sidecars.tokens import InstanceTokens
+
+log = logging.getLogger(__name__)
+
+SIDECAR_TYPE = "onecontainer.dev/Sidecar"
+
+
+def _new_token() -> str:
+    return secrets_module.token_urlsafe(32)
+
+
+def _new_suffix() -> str:
+    return secrets_module.token_hex(6)
+
+
+class Supervisor:
+    """Runs the sidecars of all services. An async context manager: leaving it stops the ones that are the gateway's own.
+
+    `job_source` tells where a target's sidecar gets its jobs from; None: it runs none. The first runtime is the default.
+    """
+
+    def __init__(
+        self,
+        runtimes: Iterable[Runtime],
+        *,
+        folders: Folders,
+        secrets: SecretStore,
+        clock: Clock,
+        policy: Policy,
+        job_source: Callable[[Target], driver_pb2.JobSource | None],
+        channel: Callable[[str], grpc.aio.Channel] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        random: Callable[[], float] = random_module.random,
+        new_token: Callable[[], str] = _new_token,
+        new_suffix: Callable[[], str] = _new_suffix,
+    ) -> None:
+        all_runtimes = list(runtimes)
+        self._runtimes = {runtime.kind: runtime for runtime in all_runtimes}
+        self.default_runtime = all_runtimes[0].kind
+        self._folders = folders
+        self._tokens = InstanceTokens()
+        self._policy = policy
+        self._random = random
+        self._new_suffix = new_suffix
+        self._around = Surroundings(
+            folders=folders,
+            secrets=secrets,
+            tokens=self._tokens,
+            clock=clock,
+            policy=policy,
+            start_gate=asyncio.Semaphore(policy.concurrent_starts),
+            job_source=job_source,
+            open_channel=channel or self._open_channel,
+            sleep=sleep,
+            new_token=new_token,
+        )
+        self._keepers: dict[str, Keeper] = {}
+        self._listeners: list[Callable[[str], None]] = []
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def __aenter__(self) -> Supervisor:
+        await asyncio.to_thread(self._folders.clean)
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        tasks, self._tasks = self._tasks, None
+        for keeper in self._keepers.values():
+            keeper.close()
+        if tasks is not None:
+            # The keepers end by themselves: an error of the body must not kill them before they have stopped their children.
+            await tasks.__aexit__(None, None, None)
+
+    # --- orders ------------------------------------------------------------------------------------------------------
+
+    @property
+    def runtimes(self) -> frozenset[str]:
+        """Names of the runtimes there are here."""
+        return frozenset(kind.value for kind in self._runtimes)
+
+    async def apply(self, target: Target, *, restart: bool = False) -> None:
+        """Brings the service to this target; answers at once. The same target again does nothing, unless `restart`."""
+        keeper = self._keepers.get(target.uid)
+        if keeper is not None and keeper.target is not None:
+            keeper.apply(target, restart=restart)
+            return
+        if keeper is not None:
+            # It is being ended: its sidecars may hold the state folder until they are gone.
+            await keeper.done.wait()
+        if self._tasks is None:
+            raise RuntimeError("the supervisor is closed")
+        keeper = Keeper(
+            target,
+            self._runtimes,
+            self.default_runtime,
+            self._around,
+            self._name,
+            self._random,
+            partial(self._changed, target.uid),
+        )
+        self._keepers[target.uid] = keeper
+        self._tasks.create_task(keeper.run(), name=f"keeper of {target.service}")
+        self._changed(target.uid)
+
+    async def unassign(self, uid: str, drain: float) -> None:
+        """Ends the service's sidecars, and keeps its state folder. Idempotent."""
+        keeper = self._keepers.get(uid)
+        if keeper is None:
+            return
+        keeper.remove(drain)
+        await keeper.done.wait()
+        if self._keepers.get(uid) is keeper:
+            del self._keepers[uid]
+        keeper.forget()
+
+    async def remove(self, uid: str, drain: float) -> None:
+        """Ends the service's sidecars; what runs in them gets `drain` seconds. Its state folder goes too. Idempotent."""
+        await self.unassign(uid, drain)
+        await asyncio.to_thread(self._folders.remove_state, uid)
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def endpoint(self, uid: str) -> Endpoint | None:
+        """The sidecar that takes the service's calls now, None if there is none."""
+        keeper = self._keepers.get(uid)
+        return keeper.serving.endpoint if keeper is not None and keeper.serving is not None else None
+
+    def state(self, uid: str) -> tuple[ServiceState, OneContainerError | None]:
+        """Where the service stands, and why if all is not well."""
+        keeper = self._keepers.get(uid)
+        return (ServiceState.UNASSIGNED, None) if keeper is None else keeper.state()
+
+    def authenticate(self, token: str) -> InstanceIdentity | None:
+        """Whom an instance token stands for; None: for nobody, or the instance has been stopped."""
+        return self._tokens.authenticate(token)
+
+    def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Calls back with a service's uid whenever its state or one of its sidecars changes. Returns what ends it."""
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    def sidecars(self, uid: str | None = None) -> list[Sidecar]:
+        """Sidecars of a service, the serving one first; of all services, newest first. The last ended ones too."""
+        if uid is not None:
+            keeper = self._keepers.get(uid)
+            return [] if keeper is None else [instance.record for instance in keeper.instances()]
+        found = [instance.record for keeper in self._keepers.values() for instance in keeper.instances()]
+        return sorted(found, key=lambda record: (-record.create_time, record.name))
+
+    def sidecar(self, name: str) -> Sidecar:
+        """Raises ResourceNotFound."""
+        return self._instance(name).record
+
+    async def heartbeat(self, uid: str, timeout: float) -> Heartbeat:
+        """Asks each layer now. Raises DriverNotAvailable if the service has no sidecar to come."""
+        keeper = self._keepers.get(uid)
+        if keeper is None:
+            raise DriverNotAvailable("the service has no driver; call MatchDrivers, then AssignDriver")
+        current = keeper.current
+        talk = current.conversation if current is not None and not current.ended.is_set() else None
+        if current is None or talk is None:
+            state, error = keeper.state()
+            starting = state is ServiceState.STARTING or (current is not None and not current.ended.is_set())
+            first = LayerHeartbeat(
+                HeartbeatLayer.SIDECAR,
+                HeartbeatState.STARTING if starting else HeartbeatState.UNAVAILABLE,
+                error=error if error is not None or starting else DriverUnreachable("no sidecar runs"),
+            )
+            rest = (HeartbeatLayer.DRIVER, HeartbeatLayer.BACKEND)
+            return Heartbeat("", (first, *(LayerHeartbeat(layer, HeartbeatState.SKIPPED) for layer in rest)))
+        starting = current.record.state is SidecarState.STARTING
+        return Heartbeat(current.name, await talk.heartbeat(timeout, starting=starting))
+
+    async def logs(self, name: str, tail: int, follow: bool) -> AsyncIterator[list[LogLine]]:
+        """The last lines of a sidecar, then with `follow` each further one until it ends.
+
+        Raises ResourceNotFound, and StateInvalid for one that somebody else started.
+        """
+        instance = self._instance(name)
+        if not instance.runtime.owns:
+            raise StateInvalid(f"{name} is attached: its logs are with whoever started it")
+        if not follow:
+            yield instance.logs.tail(tail)
+            return
+        async for lines in instance.logs.follow(tail):
+            yield lines
+
+    def _instance(self, name: str) -> Instance:
+        for keeper in self._keepers.values():
+            for instance in keeper.instances():
+                if instance.name == name:
+                    return instance
+        raise ResourceNotFound(
+            f"there is no {name}; every start makes a new one, ListSidecars tells which there are",
+            resource=(SIDECAR_TYPE, name),
+        )
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _changed(self, uid: str) -> None:
+        for listener in list(self._listeners):
+            try:
+                listener(uid)
+            except Exception:
+                log.exception("a listener of the supervisor failed")
+
+    def _name(self, target: Target, runtime: Runtime) -> str:
+        service = target.service.removeprefix("services/")
+        if runtime.owns:
+            return f"sidecars/{service[:48]}-{self._new_suffix()}"
+        # Somebody else's sidecar goes on when the gateway starts anew: under the same name Attach is a repetition, and
+        # what runs in it runs on.
+        identity = f"{target.uid} {target.runtime.endpoint} {target.generation}"
+        return f"sidecars/{service[:48]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+    def _open_channel(self, target: str) -> grpc.aio.Channel:
+        return open_channel(target, max_message_bytes=self._policy.max_message_bytes, tls=not is_loopback(target))
