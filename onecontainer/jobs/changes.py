@@ -47,13 +47,17 @@ class Changes:
     def publish(self, changed: Iterable[Changed]) -> None:
         """Tells of changes that are committed."""
         for change in changed:
-            for bell in self._jobs.get(change.id, ()):
-                bell.ring()
+            self.touch(change.id)
             # A slot became free, or there is a job to take.
             if change.left_lease or change.state == State.QUEUED:
                 self.work(change.service_uid)
             for listener in self._listeners:
                 listener(change)
+
+    def touch(self, job: str) -> None:
+        """Lets the watchers of a job look again."""
+        for bell in self._jobs.get(job, ()):
+            bell.ring()
 
     def work(self, service_uid: str) -> None:
         """Tells the workers of a service to look."""

@@ -31,8 +31,7 @@ from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.ledger import Created, JobView, Ledger
 from onecontainer.jobs.model import TERMINAL, CancelMode, Limits, Method, NewJob, State
 
-ARTIFACT_NAME = re.compile(rb"artifacts/([0-9a-hjkmnp-tv-z]{26})")
-ANY_PREFIX = "type.googleapis.com/"
+ARTIFACT_NAME = re.compile(rb"artifacts/([0-9a-f]{32})")
 QUEUE_COUNT_AGE = 2_000_000
 """Microseconds for which the length of a queue is reckoned on instead of counted."""
 
@@ -222,7 +221,11 @@ class Jobs:
             traceparent=traceparent,
             retry_of=retry_of,
             labels=dict(sent.labels),
-            inputs=tuple(sorted({f"artifacts/{match.decode()}" for match in ARTIFACT_NAME.findall(payload)})),
+            inputs=tuple(
+                sorted(
+                    {f"artifacts/{match.decode()}" for match in ARTIFACT_NAME.findall(payload)} | ({artifact} - {""})
+                )
+            ),
         )
 
     async def _store(self, new: Sequence[tuple[NewJob, Limits]]) -> list[Created]:
@@ -297,6 +300,12 @@ class Jobs:
         outcome = await self.ledger.cancel(job, mode)
         self.changes.publish(outcome.changed)
         return await self.ledger.get(job)
+
+    async def delete(self, job: str) -> None:
+        """Removes a terminal job, its result and the artifacts it made."""
+        await self.ledger.delete(job)
+        # Its watchers find it gone.
+        self.changes.touch(job)
 
     async def retry(
         self, job: str, options: job_options_pb2.JobOptions | None, principal: str, traceparent: str

@@ -184,6 +184,10 @@ class SqlLedger:
     async def get(self, job: str) -> JobView:
         return await self._database.read(lambda c: sql_reads.get(c, job, self._artifacts))
 
+    async def views(self, jobs: Sequence[str]) -> dict[str, JobView]:
+        """Several jobs at once, without attempts, artifacts and queue position."""
+        return await self._database.read(lambda c: sql_reads.views(c, jobs))
+
     async def payload(self, job: str) -> Any:
         """The row with all that is needed to run the job again."""
         return await self._database.read(lambda c: sql_reads.payload(c, job))

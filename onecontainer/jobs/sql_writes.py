@@ -360,6 +360,10 @@ def delete(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifac
     """Removes jobs and all that belongs to them."""
     if ids:
         artifacts.discard(connection, ids)
+        requests = connection.scalars(
+            sa.select(jobs.c.payload_artifact).where(jobs.c.id.in_(ids), jobs.c.payload_artifact != "")
+        ).all()
+        artifacts.remove(connection, requests)
         connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
 
 

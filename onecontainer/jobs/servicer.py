@@ -1,0 +1,150 @@
+"""JobService: proto to calls, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from google.protobuf import empty_pb2
+
+from onecontainer.api.job.v1 import job_pb2, job_service_pb2
+from onecontainer.clock import Clock
+from onecontainer.errors import FieldInvalid, FieldRequired, OneContainerError
+from onecontainer.jobs import mapping
+from onecontainer.jobs.jobs import Jobs
+from onecontainer.jobs.ledger import JobView
+from onecontainer.jobs.model import CancelMode
+from onecontainer.jobs.sql_reads import JOB_FIELDS, JOB_TIMES, LETTER_FIELDS
+from onecontainer.rpc.filters import parse_filter
+from onecontainer.rpc.pages import page_position, page_size, page_token
+from onecontainer.rpc.server import Context, current_call
+from onecontainer.rpc.status import to_status
+
+MAX_BATCH = 1000
+
+
+class JobServicer:
+    """Serves `onecontainer.api.job.v1.JobService`."""
+
+    def __init__(self, jobs: Jobs, clock: Clock) -> None:
+        self._jobs = jobs
+        self._clock = clock
+
+    def _proto(self, view: JobView) -> job_pb2.Job:
+        return mapping.job_to_proto(view, self._clock.now())
+
+    async def CreateJob(self, request: job_service_pb2.CreateJobRequest, context: Context) -> job_pb2.Job:
+        call = current_call()
+        if request.validate_only:
+            return mapping.planned_to_proto(await self._jobs.check(request, call.principal))
+        return self._proto(await self._jobs.create(request, call.principal, call.traceparent))
+
+    async def BatchCreateJobs(
+        self, request: job_service_pb2.BatchCreateJobsRequest, context: Context
+    ) -> job_service_pb2.BatchCreateJobsResponse:
+        call = current_call()
+        if not request.requests:
+            raise FieldRequired("requests")
+        if len(request.requests) > MAX_BATCH:
+            raise FieldInvalid("requests", f"has {len(request.requests)} items; at most {MAX_BATCH} are allowed")
+        created = await self._jobs.create_batch(request.requests, call.principal, call.traceparent)
+        views = await self._jobs.ledger.views([answer.id for answer in created if answer.error is None])
+        response = job_service_pb2.BatchCreateJobsResponse()
+        for answer in created:
+            result = response.results.add()
+            if answer.error is not None:
+                result.error.CopyFrom(to_status(answer.error))
+            else:
+                result.job.CopyFrom(mapping.job_to_proto(views[answer.id]))
+        return response
+
+    async def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
+        return self._proto(await self._jobs.get(job_id(request.name)))
+
+    async def ListJobs(
+        self, request: job_service_pb2.ListJobsRequest, context: Context
+    ) -> job_service_pb2.ListJobsResponse:
+        terms = parse_filter(request.filter, JOB_FIELDS, times=JOB_TIMES, labels=True)
+        before = _before(page_position(request.page_token, "ListJobs", request.filter))
+        page = await self._jobs.ledger.page(terms, page_size(request.page_size), before)
+        return job_service_pb2.ListJobsResponse(
+            jobs=[mapping.job_to_proto(JobView(row), self._clock.now(), summary=True) for row in page.rows],
+            next_page_token=_token("ListJobs", request.filter, page.next_position),
+        )
+
+    async def CancelJob(self, request: job_service_pb2.CancelJobRequest, context: Context) -> job_pb2.Job:
+        if request.mode not in job_pb2.CancelMode.values():
+            raise FieldInvalid("mode", f"{request.mode} is not a CancelMode")
+        mode = CancelMode(request.mode or CancelMode.ABORT)
+        return self._proto(await self._jobs.cancel(job_id(request.name), mode))
+
+    async def RetryJob(self, request: job_service_pb2.RetryJobRequest, context: Context) -> job_pb2.Job:
+        call = current_call()
+        options = request.options if request.HasField("options") else None
+        view = await self._jobs.retry(job_id(request.name), options, call.principal, call.traceparent)
+        return self._proto(view)
+
+    async def DeleteJob(self, request: job_service_pb2.DeleteJobRequest, context: Context) -> empty_pb2.Empty:
+        await self._jobs.delete(job_id(request.name))
+        return empty_pb2.Empty()
+
+    async def WaitJob(self, request: job_service_pb2.WaitJobRequest, context: Context) -> job_pb2.Job:
+        timeout = request.timeout.ToMicroseconds() / 1e6 if request.HasField("timeout") else None
+        if timeout is not None and timeout < 0:
+            raise FieldInvalid("timeout", "must not be negative")
+        return self._proto(await self._jobs.wait(job_id(request.name), timeout))
+
+    async def WatchJob(
+        self, request: job_service_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
+        async for view in self._jobs.watch(job_id(request.name), request.from_sequence):
+            yield job_service_pb2.WatchJobResponse(update=mapping.update_to_proto(view, self._clock.now()))
+
+    async def ListDeadLetters(
+        self, request: job_service_pb2.ListDeadLettersRequest, context: Context
+    ) -> job_service_pb2.ListDeadLettersResponse:
+        terms = parse_filter(request.filter, LETTER_FIELDS)
+        before = _before(page_position(request.page_token, "ListDeadLetters", request.filter))
+        page = await self._jobs.ledger.dead_letters(terms, page_size(request.page_size), before)
+        return job_service_pb2.ListDeadLettersResponse(
+            dead_letters=[mapping.letter_to_proto(row) for row in page.rows],
+            next_page_token=_token("ListDeadLetters", request.filter, page.next_position),
+        )
+
+    async def RedriveDeadLetters(
+        self, request: job_service_pb2.RedriveDeadLettersRequest, context: Context
+    ) -> job_service_pb2.RedriveDeadLettersResponse:
+        call = current_call()
+        if not request.names:
+            raise FieldRequired("names")
+        if len(request.names) > MAX_BATCH:
+            raise FieldInvalid("names", f"has {len(request.names)} names; at most {MAX_BATCH} are allowed")
+        response = job_service_pb2.RedriveDeadLettersResponse()
+        for index, name in enumerate(request.names):
+            result = response.results.add()
+            try:
+                letter = _id(name, "deadLetters/", f"names[{index}]")
+                result.job.CopyFrom(self._proto(await self._jobs.redrive(letter, call.principal, call.traceparent)))
+            except OneContainerError as error:
+                result.error.CopyFrom(to_status(error))
+        return response
+
+
+def _id(name: str, collection: str, path: str) -> str:
+    if not name:
+        raise FieldRequired(path)
+    if not name.startswith(collection) or not name.removeprefix(collection).isalnum():
+        raise FieldInvalid(path, f"{name!r} is not a name such as {collection}…")
+    return name.removeprefix(collection)
+
+
+def job_id(name: str, path: str = "name") -> str:
+    """The id of ``jobs/{job}``. Raises FieldRequired or FieldInvalid."""
+    return _id(name, "jobs/", path)
+
+
+def _before(position: str | None) -> int:
+    return int(position) if position else 0
+
+
+def _token(method: str, filter_text: str, position: int) -> str:
+    return page_token(method, filter_text, str(position)) if position else ""

@@ -1,0 +1,233 @@
+"""JobLeaseService on the internal listener: grants down, reports up, commands down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+
+from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
+from onecontainer.api.job.v1 import job_pb2
+from onecontainer.errors import (
+    DataInvalid,
+    FieldInvalid,
+    OneContainerError,
+    PermissionDenied,
+    StateInvalid,
+    TotalTimeout,
+)
+from onecontainer.jobs import mapping
+from onecontainer.jobs.changes import Bell, Changes
+from onecontainer.jobs.dispatch.port import Dispatch
+from onecontainer.jobs.ledger import Changed, Ledger, Reported, Worker
+from onecontainer.jobs.model import CancelMode, State
+from onecontainer.jobs.servicer import job_id
+from onecontainer.rpc.server import Context, current_call
+from onecontainer.rpc.status import to_status
+
+MAX_GRANTS = 1000
+MAX_BACKLOG = 10_000
+"""Reports of one worker that may wait for the ledger; then its stream is not read on, which is the back-pressure."""
+
+WorkerOf = Callable[[object], tuple[Worker, int] | None]
+"""The worker of an authenticated identity, and how many jobs of its service may run at once."""
+
+
+class JobLeaseServicer:
+    """Serves `onecontainer.api.job.v1.JobLeaseService`."""
+
+    def __init__(
+        self, ledger: Ledger, changes: Changes, dispatch: Dispatch, worker_of: WorkerOf, *, lease: float
+    ) -> None:
+        """``lease`` in seconds."""
+        self._ledger = ledger
+        self._changes = changes
+        self._dispatch = dispatch
+        self._worker_of = worker_of
+        self._lease = lease
+        self._streams: dict[str, _ReportStream] = {}
+        changes.listen(self._changed)
+
+    def _worker(self) -> tuple[Worker, int]:
+        found = self._worker_of(current_call().identity)
+        if found is None:
+            raise PermissionDenied("only sidecar instances poll, claim and report")
+        return found
+
+    async def PollJobs(self, request: lease_pb2.PollJobsRequest, context: Context) -> lease_pb2.PollJobsResponse:
+        worker, max_running = self._worker()
+        if not 1 <= request.max_grants <= MAX_GRANTS:
+            raise FieldInvalid("max_grants", f"must be 1 to {MAX_GRANTS}")
+        held = [(job_id(item.job, f"held[{index}].job"), item.fence) for index, item in enumerate(request.held)]
+        wait = max(0.0, request.wait.ToMicroseconds() / 1e6)
+        left = context.time_remaining()
+        if left is not None:
+            # Answer before the deadline: a claim whose answer is thrown away costs a lease.
+            wait = max(0.0, min(wait, left - 1.0))
+        grants = await self._dispatch.poll(worker, request.max_grants, max_running, wait, held)
+        return lease_pb2.PollJobsResponse(grants=[mapping.grant_to_proto(grant, self._lease) for grant in grants])
+
+    async def ClaimJobs(self, request: lease_pb2.ClaimJobsRequest, context: Context) -> lease_pb2.ClaimJobsResponse:
+        self._worker()
+        raise StateInvalid("jobs are dispatched by polling here, not over Kafka; use PollJobs")
+
+    async def ReportJobs(
+        self, requests: AsyncIterator[lease_pb2.ReportJobsRequest], context: Context
+    ) -> AsyncIterator[lease_pb2.ReportJobsResponse]:
+        worker, _ = self._worker()
+        stream = _ReportStream(worker, self._ledger, self._changes)
+        old = self._streams.get(worker.instance)
+        self._streams[worker.instance] = stream
+        if old is not None:
+            old.replace()
+        try:
+            for change in await self._ledger.ending(worker.instance):
+                stream.command(change)
+            async for response in stream.run(requests):
+                yield response
+        finally:
+            if self._streams.get(worker.instance) is stream:
+                del self._streams[worker.instance]
+
+    def stop_claiming(self, instance: str) -> None:
+        """Tells an instance to claim nothing more."""
+        stream = self._streams.get(instance)
+        if stream is not None:
+            stream.send(lease_pb2.Command(stop_claiming=lease_pb2.StopClaiming()))
+
+    def _changed(self, change: Changed) -> None:
+        if change.instance and (change.lost or change.state in (State.CANCELLING, State.EXPIRING)):
+            stream = self._streams.get(change.instance)
+            if stream is not None:
+                stream.command(change)
+
+
+class _ReportStream:
+    """One worker's stream. What comes while the ledger commits goes in the next commit: no transaction per report."""
+
+    def __init__(self, worker: Worker, ledger: Ledger, changes: Changes) -> None:
+        self._worker = worker
+        self._ledger = ledger
+        self._changes = changes
+        self._reports: deque[Reported] = deque()
+        self._rejected: deque[lease_pb2.Report] = deque()
+        self._commands: list[lease_pb2.Command] = []
+        self._bell = Bell()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._last = 0
+        self._ended: BaseException | None = None
+        self._closed = False
+
+    def replace(self) -> None:
+        """A newer stream of the same instance has come."""
+        self._fail(StateInvalid("a newer stream of this instance has replaced this one"))
+
+    def _fail(self, error: BaseException) -> None:
+        self._ended = self._ended or error
+        self._bell.ring()
+
+    def send(self, command: lease_pb2.Command) -> None:
+        self._commands.append(command)
+        self._bell.ring()
+
+    def command(self, change: Changed) -> None:
+        """Tells the worker what a change of one of its jobs means for it."""
+        command = lease_pb2.Command(job=f"jobs/{change.id}", attempt=change.attempt, fence=change.fence)
+        if change.lost:
+            command.lease_lost.SetInParent()
+        elif change.state == State.EXPIRING:
+            command.abort.CopyFrom(to_status(TotalTimeout("the job did not end within total_timeout")))
+        else:
+            command.cancel = job_pb2.CancelMode.ValueType(change.cancel_mode or int(CancelMode.ABORT))
+        self.send(command)
+
+    async def run(
+        self, requests: AsyncIterator[lease_pb2.ReportJobsRequest]
+    ) -> AsyncIterator[lease_pb2.ReportJobsResponse]:
+        reader = asyncio.create_task(self._read(requests))
+        try:
+            while True:
+                if not self._reports and not self._commands and not self._rejected:
+                    if self._ended is not None:
+                        raise self._ended
+                    if self._closed:
+                        return
+                    await self._bell.wait()
+                response = lease_pb2.ReportJobsResponse()
+                await self._take(response)
+                response.commands.extend(self._commands)
+                self._commands.clear()
+                if response.acknowledged_sequence or response.commands:
+                    yield response
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(self, requests: AsyncIterator[lease_pb2.ReportJobsRequest]) -> None:
+        try:
+            async for request in requests:
+                for report in request.reports:
+                    if report.sequence <= self._last:
+                        raise FieldInvalid("reports.sequence", f"{report.sequence} does not rise over {self._last}")
+                    self._last = report.sequence
+                    if report.WhichOneof("event") == "rejected":
+                        self._rejected.append(report)
+                    else:
+                        self._reports.append(reported_from_proto(report))
+                self._bell.ring()
+                if len(self._reports) > MAX_BACKLOG:
+                    self._room.clear()
+                    await self._room.wait()
+            self._closed = True
+            self._bell.ring()
+        except OneContainerError as error:
+            self._fail(error)
+
+    async def _take(self, response: lease_pb2.ReportJobsResponse) -> None:
+        reports, rejected = list(self._reports), list(self._rejected)
+        self._reports.clear()
+        self._rejected.clear()
+        self._room.set()
+        if reports:
+            outcome = await self._ledger.report(self._worker, reports)
+            self._changes.publish(outcome.changed)
+            for item, error in outcome.refused:
+                response.refused.add(
+                    sequence=item.sequence, job=f"jobs/{item.id}", fence=item.fence, error=to_status(error)
+                )
+        for report in rejected:
+            error = report.rejected.error
+            await self._ledger.reject(self._worker.service, error, report.rejected.origin.SerializeToString())
+        response.acknowledged_sequence = max(
+            [0, *(item.sequence for item in reports), *(report.sequence for report in rejected)]
+        )
+
+
+def reported_from_proto(report: lease_pb2.Report) -> Reported:
+    """A report, decoded. Raises FieldInvalid or DataInvalid for one that says nothing."""
+    kind = report.WhichOneof("event")
+    if kind is None:
+        raise DataInvalid("reports.event", "is missing")
+    reported = Reported(report.sequence, job_id(report.job, "reports.job"), report.attempt, report.fence, kind)
+    return _with_value(reported, report, kind)
+
+
+def _with_value(base: Reported, report: lease_pb2.Report, kind: str) -> Reported:
+    common = (base.sequence, base.id, base.attempt, base.fence, base.kind)
+    if kind == "succeeded":
+        outcome = report.succeeded
+        if outcome.WhichOneof("outcome") == "result_artifact":
+            return Reported(*common, artifact=outcome.result_artifact, ended_early=outcome.ended_early)
+        return Reported(*common, result=outcome.result, ended_early=outcome.ended_early)
+    if kind == "failed":
+        return Reported(*common, value=report.failed)
+    if kind == "stopped":
+        return Reported(*common, value=report.stopped.error)
+    if kind == "progress":
+        return Reported(*common, value=report.progress.SerializeToString())
+    if kind == "checkpoint":
+        return Reported(*common, value=report.checkpoint.SerializeToString())
+    if kind == "started":
+        return Reported(*common, value=report.started.idempotent if report.started.HasField("idempotent") else None)
+    return base
