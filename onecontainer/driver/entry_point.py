@@ -1,0 +1,78 @@
+"""Finds a driver's class, and tells people what is missing when it cannot be imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from onecontainer.driver.driver import Driver
+from onecontainer.rpc.manifest import METADATA_FILE, Manifest
+
+
+class DriverUnusable(Exception):
+    """The driver cannot be started. The message is for people, and says what to do."""
+
+
+def load_driver_class(folder: Path, manifest: Manifest) -> type[Driver]:
+    """The class that `entry_point` names; the folder is put on the import path. Raises DriverUnusable."""
+    path = str(folder.resolve())
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    module_name, _, class_name = manifest.entry_point.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise DriverUnusable(_explain(error, folder, manifest)) from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Driver)):
+        raise DriverUnusable(
+            f"{METADATA_FILE} of {manifest.name}: entry_point {manifest.entry_point!r} is no subclass of onecontainer.driver.Driver"
+        )
+    return found
+
+
+def _explain(error: ImportError, folder: Path, manifest: Manifest) -> str:
+    wanted = missing_requirements(folder)
+    if wanted:
+        listed = " ".join(f"'{requirement}'" for requirement in wanted)
+        return f"the driver {manifest.name} needs packages that are not installed: pip install {listed}\n({error})"
+    return f"the driver {manifest.name} cannot be imported from {manifest.entry_point!r}: {error}"
+
+
+def missing_requirements(folder: Path) -> list[str]:
+    """Requirements of the driver's pyproject.toml that this environment does not meet."""
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, tomllib.TOMLDecodeError):
+        return []
+    missing = []
+    for text in project.get("dependencies", []):
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(text)
+        else:
+            if not requirement.specifier.contains(version, prereleases=True):
+                missing.append(text)
+    return missing
+
+
+def folder_of(driver_class: type[Driver]) -> Path:
+    """The driver's folder: the nearest one with a metadata.json, from the class's module upwards. Raises DriverUnusable."""
+    source = getattr(sys.modules[driver_class.__module__], "__file__", None)
+    if source is not None:
+        for folder in Path(source).resolve().parents:
+            if (folder / METADATA_FILE).is_file():
+                return folder
+    raise DriverUnusable(f"no {METADATA_FILE} in the folder of {driver_class.__name__} or above")

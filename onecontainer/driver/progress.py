@@ -1,0 +1,99 @@
+"""Progress of one run: never backwards, at most four a second, always the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from google.protobuf.message import Message
+
+from onecontainer.api.type.v1 import progress_pb2
+from onecontainer.errors import FieldInvalid
+from onecontainer.rpc.status import duration
+
+INTERVAL_SECONDS = 0.25
+MAX_MESSAGE_CHARS = 256
+ETA_AFTER_SECONDS = 1.0
+
+Emit = Callable[[progress_pb2.Progress], None]
+
+
+class ProgressGate:
+    """Takes progress from any thread, and gives on the latest of each quarter of a second, in the loop.
+
+    What changes nothing is not passed on, and is no progress for the stall timeout either.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, emit: Emit) -> None:
+        self._loop = loop
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._latest: progress_pb2.Progress | None = None
+        self._first: tuple[float, float] | None = None
+        self._waiting: progress_pb2.Progress | None = None
+        self._wake_asked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_emit = float("-inf")
+        self._closed = False
+        self.last_change = loop.time()
+
+    def report(self, done: float, total: float | None, unit: str, message: str, details: Message | None) -> None:
+        """Notes where the work stands. Thread-safe, does not block. Raises FieldInvalid for a negative number."""
+        if not done >= 0:
+            raise FieldInvalid("progress.done", "must not be negative")
+        if total is not None and not total >= 0:
+            raise FieldInvalid("progress.total", "must not be negative")
+        progress = progress_pb2.Progress(done=done, total=total, unit=unit, message=message[:MAX_MESSAGE_CHARS])
+        if details is not None:
+            progress.details.Pack(details)
+        now = self._loop.time()
+        with self._lock:
+            if self._latest is not None:
+                progress.done = max(progress.done, self._latest.done)
+                self._latest.ClearField("eta")
+                if progress == self._latest:
+                    return
+            self._latest = progress_pb2.Progress()
+            self._latest.CopyFrom(progress)
+            self._add_eta(progress, now)
+            self.last_change = now
+            self._waiting = progress
+            if self._wake_asked or self._closed:
+                return
+            self._wake_asked = True
+        self._loop.call_soon_threadsafe(self._wake)
+
+    def _add_eta(self, progress: progress_pb2.Progress, now: float) -> None:
+        if self._first is None:
+            self._first = (now, progress.done)
+            return
+        began, done = self._first
+        if progress.HasField("total") and progress.done > done and now - began >= ETA_AFTER_SECONDS:
+            left = max(0.0, progress.total - progress.done)
+            progress.eta.CopyFrom(duration(left * (now - began) / (progress.done - done)))
+
+    def _wake(self) -> None:
+        if self._closed:
+            return
+        wait = self._last_emit + INTERVAL_SECONDS - self._loop.time()
+        if wait > 0:
+            self._timer = self._loop.call_later(wait, self._send)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        self._timer = None
+        with self._lock:
+            self._wake_asked = False
+            progress, self._waiting = self._waiting, None
+        if progress is not None:
+            self._last_emit = self._loop.time()
+            self._emit(progress)
+
+    def close(self) -> None:
+        """Gives on what still waits, whatever the interval: the last word before the outcome. In the loop only."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._send()

@@ -1,0 +1,181 @@
+"""A sidecar as a process: server, signals, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha._async import ReflectionServicer
+from pydantic import ValidationError
+
+from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.driver.calls import DriverServices
+from onecontainer.driver.driver import Driver
+from onecontainer.driver.entry_point import DriverUnusable, folder_of
+from onecontainer.driver.lifecycle import Sidecar
+from onecontainer.driver.parent import ParentGone, bind_to_parent
+from onecontainer.driver.servicer import DriverServicer
+from onecontainer.driver.settings import SidecarSettings
+from onecontainer.errors import OneContainerError
+from onecontainer.rpc.channel import server_options
+from onecontainer.rpc.manifest import Manifest, load_manifest
+from onecontainer.rpc.server import service_handler
+
+log = logging.getLogger(__name__)
+
+DRIVER_SERVICE = driver_pb2.DESCRIPTOR.services_by_name["DriverService"]
+REFLECTION_SERVICE = cast(ServiceDescriptor, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"])
+CLOSE_SECONDS = 2.0
+"""What answers get to leave the server once nothing runs any more."""
+
+
+class SidecarServer:
+    """A sidecar on its address: serves from `__aenter__` on, drains and lets go in `__aexit__`."""
+
+    def __init__(self, driver: Driver, manifest: Manifest, settings: SidecarSettings) -> None:
+        self.sidecar = Sidecar(driver, manifest, settings)
+        self.stop_asked = asyncio.Event()
+        """Set to stop. Set by SIGTERM in `run`."""
+        self._settings = settings
+        self._health = HealthServicer()
+        self._server = grpc.aio.server(options=server_options(settings.max_message_bytes))
+        self.target = ""
+        """Where it listens, with the port that was picked for port 0."""
+
+    async def __aenter__(self) -> SidecarServer:
+        sidecar = self.sidecar
+        names = [DRIVER_SERVICE.full_name, *sidecar.manifest.services]
+        reflection = ReflectionServicer(
+            [*names, REFLECTION_SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        )
+        # Without a token on purpose: whoever probes a container has none, and it tells nothing but serving or not.
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers(
+            (
+                service_handler(DriverServicer(sidecar), DRIVER_SERVICE, sidecar.authenticator, hop="sidecar"),
+                service_handler(reflection, REFLECTION_SERVICE, sidecar.authenticator, hop="sidecar"),
+                DriverServices(sidecar),
+            )
+        )
+        listen = self._settings.listen
+        port = (
+            self._server.add_secure_port(listen, self._tls())
+            if self._settings.tls_cert_file
+            else self._server.add_insecure_port(listen)
+        )
+        self.target = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+        for name in ("", *names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        return self
+
+    def _tls(self) -> grpc.ServerCredentials:
+        cert, key = self._settings.tls_cert_file, self._settings.tls_key_file
+        assert cert is not None
+        assert key is not None
+        return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+
+    async def __aexit__(self, *_exception: object) -> None:
+        sidecar = self.sidecar
+        await self._health.enter_graceful_shutdown()
+        aborted = await sidecar.drain(self._settings.stop_timeout)
+        if aborted:
+            log.warning("%d calls and attempts were aborted at the end of the stop timeout", aborted)
+        await sidecar.detach(0)
+        await self._server.stop(CLOSE_SECONDS)
+
+    async def run(self) -> None:
+        """Serves until SIGTERM, or `stop_asked`. A second SIGTERM cuts the drain short.
+
+        SIGINT stops too, but not a sidecar with a parent: a Ctrl-C in a terminal goes to the whole process group, and it is the
+        parent that decides then.
+        """
+        loop = asyncio.get_running_loop()
+        stops = [signal.SIGTERM] if self._settings.parent_pid is not None else [signal.SIGTERM, signal.SIGINT]
+        if self._settings.parent_pid is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in stops:
+            loop.add_signal_handler(number, self.ask_to_stop)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tell = tasks.create_task(self._tell_health())
+                await self.stop_asked.wait()
+                tell.cancel()
+        finally:
+            for number in stops:
+                loop.remove_signal_handler(number)
+                # Default again: the second one ends the process at once.
+                signal.signal(number, signal.SIG_DFL)
+
+    def ask_to_stop(self) -> None:
+        self.stop_asked.set()
+
+    async def _tell_health(self) -> None:
+        """Drain, too, makes health checks say NOT_SERVING."""
+        await self.sidecar.drain_asked.wait()
+        await self._health.enter_graceful_shutdown()
+
+
+@contextlib.asynccontextmanager
+async def serving(driver: Driver, manifest: Manifest, settings: SidecarSettings) -> AsyncIterator[SidecarServer]:
+    """A sidecar in this process, for tests and for embedding: it serves while the block runs."""
+    async with SidecarServer(driver, manifest, settings) as server, asyncio.TaskGroup() as tasks:
+        tell = tasks.create_task(server._tell_health())
+        try:
+            yield server
+        finally:
+            tell.cancel()
+
+
+def run_driver(driver_class: type[Driver], folder: Path) -> int:
+    """Runs a driver of a folder as this process, from `ONECONTAINER_…` variables, until it is told to stop. Returns the exit code.
+
+    0: it stopped as asked. 2: settings, metadata.json or the class are wrong, and a restart would not help. 3: its parent has gone.
+    """
+    try:
+        settings = SidecarSettings()
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            stream=sys.stderr,
+            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        )
+        if settings.parent_pid is not None:
+            bind_to_parent(settings.parent_pid)
+        asyncio.run(_serve(driver_class, load_manifest(folder), settings))
+    except ParentGone as error:
+        return _complain(error, 3)
+    except (ValidationError, OneContainerError, DriverUnusable, ValueError, OSError) as error:
+        return _complain(error, 2)
+    return 0
+
+
+async def _serve(driver_class: type[Driver], manifest: Manifest, settings: SidecarSettings) -> None:
+    async with SidecarServer(driver_class(), manifest, settings) as server:
+        log.info("%s %s serves on %s", manifest.name, manifest.version, server.target)
+        await server.run()
+        log.info("stopping")
+
+
+def _complain(error: Exception, code: int) -> int:
+    sys.stderr.write(f"{error}\n")
+    return code
+
+
+def main(driver_class: type[Driver]) -> None:
+    """Runs the driver as this process: for `if __name__ == "__main__"` of a driver's module."""
+    try:
+        folder = folder_of(driver_class)
+    except DriverUnusable as error:
+        sys.exit(_complain(error, 2))
+    sys.exit(run_driver(driver_class, folder))

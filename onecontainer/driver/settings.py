@@ -1,0 +1,82 @@
+"""What a sidecar's starter tells it by environment variables. All else comes by Attach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from onecontainer.rpc.channel import MAX_MESSAGE_BYTES
+from onecontainer.settings import is_loopback
+
+
+class SidecarSettings(BaseSettings):
+    """The sidecar's `ONECONTAINER_…` variables. Raises pydantic.ValidationError, which names the one that is wrong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ONECONTAINER_", extra="ignore", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+    )
+
+    listen: str = "127.0.0.1:50061"
+    """Address to serve on: `unix:PATH` or `HOST:PORT`. Elsewhere than on loopback it needs TLS and a token."""
+    instance: str = ""
+    """The instance that this sidecar is, `sidecars/{sidecar}`. Absent: Attach names it."""
+    token_file: Path | None = None
+    """File with the instance token. Absent: callers need no token."""
+    state_dir: Path | None = None
+    """Folder that survives restarts. Absent: a temporary one, gone with the sidecar."""
+    secrets_dir: Path | None = None
+    """Folder with one file per secret. Absent: there are none."""
+    scratch_dir: Path | None = None
+    """Folder for the temporary files of calls. Absent: the system's."""
+    parent_pid: int | None = None
+    """Process that this one must not outlive. Absent: it stands for itself."""
+    tls_cert_file: Path | None = None
+    """PEM file with the certificate chain to serve with."""
+    tls_key_file: Path | None = None
+    """PEM file with its private key."""
+    tls_ca_file: Path | None = None
+    """PEM file with the CA of the gateway's internal listener, for a `HOST:PORT` target."""
+    max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1024, le=1024 * 1024 * 1024)
+    """Largest message of a call, in bytes."""
+    stop_timeout: float = Field(default=10.0, ge=0)
+    """Seconds that running calls and attempts get after SIGTERM; then they are aborted. For longer: Drain first."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged."""
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _listener_is_safe(self) -> SidecarSettings:
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        if not is_loopback(self.listen) and not (self.tls_cert_file and self.token_file):
+            raise ValueError(
+                f"listen is {self.listen}, not loopback: that needs tls_cert_file, tls_key_file and token_file"
+            )
+        return self
+
+    def token(self) -> str | None:
+        """The instance token, None if callers need none. Raises ValueError if the file is empty, OSError if it cannot be read."""
+        if self.token_file is None:
+            return None
+        token = self.token_file.read_text().strip()
+        if not token:
+            # An empty token must not become "no token needed".
+            raise ValueError(f"{self.token_file} is empty")
+        return token
+
+    def secrets(self, names: set[str]) -> dict[str, str]:
+        """The secrets of these names that are there; a last newline, as editors add it, is not part of one."""
+        found: dict[str, str] = {}
+        if self.secrets_dir is not None:
+            for name in names:
+                path = self.secrets_dir / Path(name).name
+                if path.is_file():
+                    found[name] = path.read_text().removesuffix("\n")
+        return found
