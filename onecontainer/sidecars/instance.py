@@ -97,7 +97,7 @@ class Instance:
     async def stop(self, grace: float | None = None) -> None:
         """Ends it; answers when it has ended. Idempotent."""
         self._stopping = True
-        self._become(SidecarEvent.STOP)
+        self.endpoint = None
         if self._running is not None:
             await self._running.stop(self._around.policy.stop_grace if grace is None else grace)
         elif self._task is not None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from onecontainer.errors import InternalError, OneContainerError
+from onecontainer.errors import InternalError, OneContainerError, Reason
 from onecontainer.sidecars.instance import Instance, Surroundings, first_of
 from onecontainer.sidecars.model import RuntimeKind, ServiceState, SidecarState, Target
 from onecontainer.sidecars.policy import restart_delay
@@ -103,7 +103,7 @@ class Keeper:
         if current is None:
             return self._starting()
         record = current.record
-        if record.state is SidecarState.READY:
+        if record.state is SidecarState.READY and current is self.serving:
             return ServiceState.READY, self._last_error
         if self._refused:
             return ServiceState.FAILED, self._last_error
@@ -165,9 +165,10 @@ class Keeper:
     def _switch(self, instance: Instance, tasks: asyncio.TaskGroup, target: Target) -> None:
         old, self.serving = self.serving, instance
         self._last_error = None
-        self._on_change()
         if old is not None and not old.ended.is_set():
+            self._retiring.add(old)
             tasks.create_task(self._retire(old, target.drain_timeout))
+        self._on_change()
 
     async def _retire(self, instance: Instance, drain_timeout: float) -> None:
         self._retiring.add(instance)
@@ -183,6 +184,14 @@ class Keeper:
         if self.serving is instance:
             self.serving = None
         self._last_error = instance.record.error
+        if (
+            self._last_error is not None
+            and self._last_error.reason is Reason.RESOURCE_IN_USE
+            and self.serving is not None
+        ):
+            # The driver locks its state folder without saying so in its manifest: the old one has to go first.
+            await self._retire(self.serving, instance.target.drain_timeout)
+            return
         if instance.refused:
             self._refused = True
             self._on_change()
