@@ -1,0 +1,1 @@
+"""The gateway: routes, authorises, turns long calls into jobs, and relays bytes."""
