@@ -104,6 +104,11 @@ class Instance:
             self._task.cancel()
         await self.ended.wait()
 
+    def superseded(self) -> None:
+        """Another start has followed it."""
+        if self.record.state is SidecarState.BACKOFF:
+            self.record = self.record.after(SidecarEvent.STOP, next_start_time=0)
+
     def hurry(self) -> None:
         """What still runs in it is not waited for any longer."""
         self._hurry.set()

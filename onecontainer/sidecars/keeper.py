@@ -150,7 +150,9 @@ class Keeper:
         instance = Instance(
             self._new_name(target, runtime), target, runtime, self._failures, self._around, self._on_change
         )
-        self._keep(self.newest)
+        if self.newest is not None:
+            self.newest.superseded()
+            self._keep(self.newest)
         self.newest = instance
         instance.begin(tasks)
         await first_of(instance.ready.wait(), instance.ended.wait(), self._wake.wait())
@@ -218,9 +220,9 @@ class Keeper:
             if self._closing:
                 await instance.stop()
 
-    def _keep(self, instance: Instance | None) -> None:
+    def _keep(self, instance: Instance) -> None:
         """Ended ones are kept for a while: their logs tell why."""
-        if instance is None or instance is self.serving or instance in self._retiring or instance in self.past:
+        if instance is self.serving or instance in self._retiring or instance in self.past:
             return
         self.past.append(instance)
         while len(self.past) > self._around.policy.past_instances:

@@ -49,7 +49,7 @@ async def test_a_killed_sidecar_comes_back_as_another_instance(bench) -> None:
     assert second != first
     assert bench.supervisor.state("u1") == (ServiceState.READY, None)
     assert bench.supervisor.sidecar(second).restart_count == 1
-    assert bench.supervisor.sidecar(first).state is SidecarState.BACKOFF
+    assert bench.supervisor.sidecar(first).state is SidecarState.STOPPED
 
 
 async def test_a_start_failure_has_the_last_lines_of_stderr(bench) -> None:
