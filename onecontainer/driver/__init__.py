@@ -19,6 +19,7 @@ from onecontainer.driver.context import Context, JobAttempt
 from onecontainer.driver.driver import Answer, Answers, Attachment, Driver, ProbeResult
 from onecontainer.driver.isolation import Requests
 from onecontainer.driver.serve import main
+from onecontainer.rpc.status import to_status
 
 if TYPE_CHECKING:
     from onecontainer.driver.ai import InferenceDriver
@@ -41,6 +42,7 @@ __all__ = [
     "Requests",
     "errors",
     "main",
+    "to_status",
 ]
 
 # A driver of one vertical starts without the messages of the others.
