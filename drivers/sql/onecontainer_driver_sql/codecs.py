@@ -1,0 +1,399 @@
+"""Between ``db.v1.Value`` and what the database drivers take and give.
+
+A codec belongs to one column. ``write`` takes a Value and gives the parameter, or raises ValueError with what is wrong with it;
+``read`` takes what the backend gave. Nothing is rounded, cut or guessed: what does not fit is refused.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import ipaddress
+import json
+import math
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import struct_pb2, timestamp_pb2
+
+from onecontainer.api.db.v1 import value_pb2
+
+NULL = value_pb2.Value(null_value=struct_pb2.NULL_VALUE)
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+EXACT = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+MAX_SCALE = 16_383
+MAX_UNSCALED_BYTES = 32_768
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+Inet = ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Duration = tuple[int, int, int]
+"""Months, days, microseconds."""
+
+
+class MissingKindError(ValueError):
+    """A Value with none of its kinds set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How one column's values cross.
+
+    Attributes:
+        kind: the field of Value.
+        load: the parameter of that field's content.
+        make: a Value of what the backend gave, which is not null.
+        from_int: the parameter of an ``int64_value``, None where it is not allowed.
+        array: the field of ColumnValues.
+        load_array: parameters of a whole array's values; None when one of them may not fit and each must be looked at.
+        dump_array: the array's values of what the backend gave, none of them null.
+        filler: stands in an array where a row is null.
+        equality, order, number: whether the column can be compared, ordered, and added to.
+        element: of a list, the codec of its elements.
+    """
+
+    kind: str
+    load: Callable[[Any], Any]
+    make: Callable[[Any], value_pb2.Value]
+    from_int: Callable[[int], Any] | None = None
+    array: str = "values"
+    load_array: Callable[[list[Any]], list[Any] | None] | None = None
+    dump_array: Callable[[list[Any]], list[Any]] | None = None
+    filler: Any = None
+    equality: bool = True
+    order: bool = True
+    number: bool = False
+    element: Codec | None = None
+
+    def write(self, value: value_pb2.Value) -> Any:
+        kind = value.WhichOneof("kind")
+        if kind == self.kind:
+            return self.load(getattr(value, kind))
+        if kind == "null_value":
+            return None
+        if kind is None:
+            raise MissingKindError("no kind of value is set; null is null_value")
+        if kind == "int64_value" and self.from_int is not None:
+            return self.from_int(value.int64_value)
+        raise ValueError(f"is {kind}, but the column takes {self.kind}")
+
+    def read(self, stored: Any) -> value_pb2.Value:
+        return NULL if stored is None else self.make(stored)
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+def integer(bits: int) -> Codec:
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+    def load(number: int) -> int:
+        if not low <= number <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return number
+
+    def load_array(numbers: list[int]) -> list[int] | None:
+        if bits == 64 or not numbers or (min(numbers) >= low and max(numbers) <= high):
+            return numbers
+        return None
+
+    return Codec(
+        "int64_value",
+        load,
+        lambda stored: value_pb2.Value(int64_value=stored),
+        array="int64s",
+        load_array=load_array,
+        dump_array=identity,
+        filler=0,
+        number=True,
+    )
+
+
+def int_to_bytes(number: int) -> bytes:
+    """Two's complement, big-endian, shortest form."""
+    bits = number.bit_length() if number >= 0 else (number + 1).bit_length()
+    return number.to_bytes(bits // 8 + 1, "big", signed=True)
+
+
+def int_from_bytes(data: bytes) -> int:
+    if not data:
+        raise ValueError("has no bytes; zero is one byte 0x00")
+    if len(data) > MAX_UNSCALED_BYTES:
+        raise ValueError(f"has {len(data)} bytes, at most {MAX_UNSCALED_BYTES} are allowed")
+    return int.from_bytes(data, "big", signed=True)
+
+
+def decimal_from_proto(message: value_pb2.Decimal) -> decimal.Decimal:
+    if abs(message.scale) > MAX_SCALE:
+        raise ValueError(f"scale must be from {-MAX_SCALE} to {MAX_SCALE}")
+    return EXACT.scaleb(decimal.Decimal(int_from_bytes(message.unscaled)), -message.scale)
+
+
+def decimal_to_value(number: decimal.Decimal) -> value_pb2.Value:
+    exponent = number.as_tuple().exponent
+    if not isinstance(
+        exponent, int
+    ):  # numeric of PostgreSQL has NaN and infinities, which Decimal of the contract has not
+        return value_pb2.Value(native_value=value_pb2.NativeValue(type="numeric", text=str(number)))
+    unscaled = int(EXACT.scaleb(number, -exponent))
+    return value_pb2.Value(
+        decimal_value=value_pb2.Decimal(unscaled=int_to_bytes(unscaled), scale=-exponent),
+    )
+
+
+def fitting_decimal(precision: int | None, scale: int) -> Callable[[decimal.Decimal], decimal.Decimal]:
+    """Checks that a number fits DECIMAL(precision, scale) without being rounded."""
+
+    def check(number: decimal.Decimal) -> decimal.Decimal:
+        if precision is None or not number:
+            return number
+        digits = number.normalize(EXACT)
+        exponent = digits.as_tuple().exponent
+        assert isinstance(exponent, int)
+        if exponent < -scale:
+            raise ValueError(f"has more than {scale} digits after the point")
+        if digits.adjusted() >= precision - scale:
+            raise ValueError(f"has more than {precision - scale} digits before the point")
+        return number
+
+    return check
+
+
+def exact_float(number: int) -> float:
+    result = float(number)
+    if int(result) != number:
+        raise ValueError("cannot be a floating point number exactly")
+    return result
+
+
+def exact_float32(number: int) -> float:
+    if abs(number) > 2**24:
+        raise ValueError("cannot be a 32-bit floating point number exactly; send float_value")
+    return float(number)
+
+
+def no_nan(number: float) -> float:
+    if math.isnan(number):
+        raise ValueError("is not a number (NaN), which this backend would store as null")
+    return number
+
+
+# --- text and bytes ----------------------------------------------------------------------------------------------
+
+
+def text_check(length: int | None, *, nul: bool) -> Callable[[str], str]:
+    """Checks the length in characters, and NUL where the backend does not have it."""
+
+    def check(text: str) -> str:
+        if length is not None and len(text) > length:
+            raise ValueError(f"has {len(text)} characters, the column takes {length}")
+        if not nul and "\0" in text:
+            raise ValueError("has a NUL character, which this backend cannot store")
+        return text
+
+    return check
+
+
+def text(check: Callable[[str], str], length: int | None) -> Codec:
+    return Codec(
+        "text_value",
+        check,
+        lambda stored: value_pb2.Value(text_value=stored),
+        array="texts",
+        # A NUL is left to the backend here, which refuses it.
+        load_array=lambda texts: texts if length is None or max(map(len, texts), default=0) <= length else None,
+        dump_array=identity,
+        filler="",
+    )
+
+
+def json_text(check: Callable[[str], str], *, comparable: bool) -> Codec:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"is not JSON: {constant}")
+
+    def load(document: str) -> str:
+        try:
+            json.loads(document, parse_constant=refuse, parse_int=identity, parse_float=identity)
+        except RecursionError:
+            raise ValueError("is nested too deeply") from None
+        return check(document)
+
+    return Codec(
+        "json_value",
+        load,
+        lambda stored: value_pb2.Value(json_value=stored),
+        array="texts",
+        load_array=lambda texts: [load(text) for text in texts] if _all_load(load, texts) else None,
+        dump_array=identity,
+        filler="null",
+        equality=comparable,
+        order=False,
+    )
+
+
+def _all_load(load: Callable[[Any], Any], values: list[Any]) -> bool:
+    try:
+        for value in values:
+            load(value)
+    except ValueError:
+        return False
+    return True
+
+
+BYTES = Codec(
+    "bytes_value",
+    identity,
+    lambda stored: value_pb2.Value(bytes_value=stored),
+    array="blobs",
+    load_array=identity,
+    dump_array=identity,
+    filler=b"",
+)
+
+
+def uuid_bytes(data: bytes) -> bytes:
+    if len(data) != 16:
+        raise ValueError(f"has {len(data)} bytes, a UUID has 16")
+    return data
+
+
+def uuid_from_bytes(data: bytes) -> uuid.UUID:
+    return uuid.UUID(bytes=uuid_bytes(data))
+
+
+# --- time --------------------------------------------------------------------------------------------------------
+
+
+def _micros(nanos: int) -> int:
+    if nanos % 1000:
+        raise ValueError("has more digits than microseconds, which is this backend's resolution")
+    return nanos // 1000
+
+
+def timestamp_from_proto(message: timestamp_pb2.Timestamp) -> dt.datetime:
+    if not 0 <= message.nanos < 1_000_000_000:
+        raise ValueError("nanos must be from 0 to 999999999")
+    micros = _micros(message.nanos)
+    try:
+        return EPOCH + dt.timedelta(seconds=message.seconds, microseconds=micros)
+    except OverflowError:
+        raise ValueError("must be in the years 1 to 9999") from None
+
+
+def timestamp_to_value(moment: dt.datetime) -> value_pb2.Value:
+    since = moment - EPOCH
+    return value_pb2.Value(
+        timestamp_value=timestamp_pb2.Timestamp(
+            seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1000
+        )
+    )
+
+
+def micros_from_datetimes(moments: list[dt.datetime]) -> list[int]:
+    micro = dt.timedelta(microseconds=1)
+    return [(moment - EPOCH) // micro for moment in moments]
+
+
+def datetimes_from_micros(micros: list[int]) -> list[dt.datetime] | None:
+    try:
+        return [EPOCH + dt.timedelta(microseconds=value) for value in micros]
+    except OverflowError:
+        return None
+
+
+def date_from_proto(message: value_pb2.Date) -> dt.date:
+    try:
+        return dt.date(message.year, message.month, message.day)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"is not a date of the years 1 to 9999: {error}") from None
+
+
+def date_to_proto(date: dt.date) -> value_pb2.Date:
+    return value_pb2.Date(year=date.year, month=date.month, day=date.day)
+
+
+def time_from_proto(message: value_pb2.Time) -> dt.time:
+    if not 0 <= message.nanos < 1_000_000_000:
+        raise ValueError("nanos must be from 0 to 999999999")
+    try:
+        return dt.time(message.hours, message.minutes, message.seconds, _micros(message.nanos))
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+def time_to_proto(time: dt.time) -> value_pb2.Time:
+    return value_pb2.Time(hours=time.hour, minutes=time.minute, seconds=time.second, nanos=time.microsecond * 1000)
+
+
+def datetime_from_proto(message: value_pb2.DateTime) -> dt.datetime:
+    if not message.HasField("date"):
+        raise ValueError("has no date")
+    return dt.datetime.combine(date_from_proto(message.date), time_from_proto(message.time))
+
+
+def datetime_to_value(moment: dt.datetime) -> value_pb2.Value:
+    return value_pb2.Value(
+        datetime_value=value_pb2.DateTime(date=date_to_proto(moment.date()), time=time_to_proto(moment.time()))
+    )
+
+
+def duration_from_proto(message: value_pb2.CalendarDuration) -> Duration:
+    return message.months, message.days, _micros(message.nanos)
+
+
+def duration_to_value(duration: Duration) -> value_pb2.Value:
+    months, days, micros = duration
+    return value_pb2.Value(
+        duration_value=value_pb2.CalendarDuration(months=months, days=days, nanos=micros * 1000),
+    )
+
+
+# --- addresses ---------------------------------------------------------------------------------------------------
+
+
+def inet_from_proto(message: value_pb2.Inet) -> Inet:
+    size = len(message.address)
+    if size not in (4, 16):
+        raise ValueError(f"has {size} bytes, an address has 4 or 16")
+    address = ipaddress.ip_address(message.address)
+    if not message.HasField("prefix_length") or message.prefix_length == size * 8:
+        return address
+    if not 0 <= message.prefix_length <= size * 8:
+        raise ValueError(f"prefix_length must be from 0 to {size * 8}")
+    return ipaddress.ip_interface((message.address, message.prefix_length))
+
+
+def inet_to_value(inet: Any) -> value_pb2.Value:
+    """Takes addresses, and interfaces where the prefix is not the whole address."""
+    message = value_pb2.Inet(address=inet.packed)
+    if isinstance(inet, ipaddress.IPv4Interface | ipaddress.IPv6Interface):
+        message.prefix_length = inet.network.prefixlen
+    return value_pb2.Value(inet_value=message)
+
+
+# --- lists -------------------------------------------------------------------------------------------------------
+
+
+def list_of(element: Codec) -> Codec:
+    def load(message: value_pb2.ListValue) -> list[Any]:
+        loaded = []
+        for index, value in enumerate(message.values):
+            try:
+                loaded.append(element.write(value))
+            except MissingKindError:
+                raise
+            except ValueError as error:
+                raise ValueError(f"element {index} {error}") from None
+        return loaded
+
+    def make(stored: list[Any]) -> value_pb2.Value:
+        # PostgreSQL arrays may have several dimensions whatever their type says.
+        values = [make(item) if isinstance(item, list) else element.read(item) for item in stored]
+        return value_pb2.Value(list_value=value_pb2.ListValue(values=values))
+
+    return Codec("list_value", load, make, equality=element.equality, order=element.order, element=element)

@@ -1,0 +1,163 @@
+"""What the driver knows of a table, and the port that PostgreSQL and SQLite fill."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from onecontainer.api.db.v1 import table_pb2
+from onecontainer.driver import errors
+from onecontainer_driver_sql.codecs import Codec
+from onecontainer_driver_sql.names import quoted
+
+
+class Stored(sa.types.UserDefinedType[Any]):
+    """A column type by its name in the backend. Values pass as they are: codecs have made them.
+
+    With ``as_text`` they pass as text, which the backend casts: for types that this driver has no codec for.
+    """
+
+    cache_ok = True
+    render_bind_cast = True  # asyncpg is told each parameter's type; sqlite3 needs none and gets none
+
+    def __init__(self, spec: str, as_text: bool = False) -> None:
+        self.spec = spec
+        self.as_text = as_text
+
+    def get_col_spec(self, **_: Any) -> str:
+        return self.spec
+
+    def bind_expression(self, bindvalue: sa.BindParameter[Any]) -> sa.ColumnElement[Any] | None:
+        return sa.cast(sa.type_coerce(bindvalue, sa.Text), _Named(self.spec)) if self.as_text else None
+
+    def column_expression(self, colexpr: sa.ColumnElement[Any]) -> sa.ColumnElement[Any] | None:
+        return sa.cast(colexpr, sa.Text) if self.as_text else None
+
+
+class _Named(sa.types.UserDefinedType[Any]):
+    """Only a name, for the target of a cast."""
+
+    cache_ok = True
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+
+    def get_col_spec(self, **_: Any) -> str:
+        return self.spec
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a column type is kept: ``ddl`` creates it, ``bind`` is its name without length and precision.
+
+    A parameter cast to a type with a length would be cut to it, silently; codecs check it instead.
+    """
+
+    ddl: str
+    bind: str
+    codec: Codec
+    as_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnInfo:
+    proto: table_pb2.Column
+    storage: Storage
+    has_default: bool = False
+    generated: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.proto.name
+
+    @property
+    def codec(self) -> Codec:
+        return self.storage.codec
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """A table as the backend has it. ``proto`` has no name: that needs the service's."""
+
+    id: str
+    columns: dict[str, ColumnInfo]
+    primary_key: tuple[str, ...]
+    proto: table_pb2.Table
+    schema: str | None = None
+    sa: sa.Table = field(init=False)
+
+    def __post_init__(self) -> None:
+        columns = [
+            sa.Column(
+                quoted(column.name),
+                Stored(column.storage.bind, column.storage.as_text),
+                primary_key=column.name in self.primary_key,
+                # The backend's own defaults fill in what is not given; SQLAlchemy must not think of any.
+                autoincrement=False,
+                nullable=True,
+            )
+            for column in self.columns.values()
+        ]
+        schema = quoted(self.schema) if self.schema else None
+        object.__setattr__(self, "sa", sa.Table(quoted(self.id), sa.MetaData(), *columns, schema=schema))
+
+    def column(self, name: str, path: str) -> ColumnInfo:
+        """The column of that name. Raises FieldRequired or FieldInvalid of ``path``."""
+        if not name:
+            raise errors.FieldRequired(path)
+        found = self.columns.get(name)
+        if found is None:
+            names = ", ".join(list(self.columns)[:50])
+            raise errors.FieldInvalid(path, f"table {self.id!r} has no column {name!r}; it has: {names}"[:1000])
+        return found
+
+
+class Backend(Protocol):
+    """What differs between the databases."""
+
+    name: str
+    single_writer: bool
+    """True: writes of this process wait for one another here instead of in the backend."""
+    nulls_smallest: bool
+    """True: nulls come first in an ascending order, unless asked otherwise."""
+    max_parameters: int
+
+    def create_engine(self) -> AsyncEngine: ...
+
+    def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
+        """Raises BackendCapabilityMissing or FieldInvalid of ``path``."""
+
+    def create_statements(self, table_id: str, table: table_pb2.Table) -> list[sa.Executable]:
+        """Statements that create the table; the definition is checked here, against what the backend can do."""
+
+    async def table_ids(self, connection: AsyncConnection) -> list[str]: ...
+
+    async def describe(self, connection: AsyncConnection, table_id: str) -> TableInfo | None: ...
+
+    def insert(self, table: sa.Table) -> Any:
+        """The dialect's INSERT, which has ON CONFLICT."""
+
+    def plus(self, codec: Codec, left: Any, right: Any) -> Any:
+        """Sum of two columns of that codec."""
+
+    def minus(self, codec: Codec, left: Any, right: Any) -> Any: ...
+
+    async def interrupt(self, connection: AsyncConnection) -> None:
+        """Ends the statement that runs on the connection, whose caller has gone."""
+
+    async def copy(
+        self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
+    ) -> bool:
+        """Inserts the rows the fast way. False: there is none for this table."""
+
+    def stream(
+        self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
+    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+        """Chunks of ``size()`` rows from a cursor of the backend, read as they are asked for."""
+
+    def translate(self, error: BaseException) -> errors.OneContainerError | None:
+        """The typed error of what a database driver raised. None: not one of its."""

@@ -1,0 +1,32 @@
+"""Parts of writes that are the same for all of them: options that SQL has not, and what to return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onecontainer.api.db.v1 import record_pb2
+from onecontainer.driver import errors
+from onecontainer_driver_sql.model import ColumnInfo, TableInfo
+
+
+def refuse_options(options: record_pb2.WriteOptions, path: str, *, conditional: bool, delete: bool) -> None:
+    """None of WriteOptions is SQL's. What no backend allows is told first."""
+    if delete and options.HasField("ttl"):
+        raise errors.FieldInvalid(f"{path}.ttl", "must not be set on a delete")
+    if conditional and options.HasField("timestamp"):
+        raise errors.FieldInvalid(f"{path}.timestamp", "must not be set on a conditional write")
+    for name in ("ttl", "timestamp"):
+        if options.HasField(name):
+            raise errors.BackendCapabilityMissing(f"{path}.{name}", f"SQL has no {name} of a write; leave it away")
+    for name in ("consistency", "serial_consistency"):
+        if getattr(options, name):
+            raise errors.BackendCapabilityMissing(f"{path}.{name}", "SQL has no consistency levels; leave it away")
+
+
+def returned_columns(table: TableInfo, names: Sequence[str], path: str) -> list[ColumnInfo]:
+    if list(names) == ["*"]:
+        return list(table.columns.values())
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise errors.FieldInvalid(f"{path}[{index}]", f"{name!r} is there twice")
+    return [table.column(name, f"{path}[{index}]") for index, name in enumerate(names)]

@@ -1,0 +1,240 @@
+"""InsertRecords, UpdateRecords, DeleteRecords and ExecuteBatch: each one transaction, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from onecontainer.api.db.v1 import database_pb2, record_pb2
+from onecontainer.driver import errors
+from onecontainer_driver_sql.assignments import assigned
+from onecontainer_driver_sql.database import Database, Rollback
+from onecontainer_driver_sql.filters import Condition, condition, fixes_primary_key
+from onecontainer_driver_sql.inserting import insert
+from onecontainer_driver_sql.model import ColumnInfo, TableInfo
+from onecontainer_driver_sql.options import refuse_options, returned_columns
+from onecontainer_driver_sql.values import record
+
+MAX_RETURNED = 10_000
+MAX_STATEMENTS = 1000
+MAX_BATCH_RECORDS = 10_000
+
+Update = database_pb2.UpdateRecordsRequest
+Delete = database_pb2.DeleteRecordsRequest
+
+
+async def insert_records(
+    database: Database, request: database_pb2.InsertRecordsRequest
+) -> database_pb2.InsertRecordsResponse:
+    async with database.transaction() as connection:
+        response = await insert(database, connection, request, "")
+        if request.dry_run:
+            raise Rollback
+    return response
+
+
+async def update_records(database: Database, request: Update) -> database_pb2.UpdateRecordsResponse:
+    async with database.transaction() as connection:
+        response = await update(database, connection, request, "")
+        if request.dry_run:
+            raise Rollback
+    return response
+
+
+async def delete_records(database: Database, request: Delete) -> database_pb2.DeleteRecordsResponse:
+    async with database.transaction() as connection:
+        response = await delete(database, connection, request, "")
+        if request.dry_run:
+            raise Rollback
+    return response
+
+
+# --- update and delete -------------------------------------------------------------------------------------------
+
+
+async def update(
+    database: Database, connection: AsyncConnection, request: Update, at: str
+) -> database_pb2.UpdateRecordsResponse:
+    table = await database.table(connection, request.table, f"{at}table")
+    refuse_options(request.options, f"{at}options", conditional=request.HasField("condition"), delete=False)
+    changes = assigned(database.backend, table, request.assignments, f"{at}assignments")
+    done = await _change(connection, table, sa.update(table.sa).values(changes), request, at)
+    response = database_pb2.UpdateRecordsResponse(applied=done.applied, affected=done.affected, records=done.records)
+    if done.current is not None:
+        response.current.CopyFrom(done.current)
+    return response
+
+
+async def delete(
+    database: Database, connection: AsyncConnection, request: Delete, at: str
+) -> database_pb2.DeleteRecordsResponse:
+    table = await database.table(connection, request.table, f"{at}table")
+    refuse_options(request.options, f"{at}options", conditional=request.HasField("condition"), delete=True)
+    statement: sa.Update | sa.Delete = sa.delete(table.sa)
+    if request.columns:
+        nulls: dict[sa.Column[Any], Any] = {}
+        for index, name in enumerate(request.columns):
+            path = f"{at}columns[{index}]"
+            column = table.column(name, path)
+            if name in table.primary_key or column.proto.not_null:
+                raise errors.FieldInvalid(path, f"{name!r} cannot be null")
+            nulls[table.sa.columns[name]] = sa.null()
+        statement = sa.update(table.sa).values(nulls)
+    done = await _change(connection, table, statement, request, at)
+    response = database_pb2.DeleteRecordsResponse(applied=done.applied, affected=done.affected, records=done.records)
+    if done.current is not None:
+        response.current.CopyFrom(done.current)
+    return response
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    applied: bool
+    affected: int
+    records: Sequence[record_pb2.Record] = ()
+    current: record_pb2.Record | None = None
+
+
+async def _change(
+    connection: AsyncConnection, table: TableInfo, statement: sa.Update | sa.Delete, request: Update | Delete, at: str
+) -> Done:
+    where = _where(table, request, at)
+    if request.HasField("max_affected") and request.max_affected < 1:
+        raise errors.FieldInvalid(f"{at}max_affected", "must be at least 1")
+    if where is not None:
+        statement = statement.where(where)
+    if request.HasField("condition"):
+        held = _condition(table, request, at)
+        if held is not None:
+            statement = statement.where(held)
+    returning = returned_columns(table, request.returning, f"{at}returning")
+    records: list[record_pb2.Record] = []
+    if returning:
+        rows = (await connection.execute(statement.returning(*_sa(table, returning)))).all()
+        affected = len(rows)
+    else:
+        rows = []
+        affected = (await connection.execute(statement)).rowcount
+    if request.HasField("max_affected") and affected > request.max_affected:
+        raise errors.StateInvalid(
+            f"{affected} records are chosen, at most {request.max_affected} may be; nothing was written"
+        )
+    if len(rows) > MAX_RETURNED:
+        raise errors.StateInvalid(
+            f"{len(rows)} records would be returned, at most {MAX_RETURNED} can be; nothing was written"
+        )
+    records = [record(returning, row) for row in rows]
+    if request.HasField("condition") and not affected:
+        assert where is not None
+        return Done(False, 0, current=await _current(connection, table, where))
+    return Done(True, affected, records)
+
+
+def _where(table: TableInfo, request: Update | Delete, at: str) -> Condition | None:
+    if request.HasField("where"):
+        if request.all_records:
+            raise errors.FieldInvalid(f"{at}all_records", "must not be set with `where`")
+        return condition(table, request.where, f"{at}where")
+    if not request.all_records:
+        raise errors.FieldRequired(f"{at}where", "is required; for every record set all_records")
+    return None
+
+
+def _condition(table: TableInfo, request: Update | Delete, at: str) -> Condition | None:
+    """What must hold besides `where`; that there is a record is told by one having changed."""
+    path = f"{at}condition"
+    if not table.primary_key:
+        raise errors.BackendCapabilityMissing(path, f"table {table.id!r} has no primary key")
+    if not request.HasField("where") or not fixes_primary_key(table, request.where):
+        key = ", ".join(table.primary_key)
+        raise errors.FieldInvalid(
+            f"{at}where", f"must fix the primary key ({key}) with equalities, and nothing else, under a condition"
+        )
+    match request.condition.WhichOneof("condition"):
+        case "if_exists":
+            if not request.condition.if_exists:
+                raise errors.FieldInvalid(f"{path}.if_exists", "must be true")
+            return None
+        case "if_fields":
+            return condition(table, request.condition.if_fields, f"{path}.if_fields")
+        case _:
+            raise errors.FieldRequired(path, "has no condition")
+
+
+async def _current(connection: AsyncConnection, table: TableInfo, where: Condition) -> record_pb2.Record | None:
+    row = (await connection.execute(sa.select(table.sa).where(where))).first()
+    return None if row is None else record(list(table.columns.values()), row)
+
+
+def _sa(table: TableInfo, columns: Iterable[ColumnInfo]) -> list[sa.Column[Any]]:
+    return [table.sa.columns[column.name] for column in columns]
+
+
+# --- batch -------------------------------------------------------------------------------------------------------
+
+
+async def execute_batch(
+    database: Database, request: database_pb2.ExecuteBatchRequest
+) -> database_pb2.ExecuteBatchResponse:
+    if request.kind not in (database_pb2.BATCH_KIND_UNSPECIFIED, database_pb2.BATCH_KIND_TRANSACTION):
+        raise errors.BackendCapabilityMissing("kind", f"{database.backend.name} has transactions only; use TRANSACTION")
+    refuse_options(request.options, "options", conditional=False, delete=False)
+    if not request.statements:
+        raise errors.FieldRequired("statements")
+    if len(request.statements) > MAX_STATEMENTS:
+        raise errors.FieldInvalid("statements", f"has {len(request.statements)}, at most {MAX_STATEMENTS} are allowed")
+    total = sum(len(one.insert.records) for one in request.statements)
+    if total > MAX_BATCH_RECORDS:
+        raise errors.FieldInvalid(
+            "statements", f"has {total} records, at most {MAX_BATCH_RECORDS} are allowed; use BulkInsert"
+        )
+    response = database_pb2.ExecuteBatchResponse(applied=True)
+    async with database.transaction() as connection:
+        for index, statement in enumerate(request.statements):
+            result = await _statement(database, connection, request.service, statement, index)
+            response.results.append(result)
+            if not getattr(result, str(result.WhichOneof("result"))).applied:
+                response.applied = False
+                raise Rollback
+        if request.dry_run:
+            raise Rollback
+    return response
+
+
+async def _statement(
+    database: Database, connection: AsyncConnection, service: str, statement: database_pb2.BatchStatement, index: int
+) -> database_pb2.StatementResult:
+    which = statement.WhichOneof("statement")
+    if which is None:
+        raise errors.FieldRequired(f"statements[{index}]", "has no statement")
+    at = f"statements[{index}].{which}."
+    inner = getattr(statement, which)
+    if inner.service not in ("", service):
+        raise errors.FieldInvalid(f"{at}service", "is another service than the batch's")
+    if inner.dry_run:
+        raise errors.FieldInvalid(f"{at}dry_run", "is set for the whole batch, not for a statement")
+    try:
+        if which == "insert":
+            return database_pb2.StatementResult(insert=await insert(database, connection, inner, at))
+        if which == "update":
+            return database_pb2.StatementResult(update=await update(database, connection, inner, at))
+        return database_pb2.StatementResult(delete=await delete(database, connection, inner, at))
+    except sa.exc.DBAPIError as error:
+        found = database.backend.translate(error)
+        if found is None:
+            raise
+        found.message = f"statements[{index}]: {found.message}"
+        found.metadata["statement"] = str(index)
+        raise found from error
+    except errors.OneContainerError as error:
+        error.metadata["statement"] = str(index)
+        raise
+
+
+def touched(request: database_pb2.ExecuteBatchRequest) -> list[str]:
+    """Ids of the tables that a batch writes to."""
+    return [getattr(one, which).table for one in request.statements if (which := one.WhichOneof("statement"))]
