@@ -20,6 +20,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 
 from onecontainer.errors import Code, OneContainerError
 from onecontainer.rpc.status import from_rpc_error
+from onecontainer.rpc.writing import send_all
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -166,8 +167,10 @@ class Caller:
         timeout: float | None = None,
     ) -> A:
         """Many requests, one answer. Never repeated: the requests may be gone. No timeout: no deadline."""
+        call = method(timeout=timeout, metadata=self.metadata)
+        await send_all(call, iterate(requests))
         try:
-            return await method(iterate(requests), timeout=timeout, metadata=self.metadata)
+            return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
 

@@ -67,6 +67,7 @@ class Portal:
         """Ends the loop and its thread."""
         if self._thread.is_alive():
             self.run(self._loop.shutdown_asyncgens)
+            self.run(self._loop.shutdown_default_executor)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
