@@ -10,7 +10,7 @@ Nothing is retried here: who may repeat a call is its caller, by the method's id
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 import grpc
@@ -26,7 +26,7 @@ from onecontainer.errors import (
     MethodUnknown,
 )
 from onecontainer.gateway import onward
-from onecontainer.jobs.jobs import CatalogMethod, Entry
+from onecontainer.jobs.jobs import Entry
 from onecontainer.rpc.server import Authenticator, Call, Context, end, header
 from onecontainer.sidecars.model import Endpoint
 
@@ -34,8 +34,8 @@ SERVICE_KEY = "onecontainer-service"
 Shape = tuple[bool, bool]
 """(client streams, server streams)"""
 
-LongCall = Callable[[Entry, CatalogMethod, bytes, Call], Any]
-"""Turns a long call into a job; returns an awaitable of the serialised Job."""
+LongCall = Callable[[str, str, bytes, Call], Awaitable[bytes]]
+"""Turns a long call (service, method, request, caller) into a job; gives the serialised Job."""
 
 
 class Router(Protocol):
@@ -82,8 +82,7 @@ class Relay(grpc.GenericRpcHandler):
         path = handler_call_details.method
         shape = self._router.shape(path[1:])
         if shape is None:
-            # A handler of this shape can refuse a call of any shape without reading its messages.
-            return grpc.stream_stream_rpc_method_handler(_Unknown(path[1:]))
+            return _unknown(path[1:])
         handler = self._handlers.get((path, shape))
         if handler is None:
             handler = self._handlers[path, shape] = self._handler(path, shape)
@@ -100,12 +99,14 @@ class Relay(grpc.GenericRpcHandler):
                 return None
 
         async def stream_to_unary(requests: AsyncIterator[bytes], context: Context) -> bytes | None:
+            response = None
             try:
+                # Read to its end: what follows the one response is the trailing metadata.
                 async for response in self._stream(path, name, shape, requests, context):
-                    return response
+                    pass
             except BaseException as error:
                 await end(context, error, hop="gateway")
-            return None
+            return response
 
         async def to_stream(requests: Any, context: Context) -> AsyncIterator[bytes]:
             try:
@@ -133,8 +134,10 @@ class Relay(grpc.GenericRpcHandler):
         entry = self._route(request, metadata)
         method = entry.methods.get(name) if entry.methods is not None else None
         if method is not None and method.long_running is not None:
-            job: bytes = await self._long_call(entry, method, request, call)
-            return job
+            if not named_inside(request):
+                # The job's worker has the request alone, without this call's metadata.
+                request += route_pb2.Route(service=entry.name).SerializeToString()
+            return await self._long_call(entry.name, name, request, call)
         endpoint = self._endpoint(entry, name)
         multicallable: Any = endpoint.calls.get(path)
         if multicallable is None:
@@ -230,18 +233,20 @@ class Relay(grpc.GenericRpcHandler):
         return endpoint
 
 
-class _Unknown:
-    """Refuses a method that no driver here has."""
+def named_inside(request: bytes) -> bool:
+    """Whether a request names its service itself."""
+    return bool(route_pb2.Route.FromString(request).service)
 
-    def __init__(self, name: str) -> None:
-        self._name = name
 
-    async def __call__(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        error = MethodUnknown(
-            f"no driver here has a method {self._name!r}; reflection and ListDrivers tell which there are"
-        )
+def _unknown(name: str) -> grpc.RpcMethodHandler[Any, Any]:
+    """Refuses a method that no driver here has. A handler of this shape can refuse a call of any, without reading its messages."""
+
+    async def refuse(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        error = MethodUnknown(f"no driver here has a method {name!r}; reflection and ListDrivers tell which there are")
         await end(context, error, hop="gateway")
         yield b""
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _multicallable(channel: grpc.aio.Channel, path: str, shape: Shape) -> Any:

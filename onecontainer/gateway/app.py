@@ -1,0 +1,301 @@
+"""The composition root: the one place that names implementations, and the life of a gateway from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+from onecontainer import __version__
+from onecontainer.api.artifact.v1 import artifact_pb2
+from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.api.job.v1 import job_lease_service_pb2, job_service_pb2
+from onecontainer.api.management.v1 import management_service_pb2
+from onecontainer.artifacts.artifacts import Artifacts
+from onecontainer.artifacts.files import FileArtifactStore, folder_of_url
+from onecontainer.artifacts.servicer import ArtifactServicer
+from onecontainer.artifacts.sweep import ArtifactSweeper
+from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.servicer import ManagementServicer
+from onecontainer.clock import Clock, SystemClock
+from onecontainer.database import Database
+from onecontainer.errors import Draining
+from onecontainer.gateway import migrations
+from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView
+from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch
+from onecontainer.gateway.listeners import bind_internal, bind_public, new_server, public_authenticator
+from onecontainer.gateway.lock import DataFolder, Note
+from onecontainer.gateway.reflection import NAMES as REFLECTION_NAMES
+from onecontainer.gateway.reflection import Reflection
+from onecontainer.gateway.relay import Relay
+from onecontainer.gateway.routing import JobDirectory, Routes
+from onecontainer.jobs import mapping
+from onecontainer.jobs.changes import Changes
+from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
+from onecontainer.jobs.jobs import Jobs
+from onecontainer.jobs.ledger import Ledger
+from onecontainer.jobs.servicer import JobServicer
+from onecontainer.jobs.servicer_lease import JobLeaseServicer
+from onecontainer.jobs.sql import SqlLedger
+from onecontainer.rpc.server import Call, service_handler
+from onecontainer.settings import Settings, private_folder, runtime_dir
+from onecontainer.sidecars.folders import Folders
+from onecontainer.sidecars.model import Target
+from onecontainer.sidecars.policy import Policy
+from onecontainer.sidecars.runtimes.attached import AttachedRuntime
+from onecontainer.sidecars.runtimes.process import ProcessRuntime
+from onecontainer.sidecars.secrets import SecretStore
+from onecontainer.sidecars.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+PUBLIC_SERVICES = (
+    management_service_pb2.DESCRIPTOR.services_by_name["ManagementService"],
+    job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
+    artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
+)
+
+
+class Gateway:
+    """A running gateway. An async context manager: entering it opens everything and listens, leaving it drains."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None, *, log_file: str = "") -> None:
+        self.settings = settings
+        self.address = ""
+        self._clock: Clock = clock or SystemClock()
+        self._log_file = log_file
+        self._name = f"gateways/{uuid.uuid4().hex[:12]}"
+        self._draining = False
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Gateway:
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._draining = True
+        await self._stack.aclose()
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        settings, clock = self.settings, self._clock
+        folder = stack.enter_context(DataFolder(settings.data_dir))
+        database = await stack.enter_async_context(Database(settings.database_url))
+        await asyncio.to_thread(migrations.upgrade, database.engine)
+
+        changes = Changes()
+        ledger = SqlLedger(
+            database,
+            clock,
+            AttemptArtifacts(),
+            lease=settings.lease_duration,
+            retention=settings.job_retention,
+            request_id_retention=settings.request_id_retention,
+        )
+        store = await stack.enter_async_context(FileArtifactStore(folder_of_url(settings.artifact_url)))
+        artifacts = Artifacts(database, store, LedgerView(), clock, max_bytes=settings.max_artifact_bytes)
+        dispatch = EmbeddedDispatch(ledger, changes)
+
+        def job_source(target: Target) -> driver_pb2.JobSource:
+            source = dispatch.source(target.uid)
+            source.internal_target = settings.internal_listen
+            source.slots = target.slots
+            return source
+
+        # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases.
+        await ledger.lose(other_gateways_than=self._name)
+        secrets = SecretStore(settings.secrets_dir)
+        supervisor = Supervisor(
+            [ProcessRuntime(), AttachedRuntime()],
+            folders=Folders(settings.data_dir, private_folder(self._run_dir())),
+            secrets=secrets,
+            clock=clock,
+            policy=Policy.of(settings),
+            job_source=job_source,
+        )
+        catalog = await Catalog.open(database, supervisor, secrets, clock, settings)
+        routes = Routes(catalog, supervisor)
+        directory = JobDirectory(routes, supervisor)
+        jobs = Jobs(
+            ledger,
+            changes,
+            directory,
+            ArtifactPayloads(artifacts, settings.max_message_bytes),
+            clock,
+            inline_bytes=settings.inline_request_bytes,
+        )
+        watch = InstanceWatch(
+            supervisor,
+            ledger,
+            changes,
+            dispatch,
+            self._name,
+            lambda service: routes.entry(service).limits.max_running,
+        )
+
+        tasks = _Tasks()
+        await stack.enter_async_context(tasks)
+        tasks.start(watch.run(), "instance watch")
+        tasks.start(_sweep(ledger, changes, settings.job_sweep_interval), "job sweeper")
+        sweeper = ArtifactSweeper(database, store, LedgerView(), clock)
+        tasks.start(sweeper.run(settings.artifact_sweep_interval), "artifact sweeper")
+
+        lease_servicer = JobLeaseServicer(ledger, changes, dispatch, watch.worker_of, lease=settings.lease_duration)
+        internal = self._internal_server(supervisor, lease_servicer, artifacts)
+        await internal.start()
+        stack.push_async_callback(internal.stop, 1.0)
+
+        await stack.enter_async_context(supervisor)
+        await catalog.start()
+
+        public, health_servicer = self._public_server(catalog, routes, jobs, artifacts)
+        await public.start()
+        stack.push_async_callback(self._drain, public, health_servicer)
+        folder.tell(Note(os.getpid(), self.address, settings.internal_listen, __version__, self._log_file))
+        log.info("listening on %s, data in %s", self.address, settings.data_dir)
+
+    def _run_dir(self) -> os.PathLike[str]:
+        # Sockets' paths are bounded: the data folder's own one is used if it is short enough for them.
+        run = self.settings.data_dir / "run"
+        return run if len(os.fsencode(run)) <= 70 else runtime_dir(self.settings.data_dir)
+
+    def _refusal(self, _method: str) -> BaseException | None:
+        if not self._draining:
+            return None
+        return Draining("the gateway is stopping; call again, the next one answers", retry_after=2.0)
+
+    def _internal_server(
+        self, supervisor: Supervisor, leases: JobLeaseServicer, artifacts: Artifacts
+    ) -> grpc.aio.Server:
+        authenticator = InstanceTokensOnly(supervisor)
+        lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
+        server = new_server(
+            self.settings,
+            [
+                service_handler(leases, lease_service, authenticator),
+                service_handler(ArtifactServicer(artifacts, internal=True), PUBLIC_SERVICES[2], authenticator),
+            ],
+        )
+        bind_internal(server, self.settings.internal_listen)
+        return server
+
+    def _public_server(
+        self, catalog: Catalog, routes: Routes, jobs: Jobs, artifacts: Artifacts
+    ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+        settings = self.settings
+        authenticator = public_authenticator(settings)
+        servicers: tuple[object, ...] = (
+            ManagementServicer(catalog),
+            JobServicer(jobs, self._clock),
+            ArtifactServicer(artifacts),
+        )
+
+        async def long_call(service: str, method: str, request: bytes, call: Call) -> bytes:
+            view = await jobs.call(service, method, request, call.principal, call.traceparent)
+            return mapping.job_to_proto(view, self._clock.now()).SerializeToString()
+
+        reflection = Reflection(
+            [service.file for service in PUBLIC_SERVICES], [service.full_name for service in PUBLIC_SERVICES]
+        )
+
+        def drivers_changed() -> None:
+            routes.update()
+            reflection.update(
+                (driver.methods.services, driver.methods.file_descriptor_protos)
+                for driver in catalog.drivers()
+                if driver.methods is not None
+            )
+
+        drivers_changed()
+        catalog.on_drivers_changed(drivers_changed)
+        relay = Relay(
+            routes,
+            authenticator,
+            long_call,
+            max_message_bytes=settings.max_message_bytes,
+            unary_timeout=settings.unary_timeout,
+            margin=settings.deadline_margin,
+            unless=self._refusal,
+        )
+        server = new_server(
+            settings,
+            [
+                *(
+                    service_handler(servicer, service, authenticator, unless=self._refusal)
+                    for servicer, service in zip(servicers, PUBLIC_SERVICES, strict=True)
+                ),
+                *reflection.handlers(),
+            ],
+        )
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)  # type: ignore[no-untyped-call]
+        server.add_generic_rpc_handlers((relay,))
+        self.address = bind_public(server, settings)
+        self._health_names = ["", *(service.full_name for service in PUBLIC_SERVICES), *REFLECTION_NAMES]
+        return server, health_servicer
+
+    async def _drain(self, public: grpc.aio.Server, health_servicer: health.aio.HealthServicer) -> None:
+        self._draining = True
+        log.info("draining")
+        await health_servicer.enter_graceful_shutdown()
+        await public.stop(self.settings.gateway_drain_timeout)
+
+
+async def _sweep(ledger: Ledger, changes: Changes, interval: float) -> None:
+    """Looks at leases, timeouts and retries, for ever."""
+    while True:
+        try:
+            outcome = await ledger.sweep()
+            changes.publish(outcome.changed)
+        except Exception:  # a database that is away for a moment must not end the sweeps
+            log.exception("the job sweeper failed; it goes on")
+        await asyncio.sleep(interval)
+
+
+class _Tasks:
+    """Background tasks that end with their context; one that fails is told of."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> _Tasks:
+        return self
+
+    def start(self, work: Awaitable[None], name: str) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("%s ended", name)
+
+        self._tasks.append(asyncio.create_task(run(), name=name))
+
+    async def __aexit__(self, *_exc: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def serve(
+    settings: Settings, *, ready: Callable[[str], None] = lambda _address: None, log_file: str = ""
+) -> None:
+    """Runs a gateway until SIGTERM or SIGINT, then drains. ``ready`` is called with the address once it listens.
+
+    Raises:
+        StateInvalid: another gateway uses the data folder, or the address is taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with Gateway(settings, log_file=log_file) as gateway:
+        ready(gateway.address)
+        await stop.wait()

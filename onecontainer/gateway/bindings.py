@@ -1,0 +1,100 @@
+"""Where the ledger and the artifacts meet: each takes part in the other's transactions through a port, and neither imports the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from onecontainer.artifacts import sql as artifact_rows
+from onecontainer.artifacts.artifacts import Artifacts
+from onecontainer.artifacts.model import Attempt, Upload
+from onecontainer.artifacts.model import State as ArtifactState
+from onecontainer.errors import LeaseLost, PermissionDenied
+from onecontainer.jobs import sql_reads
+from onecontainer.jobs.model import LEASED, SECOND, State
+from onecontainer.jobs.tables import jobs
+from onecontainer.sidecars.model import InstanceIdentity
+
+KEPT_AFTER_END = 8 * 86400 * SECOND
+"""A request in the artifact store outlives its job's record (7 days), so that the job can be run again; microseconds."""
+
+
+class AttemptArtifacts:
+    """What becomes of an attempt's artifacts when the ledger moves its job."""
+
+    def settle(
+        self, connection: Connection, accepted: Sequence[tuple[str, int]], dropped: Sequence[tuple[str, int]]
+    ) -> None:
+        names = [f"jobs/{job}" for job, _ in (*accepted, *dropped)]
+        if not names:
+            return
+        table = artifact_rows.artifacts
+        # Most jobs make no artifacts: one look tells which of them did.
+        staged = set(
+            connection.scalars(
+                sa.select(table.c.job).where(table.c.job.in_(names), table.c.state == ArtifactState.STAGED).distinct()
+            )
+        )
+        for job, fence in accepted:
+            if f"jobs/{job}" in staged:
+                artifact_rows.promote(connection, f"jobs/{job}", fence)
+                artifact_rows.discard(connection, f"jobs/{job}", except_fence=fence)
+        for job, _fence in dropped:
+            if f"jobs/{job}" in staged:
+                artifact_rows.discard(connection, f"jobs/{job}")
+
+    def of_job(self, connection: Connection, job: str) -> tuple[str, ...]:
+        return tuple(artifact_rows.names_of_job(connection, f"jobs/{job}"))
+
+    def discard(self, connection: Connection, jobs: Sequence[str]) -> None:
+        for job in jobs:
+            artifact_rows.remove_job(connection, f"jobs/{job}")
+
+    def remove(self, connection: Connection, names: Sequence[str]) -> None:
+        for name in names:
+            artifact_rows.delete(connection, name.removeprefix("artifacts/"))
+
+
+class LedgerView:
+    """What the artifacts ask the ledger."""
+
+    def principal_of(self, connection: Connection, attempt: Attempt, identity: object) -> str:
+        row = connection.execute(
+            sa.select(jobs.c.principal, jobs.c.state, jobs.c.fence, jobs.c.instance, jobs.c.service_uid).where(
+                jobs.c.id == attempt.job.removeprefix("jobs/")
+            )
+        ).one_or_none()
+        if isinstance(identity, InstanceIdentity) and row is not None and row.service_uid != identity.service_uid:
+            raise PermissionDenied(f"{identity.instance} may not upload for a job of another service")
+        if row is None or row.fence != attempt.fence or State(row.state) not in LEASED:
+            raise LeaseLost(f"the attempt of {attempt.job} with fence {attempt.fence} is not the current one: stop it")
+        if isinstance(identity, InstanceIdentity) and row.instance != identity.instance:
+            raise LeaseLost(f"the attempt of {attempt.job} is another instance's")
+        principal: str = row.principal
+        return principal
+
+    def user_of(self, connection: Connection, name: str) -> str | None:
+        job = sql_reads.user_of(connection, name)
+        return f"jobs/{job}" if job is not None else None
+
+
+class ArtifactPayloads:
+    """Keeps requests that are too large for the ledger in the artifact store."""
+
+    def __init__(self, artifacts: Artifacts, max_bytes: int) -> None:
+        self._artifacts = artifacts
+        self._max_bytes = max_bytes
+
+    async def put(self, job: str, data: bytes, principal: str, keep: int) -> str:
+        upload = Upload(
+            filename=f"{job}.request.binpb",
+            media_type="application/x-protobuf",
+            labels={"onecontainer.request-of": job},
+            ttl=keep + KEPT_AFTER_END,
+        )
+        return (await self._artifacts.put(data, upload, principal=principal)).name
+
+    async def get(self, name: str) -> bytes:
+        return await self._artifacts.read(name, max_bytes=self._max_bytes)

@@ -1,0 +1,102 @@
+"""What the end and the beginning of sidecar instances mean for jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from onecontainer.errors import CapabilityMissing, CredentialsInvalid
+from onecontainer.jobs.changes import Changes
+from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
+from onecontainer.jobs.ledger import Ledger, Worker
+from onecontainer.rpc.server import Call, Metadata, bearer_token
+from onecontainer.sidecars.model import InstanceIdentity, RuntimeKind, SidecarState
+from onecontainer.sidecars.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+_ENDED = frozenset({SidecarState.BACKOFF, SidecarState.STOPPED})
+
+
+class InstanceTokensOnly:
+    """Authenticates callers of the internal listener: sidecar instances, by their tokens."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def authenticate(self, metadata: Metadata) -> Call:
+        token = bearer_token(metadata)
+        identity = self._supervisor.authenticate(token) if token is not None else None
+        if identity is None:
+            raise CredentialsInvalid("the internal listener takes the token of a running sidecar instance only")
+        return Call(identity.instance, identity=identity)
+
+
+class InstanceWatch:
+    """Follows the supervisor: gives up the leases of an instance that has ended, without waiting for them to run out, and ends queued
+    jobs whose method the new driver does not have. A task: `run`."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        ledger: Ledger,
+        changes: Changes,
+        dispatch: EmbeddedDispatch,
+        gateway: str,
+        max_running: Callable[[str], int],
+    ) -> None:
+        """``gateway`` names this process; ``max_running(service)`` is how many jobs of a service may run at once."""
+        self._supervisor = supervisor
+        self._ledger = ledger
+        self._changes = changes
+        self._dispatch = dispatch
+        self._gateway = gateway
+        self._max_running = max_running
+        self._touched: asyncio.Queue[str] = asyncio.Queue()
+        self._ended: dict[str, set[str]] = {}
+        self._ready: dict[str, str] = {}
+
+    def worker_of(self, identity: object) -> tuple[Worker, int] | None:
+        """The worker of an instance, and how many jobs of its service may run at once."""
+        if not isinstance(identity, InstanceIdentity):
+            return None
+        record = self._supervisor.sidecar(identity.instance)
+        bound = self._gateway if record.runtime is RuntimeKind.PROCESS else ""
+        worker = Worker(identity.instance, identity.service, identity.service_uid, bound)
+        return worker, self._max_running(identity.service)
+
+    async def run(self) -> None:
+        """Runs until it is cancelled."""
+        unsubscribe = self._supervisor.subscribe(self._touched.put_nowait)
+        try:
+            while True:
+                uid = await self._touched.get()
+                try:
+                    await self._look(uid)
+                except Exception:  # one service's trouble must not blind the watch for the others
+                    log.exception("after a change of the sidecars of %s", uid)
+        finally:
+            unsubscribe()
+
+    async def _look(self, uid: str) -> None:
+        sidecars = self._supervisor.sidecars(uid)
+        known = self._ended.get(uid, set())
+        ended = {
+            record.name for record in sidecars if record.state in _ENDED and record.runtime is not RuntimeKind.ATTACHED
+        }
+        self._ended[uid] = ended
+        for name in sorted(ended - known):
+            self._dispatch.forget(name)
+            outcome = await self._ledger.lose(instance=name)
+            self._changes.publish(outcome.changed)
+        endpoint = self._supervisor.endpoint(uid)
+        if endpoint is not None and self._ready.get(uid) != endpoint.instance:
+            self._ready[uid] = endpoint.instance
+            gone = CapabilityMissing("the service's driver does not have this method any more")
+            outcome = await self._ledger.refuse_methods(uid, sorted(endpoint.methods), gone)
+            self._changes.publish(outcome.changed)
+            self._changes.work(uid)
+        if not sidecars:
+            self._ended.pop(uid, None)
+            self._ready.pop(uid, None)

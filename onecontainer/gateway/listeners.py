@@ -1,0 +1,73 @@
+"""The two listeners: the public one, and the internal one for sidecars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+
+from onecontainer.errors import StateInvalid
+from onecontainer.rpc.channel import server_options
+from onecontainer.rpc.server import Authenticator, StaticTokens
+from onecontainer.settings import Settings, is_loopback
+
+LOCAL_PRINCIPAL = "local"
+"""Whoever calls on loopback without credentials."""
+
+
+def public_authenticator(settings: Settings) -> Authenticator:
+    """Who may call the public listener: on loopback everybody, as `local`; elsewhere only who has a token (or a certificate)."""
+    anonymous = LOCAL_PRINCIPAL if is_loopback(settings.listen) else None
+    tokens = StaticTokens(settings.bearer_tokens(), anonymous)
+    return tokens
+
+
+def new_server(settings: Settings, handlers: Sequence[grpc.GenericRpcHandler]) -> grpc.aio.Server:
+    """A server with our options; handlers are asked in this order."""
+    server = grpc.aio.server(options=server_options(settings.max_message_bytes))
+    server.add_generic_rpc_handlers(tuple(handlers))
+    return server
+
+
+def bind_public(server: grpc.aio.Server, settings: Settings) -> str:
+    """Binds the public listener, with TLS if that is set; returns its address with the real port.
+
+    Raises:
+        StateInvalid: the address is taken or not of this machine.
+    """
+    try:
+        if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+            port = server.add_secure_port(settings.listen, _credentials(settings))
+        else:
+            port = server.add_insecure_port(settings.listen)
+    except RuntimeError as error:
+        raise StateInvalid(f"cannot listen on {settings.listen}: {error}") from None
+    if port == 0:
+        raise StateInvalid(f"cannot listen on {settings.listen}: is the port taken?")
+    host = settings.listen.rpartition(":")[0]
+    return f"{host}:{port}"
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    assert settings.tls_key_file is not None
+    assert settings.tls_cert_file is not None
+    pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
+    client_ca = settings.tls_client_ca_file.read_bytes() if settings.tls_client_ca_file is not None else None
+    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+
+def bind_internal(server: grpc.aio.Server, target: str) -> None:
+    """Binds the internal listener; a socket left by a gateway that was killed is replaced (the data folder's lock is ours)."""
+    if target.startswith("unix:"):
+        path = Path(target.removeprefix("unix:"))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    try:
+        bound = server.add_insecure_port(target)
+    except RuntimeError as error:
+        raise StateInvalid(f"cannot listen on {target}: {error}") from None
+    if not bound:
+        raise StateInvalid(f"cannot listen on {target}: is the address taken?")
+    if target.startswith("unix:"):
+        Path(target.removeprefix("unix:")).chmod(0o600)

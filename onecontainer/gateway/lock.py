@@ -1,0 +1,80 @@
+"""One gateway per data folder: the lock, and the note that tells others where it listens."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from onecontainer.errors import StateInvalid
+from onecontainer.settings import private_folder
+
+LOCK_FILE = "gateway.lock"
+NOTE_FILE = "gateway.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a running gateway tells of itself."""
+
+    pid: int
+    address: str
+    internal_address: str
+    version: str
+    log_file: str = ""
+
+
+def read_note(data_dir: Path) -> Note | None:
+    """The note of the gateway that runs on this folder; None: none runs."""
+    lock_path = data_dir / LOCK_FILE
+    try:
+        with lock_path.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                return None  # nobody holds it: what is noted is from one that has ended
+        return Note(**json.loads((data_dir / NOTE_FILE).read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+
+
+class DataFolder:
+    """The data folder, held by this process as long as the context lasts."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.path = data_dir
+        self._lock: int | None = None
+
+    def __enter__(self) -> DataFolder:
+        private_folder(self.path)
+        lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            other = read_note(self.path)
+            who = f"pid {other.pid}, listening on {other.address}" if other else "it is just starting"
+            raise StateInvalid(
+                f"another gateway ({who}) uses the data folder {self.path}: stop it with `oca down`, or start this one with another --data-dir"
+            ) from None
+        self._lock = lock
+        (self.path / NOTE_FILE).unlink(missing_ok=True)
+        return self
+
+    def tell(self, note: Note) -> None:
+        """Writes the note, whole or not at all."""
+        draft = self.path / (NOTE_FILE + ".new")
+        draft.write_text(json.dumps(asdict(note)))
+        draft.replace(self.path / NOTE_FILE)
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        (self.path / NOTE_FILE).unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)

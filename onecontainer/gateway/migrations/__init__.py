@@ -1,0 +1,32 @@
+"""The database's schema, by Alembic. `upgrade` brings any older one to the newest; revisions expand before they contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+
+def metadata() -> list[sa.MetaData]:
+    """The tables of all features."""
+    from onecontainer.artifacts import sql as artifacts
+    from onecontainer.catalog import sql as catalog
+    from onecontainer.jobs import tables as jobs
+
+    return [catalog.metadata, jobs.metadata, artifacts.metadata]
+
+
+def upgrade(engine: sa.Engine) -> None:
+    """Brings the schema of this database to the newest revision. A database of a newer oneContainer is refused.
+
+    Raises:
+        alembic.util.CommandError: the database has a revision that is not known here.
+    """
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,99 @@
+"""Routes: from a service's name to its record, its driver's methods and its sidecar. Everything is in memory; no call waits for the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.methods import Method
+from onecontainer.catalog.model import ServiceRecord
+from onecontainer.errors import DriverNotAvailable, DriverUnreachable, OneContainerError
+from onecontainer.gateway.relay import Shape
+from onecontainer.jobs.jobs import Entry
+from onecontainer.jobs.model import Limits
+from onecontainer.sidecars.model import Endpoint, ServiceState
+from onecontainer.sidecars.supervisor import Supervisor
+
+RETRY_AFTER = 1.0
+"""Seconds after which a call to a service that is starting may be sent again."""
+
+
+class Routes:
+    """The relay's Router and the jobs' Directory, on the catalog and the supervisor."""
+
+    def __init__(self, catalog: Catalog, supervisor: Supervisor) -> None:
+        self._catalog = catalog
+        self._supervisor = supervisor
+        self._entries: dict[str, tuple[ServiceRecord, Entry]] = {}
+        self._shapes: Mapping[str, Shape] = {}
+        self.update()
+
+    def update(self) -> None:
+        """The drivers have changed."""
+        shapes: dict[str, Shape] = {}
+        for driver in self._catalog.drivers():
+            if driver.methods is not None:
+                for name, method in driver.methods.methods.items():
+                    shapes.setdefault(name, (method.client_streaming, method.server_streaming))
+        self._shapes = shapes
+        self._entries.clear()
+
+    def shape(self, method: str) -> Shape | None:
+        return self._shapes.get(method)
+
+    def entry(self, service: str) -> Entry:
+        record = self._catalog.service(service)
+        cached = self._entries.get(service)
+        if cached is not None and cached[0] is record:
+            return cached[1]
+        entry = self._entry(record)
+        self._entries[service] = (record, entry)
+        return entry
+
+    def _entry(self, record: ServiceRecord) -> Entry:
+        methods: Mapping[str, Method] | None = None
+        slots = 1
+        driver = self._catalog.find_driver(record.assigned_driver) if record.assigned_driver else None
+        if driver is not None and driver.methods is not None:
+            methods = driver.methods.methods
+            if driver.manifest is not None:
+                slots = driver.manifest.job_slots or 1
+        limits = Limits(record.job_limits.max_running or slots, record.max_queued, record.default_max_attempts)
+        return Entry(record.name, record.uid, methods, None, limits, record.assigned_driver)
+
+    def endpoint(self, entry: Entry) -> Endpoint:
+        endpoint = self._supervisor.endpoint(entry.uid)
+        if endpoint is not None:
+            return endpoint
+        state, error = self._supervisor.state(entry.uid)
+        if state is ServiceState.UNASSIGNED or entry.methods is None:
+            raise DriverNotAvailable(
+                f"{entry.name} has no driver; call MatchDrivers to see which fit, then AssignDriver",
+                metadata={"service": entry.name},
+            )
+        raise _unreachable(entry, state, error)
+
+
+class JobDirectory:
+    """Services as jobs see them: with what the running sidecar says it implements."""
+
+    def __init__(self, routes: Routes, supervisor: Supervisor) -> None:
+        self._routes = routes
+        self._supervisor = supervisor
+
+    def entry(self, service: str) -> Entry:
+        entry = self._routes.entry(service)
+        endpoint = self._supervisor.endpoint(entry.uid)
+        return entry if endpoint is None else replace(entry, implemented=endpoint.methods)
+
+
+def _unreachable(entry: Entry, state: ServiceState, error: OneContainerError | None) -> DriverUnreachable:
+    cause = f": {error.message}" if error is not None else ""
+    what = "is starting" if state is ServiceState.STARTING else f"is {state.value}"
+    return DriverUnreachable(
+        f"{entry.name} {what}{cause}",
+        metadata={"service": entry.name, "driver": entry.driver, "service_state": state.value},
+        # FAILED needs a change by an operator; asking again does not help.
+        retry_after=None if state is ServiceState.FAILED else RETRY_AFTER,
+    )
