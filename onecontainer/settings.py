@@ -82,10 +82,6 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
     """PEM file with the private key of `tls_cert_file`. Default: none."""
 
-    tls_client_ca_file: Path | None = None
-    """PEM file with the CAs of client certificates; with it, a client must present one, and its subject is the
-    principal. Default: none."""
-
     tokens: dict[str, str] = Field(default_factory=dict, repr=False)
     """Static bearer tokens, token to principal; as a variable in JSON. Default: none."""
 
@@ -175,7 +171,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """How messages are written: for people or, one object a line, for machines. Default: `text`."""
 
-    @field_validator("data_dir", "secrets_dir", "tls_cert_file", "tls_key_file", "tls_client_ca_file", "tokens_file")
+    @field_validator("data_dir", "secrets_dir", "tls_cert_file", "tls_key_file", "tokens_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -197,13 +193,11 @@ class Settings(BaseSettings):
     def _public_listener_is_safe(self) -> Settings:
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             raise ValueError("tls_cert_file and tls_key_file go together")
-        if self.tls_client_ca_file and not self.tls_cert_file:
-            raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
-        principals = bool(self.tokens or self.tokens_file or self.tls_client_ca_file)
+        principals = bool(self.tokens or self.tokens_file)
         if not is_loopback(self.listen) and not (self.tls_cert_file and principals):
             raise ValueError(
                 f"listen is {self.listen}, not loopback: that needs tls_cert_file and tls_key_file, "
-                "and tokens, tokens_file or tls_client_ca_file"
+                "and tokens or tokens_file"
             )
         return self
 

