@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -43,10 +43,27 @@ ABORT_SECONDS = 5.0
 """What an aborted handler gets to end before it is left behind."""
 
 
+class JobWorker(Protocol):
+    """What takes jobs and runs them here, for one attachment."""
+
+    def stop_claiming(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+StartJobs = Callable[["Sidecar", driver_pb2.JobSource, grpc.aio.Channel, Metadata], JobWorker | None]
+
+
+def no_jobs(*_arguments: object) -> None:
+    """Starts no worker."""
+
+
 class Sidecar:
     """One driver, attached to at most one service, and all that runs in it. Everything in the loop's thread."""
 
-    def __init__(self, driver: Driver, manifest: Manifest, settings: SidecarSettings) -> None:
+    def __init__(
+        self, driver: Driver, manifest: Manifest, settings: SidecarSettings, start_jobs: StartJobs = no_jobs
+    ) -> None:
         """Raises DriverMisimplemented if the class does not serve what metadata.json says."""
         self.driver = driver
         self.manifest = manifest
@@ -70,6 +87,8 @@ class Sidecar:
         self._idle.set()
         self._channel: grpc.aio.Channel | None = None
         self._artifacts: ArtifactLink | None = None
+        self._start_jobs = start_jobs
+        self._worker: JobWorker | None = None
 
     # --- what it is ----------------------------------------------------------------------------------------------------
 
@@ -182,6 +201,7 @@ class Sidecar:
         ca_file = None if target.startswith("unix:") else self.settings.tls_ca_file
         self._channel = open_channel(target, max_message_bytes=self.settings.max_message_bytes, ca_file=ca_file)
         self._artifacts = ArtifactLink(self._channel, self._credentials())
+        self._worker = self._start_jobs(self, request.job_source, self._channel, self._credentials())
 
     def _credentials(self) -> Metadata:
         token = self.settings.token()
@@ -202,6 +222,14 @@ class Sidecar:
 
     async def _let_go(self) -> None:
         """Closes whatever is open, also after an attach that failed half-way."""
+        worker, self._worker = self._worker, None
+        try:
+            if worker is not None:
+                await worker.close()
+        finally:
+            await self._close_backend()
+
+    async def _close_backend(self) -> None:
         try:
             await self._life_cycle(self.driver.detach)
         except OneContainerError as error:
@@ -294,6 +322,8 @@ class Sidecar:
         return await self._end_running(timeout)
 
     async def _end_running(self, timeout: float | None) -> int:
+        if self._worker is not None:
+            self._worker.stop_claiming()
         if await self._wait_idle(timeout):
             return 0
         left = list(self._running)

@@ -27,6 +27,7 @@ from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.parent import ParentGone, bind_to_parent
 from onecontainer.driver.servicer import DriverServicer
 from onecontainer.driver.settings import SidecarSettings
+from onecontainer.driver.worker import start_worker
 from onecontainer.errors import OneContainerError
 from onecontainer.rpc.channel import server_options
 from onecontainer.rpc.manifest import Manifest, load_manifest
@@ -44,7 +45,7 @@ class SidecarServer:
     """A sidecar on its address: serves from `__aenter__` on, drains and lets go in `__aexit__`."""
 
     def __init__(self, driver: Driver, manifest: Manifest, settings: SidecarSettings) -> None:
-        self.sidecar = Sidecar(driver, manifest, settings)
+        self.sidecar = Sidecar(driver, manifest, settings, start_worker)
         self.stop_asked = asyncio.Event()
         """Set to stop. Set by SIGTERM in `run`."""
         self._settings = settings
