@@ -73,7 +73,7 @@ format: setup ## Formats the code
 lint: setup ## ruff and import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo --no-cache
 
 .PHONY: type
 type: setup ## mypy --strict and pyright
