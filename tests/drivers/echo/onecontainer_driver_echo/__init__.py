@@ -1,0 +1,113 @@
+"""The echo driver: every behaviour that tests of the gateway and of jobs need from a driver."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from onecontainer.driver import Attachment, Context, Driver, ProbeResult, errors
+from onecontainer_driver_echo import echo_pb2
+
+
+class EchoDriver(Driver):
+    services = (echo_pb2.DESCRIPTOR.services_by_name["EchoService"],)
+
+    async def attach(self, attachment: Attachment) -> None:
+        self.options = attachment.options
+
+    async def probe(self) -> ProbeResult:
+        if self.options["broken"]:
+            raise errors.BackendUnreachable("the option `broken` is set")
+        return ProbeResult(ready=True, message=str(self.options["greeting"]))
+
+    async def echo(self, request: echo_pb2.EchoRequest, context: Context) -> echo_pb2.EchoResponse:
+        if request.delay:
+            await asyncio.sleep(request.delay)
+        if request.behaviour:
+            return await _misbehave(request.behaviour)
+        return echo_pb2.EchoResponse(payload=request.payload)
+
+    async def echo_once(self, request: echo_pb2.EchoRequest, context: Context) -> echo_pb2.EchoResponse:
+        return await self.echo(request, context)
+
+    async def down(self, request: echo_pb2.EchoRequest, context: Context) -> AsyncIterator[echo_pb2.EchoResponse]:
+        for index in range(request.count):
+            if request.behaviour and index == request.count - 1:
+                await _misbehave(request.behaviour)
+            yield echo_pb2.EchoResponse(payload=request.payload)
+
+    async def up(self, requests: AsyncIterator[echo_pb2.EchoRequest], context: Context) -> echo_pb2.EchoResponse:
+        size = 0
+        async for request in requests:
+            size += len(request.payload)
+        return echo_pb2.EchoResponse(payload=str(size).encode())
+
+    async def both(
+        self, requests: AsyncIterator[echo_pb2.EchoRequest], context: Context
+    ) -> AsyncIterator[echo_pb2.EchoResponse]:
+        async for request in requests:
+            yield echo_pb2.EchoResponse(payload=request.payload)
+
+    async def work(self, request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.WorkResult:
+        return await _work(request, context)
+
+    async def work_once(self, request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.WorkResult:
+        return await _work(request, context)
+
+
+async def _misbehave(behaviour: str) -> echo_pb2.EchoResponse:
+    if behaviour == "exit":
+        os._exit(3)
+    if behaviour == "hang":
+        await asyncio.Event().wait()
+    if behaviour == "garbage":
+        return "not a message"  # type: ignore[return-value]
+    if behaviour == "typed":
+        raise errors.DataInvalid("payload", "is not what was hoped for")
+    raise RuntimeError(f"the driver was told to {behaviour}")
+
+
+async def _work(request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.WorkResult:
+    attempt = context.job.attempt if context.job is not None else 0
+    name = context.job.name if context.job is not None else "-"
+    _mark(request, f"begin {name} {attempt}")
+    if request.behaviour:
+        await _misbehave(request.behaviour)
+    if attempt <= request.failing_attempts:
+        raise errors.BackendUnreachable("not yet")
+    steps = await (asyncio.to_thread(_block, request, context) if request.blocking else _steps(request, context))
+    artifact = ""
+    if request.artifact_bytes:
+        path = context.scratch / "made.bin"
+        path.write_bytes(os.urandom(request.artifact_bytes))
+        artifact = (await context.artifacts.put(path, filename="made.bin")).name
+    _mark(request, f"end {name} {attempt}")
+    return echo_pb2.WorkResult(steps=steps, payload=bytes(request.result_bytes), artifact=artifact)
+
+
+async def _steps(request: echo_pb2.WorkRequest, context: Context) -> int:
+    for step in range(request.steps):
+        if context.finishing:
+            return step
+        await asyncio.sleep(request.step_seconds)
+        context.progress(step + 1, request.steps, unit="steps")
+    return request.steps
+
+
+def _block(request: echo_pb2.WorkRequest, context: Context) -> int:
+    for step in range(request.steps):
+        if context.cancelled or context.finishing:
+            return step
+        time.sleep(request.step_seconds)
+        context.progress(step + 1, request.steps, unit="steps")
+    return request.steps
+
+
+def _mark(request: echo_pb2.WorkRequest, line: str) -> None:
+    if request.mark_file:
+        # One write of a short line to a file in append mode is atomic.
+        with Path(request.mark_file).open("a") as file:
+            file.write(line + "\n")
