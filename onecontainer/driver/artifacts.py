@@ -13,6 +13,7 @@ import grpc
 from onecontainer.api.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 from onecontainer.errors import DataCorrupt, FieldInvalid
 from onecontainer.rpc import status
+from onecontainer.rpc.writing import send_all
 
 if TYPE_CHECKING:
     from onecontainer.driver.context import JobAttempt
@@ -150,7 +151,9 @@ class Artifacts:
                 yield artifact_pb2.UploadRequest(data=piece)
 
         with typed_errors():
-            return await self._link.stub.Upload(requests(), metadata=self._link.metadata, timeout=self._remaining())
+            call = self._link.stub.Upload(metadata=self._link.metadata, timeout=self._remaining())
+            await send_all(call, requests())
+            return await call
 
 
 async def _pieces_of_file(path: Path) -> AsyncIterator[bytes]:
