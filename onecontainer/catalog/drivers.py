@@ -76,7 +76,7 @@ def read_driver(folder: Path, source: DriverSource, now: int) -> tuple[DriverRec
         manifest = load_manifest(folder)
     except OneContainerError as error:
         return _broken(folder, source, now, error), b""
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one folder harms no other
         return _broken(folder, source, now, DataInvalid("metadata", f"cannot be read: {error}")), b""
     try:
         data = _descriptors(folder, manifest)
@@ -84,7 +84,7 @@ def read_driver(folder: Path, source: DriverSource, now: int) -> tuple[DriverRec
         digest = digest_of(folder)
     except OneContainerError as error:
         return _broken(folder, source, now, error, manifest), b""
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one folder harms no other
         return _broken(folder, source, now, DataInvalid("descriptor_set", f"cannot be read: {error}"), manifest), b""
     record = DriverRecord(
         name=f"drivers/{manifest.name}-{manifest.version}",

@@ -17,7 +17,6 @@ from onecontainer.sidecars.model import RuntimeSpec
 SERVICE_ID = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
 DEFAULT_MAX_QUEUED = 1_000_000
 DEFAULT_MAX_ATTEMPTS = 3
-DEFAULT_DRAIN_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +70,6 @@ class ServiceRecord:
     @property
     def default_max_attempts(self) -> int:
         return self.job_limits.default_max_attempts or DEFAULT_MAX_ATTEMPTS
-
-    @property
-    def drain_timeout(self) -> float:
-        limit = self.job_limits.drain_timeout
-        return DEFAULT_DRAIN_TIMEOUT if limit is None else limit
 
 
 class DriverSource(StrEnum):

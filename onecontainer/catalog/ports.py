@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,7 +79,7 @@ class Sidecars(Protocol):
 
     async def heartbeat(self, uid: str, timeout: float) -> Heartbeat: ...
 
-    def logs(self, name: str, tail: int, follow: bool) -> AsyncIterator[list[LogLine]]: ...
+    def logs(self, name: str, tail: int, follow: bool) -> AsyncGenerator[list[LogLine], None]: ...
 
     def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]: ...
 

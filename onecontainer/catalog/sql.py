@@ -109,7 +109,7 @@ class SqlCatalogStore:
 
     async def delete(self, uid: str) -> None:
         await self._database.write(
-            lambda connection: connection.execute(sa.delete(services).where(services.c.uid == uid)) and None
+            lambda connection: connection.execute(sa.delete(services).where(services.c.uid == uid))
         )
 
     async def replay(self, principal: str, method: str, request_id: str, now: int) -> Replay | None:

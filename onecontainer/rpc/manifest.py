@@ -216,7 +216,7 @@ def option_violations(
         if problem:
             violations.append(FieldViolation(f"{root}.{name}", problem))
     violations += [
-        FieldViolation(f"{root}.{option.name}", "required")
+        FieldViolation(f"{root}.{option.name}", "is required")
         for option in declared
         if option.required and options.get(option.name) is None
     ]

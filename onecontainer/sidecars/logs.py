@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,7 +114,7 @@ class LogBuffer:
         """The last lines, oldest first."""
         return list(self._lines)[-lines:] if lines > 0 else []
 
-    async def follow(self, lines: int) -> AsyncIterator[list[LogLine]]:
+    async def follow(self, lines: int) -> AsyncGenerator[list[LogLine], None]:
         """The last lines, then each further one, until the sidecar has ended."""
         queue: asyncio.Queue[LogLine | None] = asyncio.Queue(FOLLOWER_LINES)
         if not self._ended:

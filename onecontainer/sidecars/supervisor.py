@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import random as random_module
 import secrets as secrets_module
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from functools import partial
 
 import grpc
@@ -209,7 +210,7 @@ class Supervisor:
         starting = current.record.state is SidecarState.STARTING
         return Heartbeat(current.name, await talk.heartbeat(timeout, starting=starting))
 
-    async def logs(self, name: str, tail: int, follow: bool) -> AsyncIterator[list[LogLine]]:
+    async def logs(self, name: str, tail: int, follow: bool) -> AsyncGenerator[list[LogLine], None]:
         """The last lines of a sidecar, then with `follow` each further one until it ends.
 
         Raises ResourceNotFound, and StateInvalid for one that somebody else started.
@@ -220,8 +221,9 @@ class Supervisor:
         if not follow:
             yield instance.logs.tail(tail)
             return
-        async for lines in instance.logs.follow(tail):
-            yield lines
+        async with contextlib.aclosing(instance.logs.follow(tail)) as batches:
+            async for lines in batches:
+                yield lines
 
     def _instance(self, name: str) -> Instance:
         for keeper in self._keepers.values():

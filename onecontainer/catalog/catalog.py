@@ -1,0 +1,375 @@
+"""The catalog: all services and drivers in memory, written through to the database, and brought to life as sidecars."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onecontainer.catalog.drivers import scan
+from onecontainer.catalog.matching import Match, is_named, match_drivers, rejection_cause
+from onecontainer.catalog.model import DriverRecord, DriverSource, ServiceRecord
+from onecontainer.catalog.ports import CatalogStore, LiveJobs, Replay, Secrets, Sidecars
+from onecontainer.catalog.update import needs_rematch, updated
+from onecontainer.catalog.validation import raise_violations, service_violations
+from onecontainer.clock import Clock
+from onecontainer.errors import (
+    DriverNotAvailable,
+    EtagMismatch,
+    FieldViolation,
+    OneContainerError,
+    ResourceConflict,
+    ResourceInUse,
+    ResourceNotFound,
+    StateInvalid,
+)
+from onecontainer.rpc.manifest import manifest_to_proto, secret_names
+from onecontainer.sidecars.model import RuntimeSpec, ServiceState, Target
+
+log = logging.getLogger(__name__)
+
+SERVICE_TYPE = "onecontainer.dev/Service"
+DRIVER_TYPE = "onecontainer.dev/Driver"
+DELETE_DRAIN = 5.0
+"""Seconds that running calls get when their service is deleted."""
+
+
+class Catalog:
+    """Services and drivers. `start` once, before anything else; changes come one at a time, questions are answered from memory.
+
+    Args:
+        driver_folders: where to look for drivers, the first one wins.
+        drain_timeout: of services that do not set their own, in seconds.
+    """
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        sidecars: Sidecars,
+        secrets: Secrets,
+        jobs: LiveJobs,
+        clock: Clock,
+        *,
+        driver_folders: Sequence[tuple[Path, DriverSource]],
+        drain_timeout: float = 600.0,
+        new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self.sidecars = sidecars
+        self.closing = asyncio.Event()
+        self._store = store
+        self._secrets = secrets
+        self._jobs = jobs
+        self._clock = clock
+        self._folders = driver_folders
+        self._drain_timeout = drain_timeout
+        self._new_uid = new_uid
+        self._services: dict[str, ServiceRecord] = {}
+        self._names: dict[str, str] = {}
+        self._drivers: dict[str, DriverRecord] = {}
+        self._deleting: set[str] = set()
+        self._changing = asyncio.Lock()
+        self._listeners: list[Callable[[str], None]] = []
+        sidecars.subscribe(self._sidecar_changed)
+
+    async def start(self) -> None:
+        """Finds the drivers, loads the services, and starts their sidecars."""
+        now = self._clock.now()
+        records, descriptors = await asyncio.to_thread(scan, self._folders, now)
+        since = await self._store.drivers_seen(records, descriptors, now)
+        self._drivers = {record.name: replace(record, create_time=since[record.name]) for record in records}
+        for record in await self._store.load():
+            self._put(record)
+            await self._settle(record)
+
+    async def _settle(self, record: ServiceRecord) -> None:
+        """After a start: a service whose driver is gone, or that had none, gets the best one there is now."""
+        if record.assigned_driver not in self._drivers:
+            try:
+                driver = self._choose(record)
+            except OneContainerError as error:
+                log.warning("%s has no driver any more: %s", record.name, error)
+                driver = None
+            assigned = "" if driver is None else driver.name
+            if assigned != record.assigned_driver:
+                record = await self._write(replace(record, assigned_driver=assigned, generation=record.generation + 1))
+        await self._deploy(record)
+
+    def close(self) -> None:
+        """The gateway stops: watches end."""
+        self.closing.set()
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    @property
+    def services(self) -> Mapping[str, ServiceRecord]:
+        """All services by name."""
+        return self._services
+
+    @property
+    def drivers(self) -> Mapping[str, DriverRecord]:
+        """All drivers by name."""
+        return self._drivers
+
+    def service(self, name: str) -> ServiceRecord:
+        """Raises ResourceNotFound."""
+        record = self._services.get(name)
+        if record is None:
+            raise ResourceNotFound(
+                f"there is no {name or 'service without a name'}; ListServices tells which there are",
+                resource=(SERVICE_TYPE, name),
+            )
+        return record
+
+    def resolve(self, name: str) -> ServiceRecord:
+        """The service that calls and new jobs are for. Raises ResourceNotFound, and StateInvalid while it is being deleted."""
+        record = self.service(name)
+        if record.uid in self._deleting:
+            raise StateInvalid(f"{name} is being deleted", resource=(SERVICE_TYPE, name))
+        return record
+
+    def driver(self, name: str) -> DriverRecord:
+        """Raises ResourceNotFound."""
+        record = self._drivers.get(name)
+        if record is None:
+            raise ResourceNotFound(
+                f"there is no {name or 'driver without a name'}; ListDrivers tells which there are",
+                resource=(DRIVER_TYPE, name),
+            )
+        return record
+
+    def driver_of(self, record: ServiceRecord) -> DriverRecord | None:
+        """The driver that is assigned to a service."""
+        return self._drivers.get(record.assigned_driver)
+
+    def services_of(self, driver: str) -> list[str]:
+        """Names of the services that a driver is assigned to."""
+        return sorted(record.name for record in self._services.values() if record.assigned_driver == driver)
+
+    def state(self, record: ServiceRecord) -> tuple[ServiceState, OneContainerError | None]:
+        """Where a service stands, and why if all is not well."""
+        if record.uid in self._deleting:
+            return ServiceState.DELETING, None
+        if not record.assigned_driver:
+            return ServiceState.UNASSIGNED, self._why_unassigned(record)
+        state, error = self.sidecars.state(record.uid)
+        return (ServiceState.STARTING, None) if state is ServiceState.UNASSIGNED else (state, error)
+
+    def _why_unassigned(self, record: ServiceRecord) -> OneContainerError:
+        try:
+            self._choose(record)
+        except OneContainerError as error:
+            return error
+        match = self.match(record.app, record.app_version)
+        if match.candidates:
+            return DriverNotAvailable(f"{match.candidates[0].name} would fit: call AssignDriver")
+        return DriverNotAvailable(match.why_none(record.app))
+
+    def match(self, app: str, app_version: str = "", wanted: str = "") -> Match:
+        """Which drivers fit, and why the others do not."""
+        return match_drivers(self._drivers.values(), app, app_version, wanted)
+
+    def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Calls back with the name of each service that is made, changed (its state too) or deleted. Returns what ends it."""
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback)
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    async def replayed(self, principal: str, method: str, request_id: str) -> Replay | None:
+        """What a request_id was used for."""
+        return await self._store.replay(principal, method, request_id, self._clock.now())
+
+    async def create(
+        self,
+        sent: ServiceRecord,
+        *,
+        validate_only: bool,
+        more_violations: Iterable[FieldViolation] = (),
+        replay: Callable[[ServiceRecord, int], Replay] | None = None,
+    ) -> ServiceRecord:
+        """Registers a service; it is kept when this returns, and its sidecar is on its way.
+
+        Raises FieldRequired, FieldInvalid, ResourceConflict, ResourceNotFound and DriverNotAvailable.
+        """
+        async with self._changing:
+            now = self._clock.now()
+            record = replace(sent, uid=self._new_uid(), create_time=now, update_time=now)
+            driver = self._checked(record, list(more_violations))
+            if record.name in self._services:
+                raise ResourceConflict(
+                    f"{record.name} is there already: choose another id, or update that one",
+                    resource=(SERVICE_TYPE, record.name),
+                )
+            record = replace(record, assigned_driver="" if driver is None else driver.name)
+            if validate_only:
+                return record
+            await self._store.create(record, None if replay is None else replay(record, now))
+            self._put(record)
+        self._changed(record.name)
+        await self._deploy(record)
+        return record
+
+    async def update(
+        self, sent: ServiceRecord, mask: Iterable[str], *, etag: str, validate_only: bool
+    ) -> ServiceRecord:
+        """Changes the fields that the mask names.
+
+        Raises ResourceNotFound, FieldRequired, FieldInvalid, EtagMismatch, DriverNotAvailable, and StateInvalid while the
+        service is being deleted.
+        """
+        async with self._changing:
+            old = self._current(sent.name, etag)
+            record = updated(old, sent, mask)
+            driver = self._checked(record, [])
+            if needs_rematch(old, record):
+                record = replace(
+                    record,
+                    assigned_driver="" if driver is None else driver.name,
+                    generation=old.generation + 1,
+                )
+            if validate_only or record == old:
+                return record
+            record = await self._write(record)
+        await self._deploy(record)
+        return record
+
+    async def assign(self, name: str, driver: str, runtime: RuntimeSpec | None, etag: str) -> ServiceRecord:
+        """Assigns the driver that is named, else the best one, and starts the sidecar anew.
+
+        Raises ResourceNotFound, DriverNotAvailable, EtagMismatch, FieldInvalid and FieldRequired.
+        """
+        async with self._changing:
+            old = self._current(name, etag)
+            record = replace(old, driver=driver or old.driver, runtime=old.runtime if runtime is None else runtime)
+            chosen = self._checked(record, [])
+            if chosen is None:
+                raise DriverNotAvailable(self.match(record.app, record.app_version).why_none(record.app))
+            record = await self._write(replace(record, assigned_driver=chosen.name, generation=old.generation + 1))
+        await self._deploy(record, restart=True)
+        return record
+
+    async def delete(self, name: str, *, force: bool, etag: str) -> None:
+        """Ends the service's jobs (if forced) and sidecars, and removes it.
+
+        Raises ResourceNotFound, EtagMismatch, ResourceInUse, and StateInvalid if it is being deleted already.
+        """
+        async with self._changing:
+            record = self._current(name, etag)
+            self._deleting.add(record.uid)
+        try:
+            self._changed(name)
+            live = await self._jobs.count(record.uid)
+            if live and not force:
+                raise ResourceInUse(
+                    f"{name} has {live} live jobs: wait for them, cancel them, or set force",
+                    resource=(SERVICE_TYPE, name),
+                    metadata={"live_jobs": str(live)},
+                )
+            # Also with none: one may have been made between the count and now.
+            await self._jobs.cancel_all(record.uid)
+            await self.sidecars.remove(record.uid, DELETE_DRAIN)
+            await self._store.delete(record.uid)
+            del self._services[name]
+            del self._names[record.uid]
+        except BaseException:
+            self._deleting.discard(record.uid)
+            await self._deploy(record)
+            raise
+        finally:
+            self._deleting.discard(record.uid)
+            self._changed(name)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _current(self, name: str, etag: str) -> ServiceRecord:
+        record = self.resolve(name)
+        if etag and etag != record.etag:
+            raise EtagMismatch(
+                f"{name} has the etag {record.etag}, not {etag}: somebody else changed it; get it and try again",
+                resource=(SERVICE_TYPE, name),
+            )
+        return record
+
+    def _checked(self, record: ServiceRecord, violations: list[FieldViolation]) -> DriverRecord | None:
+        """The driver of a service that is to be written; raises all that is wrong with it at once."""
+        runtimes = self.sidecars.runtimes
+        found = service_violations(record, None, runtimes, self._secrets)
+        matchable = {"service.app", "service.app_version", "service.driver"}.isdisjoint(one.field for one in found)
+        driver = self._choose(record) if matchable else None
+        if driver is not None:
+            found = service_violations(record, driver, runtimes, self._secrets)
+        raise_violations([*violations, *found])
+        return driver
+
+    def _choose(self, record: ServiceRecord) -> DriverRecord | None:
+        """The driver that is named, else the best. Raises ResourceNotFound and DriverNotAvailable for one that is named."""
+        match = self.match(record.app, record.app_version, record.driver)
+        if not record.driver:
+            return match.candidates[0] if match.candidates else None
+        fitting = [driver for driver in match.candidates if is_named(driver, record.driver)]
+        if fitting:
+            return fitting[0]
+        named = [driver for driver in self._drivers.values() if is_named(driver, record.driver)]
+        if not named:
+            raise ResourceNotFound(
+                f"{record.driver} is not installed; ListDrivers tells which drivers are",
+                resource=(DRIVER_TYPE, record.driver),
+            )
+        causes = "; ".join(
+            f"{driver.name}: {rejection_cause(driver, record.app, record.app_version)}" for driver in named
+        )
+        raise DriverNotAvailable(f"{record.driver} does not fit {record.name}: {causes}")
+
+    async def _write(self, record: ServiceRecord) -> ServiceRecord:
+        written = replace(record, revision=record.revision + 1, update_time=self._clock.now())
+        await self._store.update(written, record.revision)
+        self._put(written)
+        self._changed(written.name)
+        return written
+
+    async def _deploy(self, record: ServiceRecord, *, restart: bool = False) -> None:
+        # Another change may have overtaken this one while it was written: the newest record counts.
+        record = self._services.get(record.name, record)
+        if record.uid in self._deleting:
+            return
+        driver = self.driver_of(record)
+        if driver is None or driver.manifest is None:
+            await self.sidecars.unassign(record.uid, DELETE_DRAIN)
+            return
+        secrets = secret_names(record.options)
+        limits = record.job_limits
+        await self.sidecars.apply(
+            Target(
+                uid=record.uid,
+                service=record.name,
+                app=record.app,
+                app_version=record.app_version,
+                endpoints=record.endpoints,
+                options=record.options,
+                secrets=tuple(sorted(secrets)),
+                driver=driver.name,
+                manifest=manifest_to_proto(driver.manifest),
+                folder=driver.folder,
+                runtime=record.runtime,
+                slots=limits.max_running or driver.manifest.job_slots,
+                drain_timeout=self._drain_timeout if limits.drain_timeout is None else limits.drain_timeout,
+                generation=record.generation,
+            ),
+            restart=restart,
+        )
+
+    def _put(self, record: ServiceRecord) -> None:
+        self._services[record.name] = record
+        self._names[record.uid] = record.name
+
+    def _sidecar_changed(self, uid: str) -> None:
+        name = self._names.get(uid)
+        if name is not None:
+            self._changed(name)
+
+    def _changed(self, name: str) -> None:
+        for listener in list(self._listeners):
+            listener(name)
