@@ -1,0 +1,149 @@
+"""A model that answers: its session, how images are made ready for it, how its output is read, and who is inside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onecontainer.api.ai.v1 import model_pb2
+from onecontainer.driver import errors
+from onecontainer_driver_onnx.config import session_options
+from onecontainer_driver_onnx.preprocess import ImagePipeline
+from onecontainer_driver_onnx.session import Session, class_count, zeros
+from onecontainer_driver_onnx.tensors import dtype_name, numpy_dtype
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class Served:
+    """A loaded model. Its calls are counted in the event loop's thread, so that it never goes while one is inside."""
+
+    session: Session
+    image: ImagePipeline | None
+    image_input: str
+    classification: model_pb2.Classification | None
+    labels: Sequence[str]
+    slots: asyncio.Semaphore | None
+    in_flight: int = 0
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def enter(self) -> None:
+        self.in_flight += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Returns when no call is inside. The owner sees to it that none comes in meanwhile."""
+        if self.in_flight:
+            await self._idle.wait()
+
+
+def open_served(path: Path, config: model_pb2.ModelConfig, labels: Sequence[str], default_threads: int) -> Served:
+    """Loads a model and checks the config against it. Blocks.
+
+    Raises:
+        DataInvalid, FieldInvalid, BackendCapabilityMissing: with the path in the config.
+    """
+    session = Session(path, session_options(config, default_threads))
+    image, image_input = None, ""
+    if config.HasField("image"):
+        image, image_input = _image_pipeline(session, config.image)
+    classification = None
+    if config.HasField("classification"):
+        classification = _classification(session, config.classification, labels)
+    limit = config.execution.max_concurrency
+    return Served(session, image, image_input, classification, labels, asyncio.Semaphore(limit) if limit else None)
+
+
+def _image_pipeline(session: Session, spec: model_pb2.ImagePreprocess) -> tuple[ImagePipeline, str]:
+    path = "config.image"
+    name = spec.input
+    if not name:
+        if len(session.inputs) != 1:
+            raise errors.FieldRequired(
+                f"{path}.input", f"the model has several: {', '.join(s.name for s in session.inputs)}"
+            )
+        name = session.inputs[0].name
+    declared = session.input(name)
+    if declared is None:
+        raise errors.FieldInvalid(f"{path}.input", f"the model has no input {name!r}")
+    dtype = numpy_dtype(spec.dtype or declared.dtype)
+    if dtype is None or dtype.kind not in "fiu":
+        raise errors.FieldInvalid(
+            f"{path}.dtype", f"{name!r} takes {dtype_name(declared.dtype)}: not numbers that pixels can be"
+        )
+    if spec.dtype and spec.dtype != declared.dtype:
+        raise errors.FieldInvalid(f"{path}.dtype", f"{name!r} takes {dtype_name(declared.dtype)}")
+    pipeline = ImagePipeline(spec, dtype)
+    wanted, given = list(declared.shape), pipeline.shape
+    if len(wanted) != len(given) or any(-1 not in {a, b} and a != b for a, b in zip(wanted, given, strict=True)):
+        raise errors.FieldInvalid(path, f"gives {list(given)} (-1: any), but {name!r} takes {wanted}")
+    return pipeline, name
+
+
+def _classification(
+    session: Session, declared: model_pb2.Classification, labels: Sequence[str]
+) -> model_pb2.Classification:
+    path = "config.classification"
+    result = model_pb2.Classification()
+    result.CopyFrom(declared)
+    if not result.output:
+        if len(session.outputs) != 1:
+            raise errors.FieldRequired(
+                f"{path}.output", f"the model has several: {', '.join(s.name for s in session.outputs)}"
+            )
+        result.output = session.outputs[0].name
+    spec = session.output(result.output)
+    if spec is None:
+        raise errors.FieldInvalid(f"{path}.output", f"the model has no output {result.output!r}")
+    dtype = numpy_dtype(spec.dtype)
+    if dtype is None or dtype.kind not in "fiu" or not spec.shape:
+        raise errors.FieldInvalid(
+            f"{path}.output", f"{result.output!r} is not scores: {dtype_name(spec.dtype)} {list(spec.shape)}"
+        )
+    check_label_count(labels, class_count(session, result))
+    return result
+
+
+def check_label_count(labels: Sequence[str], classes: int | None) -> None:
+    """Raises DataInvalid when the labels are for another model."""
+    if labels and classes is not None and len(labels) != classes:
+        raise errors.DataInvalid(
+            "config.classification.labels", f"has {len(labels)} names, but the model has {classes} classes"
+        )
+
+
+def try_out(served: Served) -> None:
+    """Runs the model once with zeros, where it declares its inputs well enough for that. Blocks.
+
+    Raises:
+        DataInvalid: the model fails, or has another number of classes than labels.
+    """
+    feeds: dict[str, Array] = {}
+    for spec in served.session.inputs:
+        sizes = served.image.shape if served.image is not None and spec.name == served.image_input else ()
+        free = [n for n, size in zip(spec.shape, sizes or spec.shape, strict=False) if n == -1 and size == -1]
+        array = zeros(spec, sizes)
+        # More than the batch is free: a size out of thin air proves nothing, and may well fail.
+        if array is None or len(free) > 1:
+            return
+        feeds[spec.name] = array
+    outputs = [spec.name for spec in served.session.outputs]
+    try:
+        results = served.session.run(feeds, outputs)
+    except errors.BackendExecutionFailed as error:
+        raise errors.DataInvalid("config.source", f"the model does not run on zeros: {error.message}") from error
+    if served.classification is not None:
+        scores = np.asarray(results[outputs.index(served.classification.output)])
+        check_label_count(served.labels, scores.shape[-1] if scores.ndim else None)

@@ -1,0 +1,120 @@
+"""One version of a model: where it stands, and the errors that say so."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2, tensor_pb2
+from onecontainer.driver import errors
+from onecontainer_driver_onnx.served import Served
+from onecontainer_driver_onnx.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a load reads: the model's file, and names of classes."""
+
+    path: Path
+    labels: tuple[str, ...] = ()
+    sha256: str = ""
+    """Set: the file is the store's."""
+    label_artifact: bool = False
+    """The names came from an artifact, so that they must be recorded."""
+
+
+class Report(Protocol):
+    """Is told how far a load is."""
+
+    def __call__(
+        self,
+        phase: inference_service_pb2.ServeModelPhase.ValueType,
+        message: str = "",
+        fetched: int = 0,
+        total: int | None = None,
+    ) -> None: ...
+
+
+class Fetch(Protocol):
+    """Gets the material of a load. What it raises is the reason that the version is FAILED for.
+
+    `previous` is the material of the last load with the same config, None if there was none.
+    """
+
+    async def __call__(self, config: model_pb2.ModelConfig, previous: Material | None, report: Report) -> Material: ...
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """One version of a model. Only the repository changes it."""
+
+    model: str
+    version: str
+    state: model_pb2.ModelState.ValueType = model_pb2.MODEL_STATE_LOADING
+    config: model_pb2.ModelConfig = field(default_factory=model_pb2.ModelConfig)
+    loading: model_pb2.ModelConfig | None = None
+    """The config of the load that runs. None: none does."""
+    phase: str = ""
+    fetched: int = 0
+    to_fetch: int | None = None
+    error: errors.OneContainerError | None = None
+    unload_reason: model_pb2.UnloadReason.ValueType = model_pb2.UNLOAD_REASON_UNSPECIFIED
+    served: Served | None = None
+    """Set: it answers, unless `draining`. Also while another load of it runs."""
+    draining: bool = False
+    brought: model_pb2.ModelConfig | None = None
+    """Set: the driver brings this version along, served like this."""
+    recorded: bool = False
+    """It comes back after a restart."""
+    loads: int = 0
+    """Loads that have come to an end, well or not."""
+    material: Material | None = None
+    inputs: list[tensor_pb2.TensorSpec] = field(default_factory=list)
+    outputs: list[tensor_pb2.TensorSpec] = field(default_factory=list)
+    platform: str = ""
+    memory_bytes: int = 0
+    ready_time: float = 0.0
+    load_seconds: float = 0.0
+    statistics: Statistics = field(default_factory=Statistics)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def worth_recording(self) -> bool:
+        """A version that never became READY did not come to be; one that comes along unchanged comes along next time, too."""
+        if self.state == model_pb2.MODEL_STATE_UNLOADED:
+            return True
+        return self.recorded and self.config != self.brought
+
+    def became_ready(self, served: Served, material: Material, config: model_pb2.ModelConfig, now: float) -> None:
+        self.served, self.material, self.config, self.error = served, material, config, None
+        self.state, self.unload_reason = model_pb2.MODEL_STATE_READY, model_pb2.UNLOAD_REASON_UNSPECIFIED
+        self.inputs, self.outputs = list(served.session.inputs), list(served.session.outputs)
+        self.platform, self.memory_bytes = served.session.platform, served.session.memory_bytes
+        self.ready_time, self.recorded = now, True
+        self.statistics.loaded()
+
+    def not_ready(self) -> errors.ModelNotReady:
+        name = f"version {self.version!r} of {self.model!r}"
+        state = model_pb2.ModelState.Name(self.state).removeprefix("MODEL_STATE_")
+        if self.draining:
+            message = f"{name} is being unloaded"
+        elif self.state == model_pb2.MODEL_STATE_LOADING:
+            message = f"{name} is loading ({self.phase or 'it waits for its turn'}); wait for its job"
+        elif self.state == model_pb2.MODEL_STATE_FAILED:
+            message = f"{name} could not be loaded: {self.error}"
+        else:
+            message = f"{name} is not in memory; load it with ServeModel"
+        return errors.ModelNotReady(message, metadata={"model_state": state})
+
+    def refuse_conflict(self, config: model_pb2.ModelConfig) -> None:
+        """Raises ResourceConflict if the version is there, or being loaded, with another config."""
+        there = self.loading
+        if there is None and (self.served is not None or self.state == model_pb2.MODEL_STATE_UNLOADED):
+            there = self.config
+        if there is not None and there != config:
+            raise errors.ResourceConflict(
+                f"version {self.version!r} of {self.model!r} is there with another config; set `replace`, or take another version",
+                resource=("onecontainer.dev/Model", self.model),
+            )
