@@ -101,6 +101,10 @@ class Catalog:
         """The gateway stops: watches end."""
         self.closing.set()
 
+    def now(self) -> int:
+        """The catalog's time, in microseconds since the epoch."""
+        return self._clock.now()
+
     # --- questions ---------------------------------------------------------------------------------------------------
 
     @property

@@ -19,7 +19,6 @@ from onecontainer.catalog.catalog import Catalog
 from onecontainer.catalog.model import SERVICE_ID, ServiceRecord
 from onecontainer.catalog.ports import Replay
 from onecontainer.catalog.validation import version_problem
-from onecontainer.clock import Clock
 from onecontainer.errors import (
     CapabilityMissing,
     Draining,
@@ -49,9 +48,8 @@ PLUGINS = "plug-in drivers come with a later release; until then put the driver'
 class ManagementServicer:
     """Servicer of ManagementService. `request_id_retention` in seconds."""
 
-    def __init__(self, catalog: Catalog, clock: Clock, *, request_id_retention: float = 7 * 86400.0) -> None:
+    def __init__(self, catalog: Catalog, *, request_id_retention: float = 7 * 86400.0) -> None:
         self._catalog = catalog
-        self._clock = clock
         self._retention = int(request_id_retention * 1e6)
 
     # --- services ----------------------------------------------------------------------------------------------------
@@ -153,7 +151,7 @@ class ManagementServicer:
             state=mapping.heartbeat_state(heartbeat),
             layers=[mapping.layer_to_proto(layer) for layer in heartbeat.layers],
             sidecar=heartbeat.sidecar,
-            time=mapping.timestamp(self._clock.now()),
+            time=mapping.timestamp(self._catalog.now()),
         )
 
     async def WatchServices(
