@@ -9,6 +9,7 @@ import signal
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -23,16 +24,18 @@ from onecontainer.artifacts.files import FileArtifactStore, folder_of_url
 from onecontainer.artifacts.servicer import ArtifactServicer
 from onecontainer.artifacts.sweep import ArtifactSweeper
 from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.drivers import bundled_folder
+from onecontainer.catalog.model import DriverSource
 from onecontainer.catalog.servicer import ManagementServicer
+from onecontainer.catalog.sql import SqlCatalogStore
 from onecontainer.clock import Clock, SystemClock
 from onecontainer.database import Database
 from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
-from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView
+from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch
 from onecontainer.gateway.listeners import bind_internal, bind_public, new_server, public_authenticator
 from onecontainer.gateway.lock import DataFolder, Note
-from onecontainer.gateway.reflection import NAMES as REFLECTION_NAMES
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
 from onecontainer.gateway.routing import JobDirectory, Routes
@@ -121,7 +124,15 @@ class Gateway:
             policy=Policy.of(settings),
             job_source=job_source,
         )
-        catalog = await Catalog.open(database, supervisor, secrets, clock, settings)
+        catalog = Catalog(
+            SqlCatalogStore(database),
+            supervisor,
+            secrets,
+            LiveJobs(ledger, changes),
+            clock,
+            driver_folders=_driver_folders(settings),
+            drain_timeout=settings.drain_timeout,
+        )
         routes = Routes(catalog, supervisor)
         directory = JobDirectory(routes, supervisor)
         jobs = Jobs(
@@ -155,6 +166,7 @@ class Gateway:
 
         await stack.enter_async_context(supervisor)
         await catalog.start()
+        stack.callback(catalog.close)
 
         public, health_servicer = self._public_server(catalog, routes, jobs, artifacts)
         await public.start()
@@ -162,7 +174,7 @@ class Gateway:
         folder.tell(Note(os.getpid(), self.address, settings.internal_listen, __version__, self._log_file))
         log.info("listening on %s, data in %s", self.address, settings.data_dir)
 
-    def _run_dir(self) -> os.PathLike[str]:
+    def _run_dir(self) -> Path:
         # Sockets' paths are bounded: the data folder's own one is used if it is short enough for them.
         run = self.settings.data_dir / "run"
         return run if len(os.fsencode(run)) <= 70 else runtime_dir(self.settings.data_dir)
@@ -193,7 +205,7 @@ class Gateway:
         settings = self.settings
         authenticator = public_authenticator(settings)
         servicers: tuple[object, ...] = (
-            ManagementServicer(catalog),
+            ManagementServicer(catalog, self._clock, request_id_retention=settings.request_id_retention),
             JobServicer(jobs, self._clock),
             ArtifactServicer(artifacts),
         )
@@ -206,16 +218,12 @@ class Gateway:
             [service.file for service in PUBLIC_SERVICES], [service.full_name for service in PUBLIC_SERVICES]
         )
 
-        def drivers_changed() -> None:
-            routes.update()
-            reflection.update(
-                (driver.methods.services, driver.methods.file_descriptor_protos)
-                for driver in catalog.drivers()
-                if driver.methods is not None
-            )
-
-        drivers_changed()
-        catalog.on_drivers_changed(drivers_changed)
+        routes.update()
+        reflection.update(
+            (driver.methods.services, driver.methods.file_descriptor_protos)
+            for driver in catalog.drivers.values()
+            if driver.methods is not None
+        )
         relay = Relay(
             routes,
             authenticator,
@@ -236,10 +244,10 @@ class Gateway:
             ],
         )
         health_servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
         server.add_generic_rpc_handlers((relay,))
         self.address = bind_public(server, settings)
-        self._health_names = ["", *(service.full_name for service in PUBLIC_SERVICES), *REFLECTION_NAMES]
+
         return server, health_servicer
 
     async def _drain(self, public: grpc.aio.Server, health_servicer: health.aio.HealthServicer) -> None:
@@ -247,6 +255,12 @@ class Gateway:
         log.info("draining")
         await health_servicer.enter_graceful_shutdown()
         await public.stop(self.settings.gateway_drain_timeout)
+
+
+def _driver_folders(settings: Settings) -> list[tuple[Path, DriverSource]]:
+    bundled = bundled_folder()
+    folders = [] if bundled is None else [(bundled, DriverSource.BUNDLED)]
+    return folders + [(path, DriverSource.PLUGIN) for path in settings.driver_paths]
 
 
 async def _sweep(ledger: Ledger, changes: Changes, interval: float) -> None:

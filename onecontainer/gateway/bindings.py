@@ -13,6 +13,8 @@ from onecontainer.artifacts.model import Attempt, Upload
 from onecontainer.artifacts.model import State as ArtifactState
 from onecontainer.errors import LeaseLost, PermissionDenied
 from onecontainer.jobs import sql_reads
+from onecontainer.jobs.changes import Changes
+from onecontainer.jobs.ledger import Ledger
 from onecontainer.jobs.model import LEASED, SECOND, State
 from onecontainer.jobs.tables import jobs
 from onecontainer.sidecars.model import InstanceIdentity
@@ -78,6 +80,21 @@ class LedgerView:
     def user_of(self, connection: Connection, name: str) -> str | None:
         job = sql_reads.user_of(connection, name)
         return f"jobs/{job}" if job is not None else None
+
+
+class LiveJobs:
+    """What the catalog asks of jobs when a service is deleted."""
+
+    def __init__(self, ledger: Ledger, changes: Changes) -> None:
+        self._ledger = ledger
+        self._changes = changes
+
+    async def count(self, service_uid: str) -> int:
+        return await self._ledger.live(service_uid)
+
+    async def cancel_all(self, service_uid: str) -> None:
+        outcome = await self._ledger.cancel_service(service_uid)
+        self._changes.publish(outcome.changed)
 
 
 class ArtifactPayloads:

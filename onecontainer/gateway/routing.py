@@ -35,7 +35,7 @@ class Routes:
     def update(self) -> None:
         """The drivers have changed."""
         shapes: dict[str, Shape] = {}
-        for driver in self._catalog.drivers():
+        for driver in self._catalog.drivers.values():
             if driver.methods is not None:
                 for name, method in driver.methods.methods.items():
                     shapes.setdefault(name, (method.client_streaming, method.server_streaming))
@@ -46,7 +46,7 @@ class Routes:
         return self._shapes.get(method)
 
     def entry(self, service: str) -> Entry:
-        record = self._catalog.service(service)
+        record = self._catalog.resolve(service)
         cached = self._entries.get(service)
         if cached is not None and cached[0] is record:
             return cached[1]
@@ -57,11 +57,11 @@ class Routes:
     def _entry(self, record: ServiceRecord) -> Entry:
         methods: Mapping[str, Method] | None = None
         slots = 1
-        driver = self._catalog.find_driver(record.assigned_driver) if record.assigned_driver else None
+        driver = self._catalog.driver_of(record)
         if driver is not None and driver.methods is not None:
             methods = driver.methods.methods
             if driver.manifest is not None:
-                slots = driver.manifest.job_slots or 1
+                slots = driver.manifest.job_slots
         limits = Limits(record.job_limits.max_running or slots, record.max_queued, record.default_max_attempts)
         return Entry(record.name, record.uid, methods, None, limits, record.assigned_driver)
 

@@ -83,8 +83,8 @@ class Directory(Protocol):
 class Payloads(Protocol):
     """Keeps requests that are too large for the ledger."""
 
-    async def put(self, job: str, data: bytes, principal: str) -> str:
-        """Stores a request as an artifact of the job; its name."""
+    async def put(self, job: str, data: bytes, principal: str, keep: int) -> str:
+        """Stores a job's request, for as long as the job may live (``keep`` microseconds) and its record is kept; its name."""
         ...
 
     async def get(self, name: str) -> bytes: ...
@@ -113,10 +113,10 @@ class Jobs:
 
     # --- making them -------------------------------------------------------------------------------------------------
 
-    async def call(
-        self, entry: Entry, method: CatalogMethod, request: bytes, principal: str, traceparent: str
-    ) -> JobView:
+    async def call(self, service: str, full_name: str, request: bytes, principal: str, traceparent: str) -> JobView:
         """Turns a call of a long-running method into a job."""
+        entry = self._directory.entry(service)
+        method = method_of(entry, full_name)
         try:
             sent = route_pb2.LongRunningRoute.FromString(request).job_options
         except DecodeError:
@@ -196,7 +196,7 @@ class Jobs:
         inline: bytes | None = payload
         artifact = ""
         if len(payload) > self._inline_bytes and store:
-            artifact, inline = await self._payloads.put(job, payload, principal), None
+            artifact, inline = await self._payloads.put(job, payload, principal, checked.total_timeout), None
         return NewJob(
             id=job,
             service=entry.name,
