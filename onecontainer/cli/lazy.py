@@ -1,0 +1,67 @@
+"""Groups whose commands are imported when they are called, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group of commands known by their import path and one line of help.
+
+    Args:
+        lazy: command name → (`module:attribute`, one line of help).
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._lazy:
+            return None
+        module, _, attribute = self._lazy[cmd_name][0].partition(":")
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("onecontainer"):
+                raise
+            raise click.ClickException(
+                f"`oca {cmd_name}` needs the package {error.name}: pip install 'onecontainer[gateway,cli]'"
+            ) from error
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click's own would import each command for its help.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_path, text) in self._lazy.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            # Imported here: `--help` must not wait for grpc.
+            from onecontainer.cli.failures import report
+
+            code = report(
+                error,
+                as_json=ctx.meta.get("onecontainer.output") == "json",
+                address=ctx.meta.get("onecontainer.address", ""),
+            )
+            if code is None:
+                raise
+            ctx.exit(code)

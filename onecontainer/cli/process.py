@@ -1,0 +1,107 @@
+"""The gateway as a process of this machine: its settings, its note, its start and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from onecontainer.errors import DeadlineExceeded, StateInvalid
+from onecontainer.gateway.lock import Note, read_note
+from onecontainer.settings import Settings, private_folder
+
+note_of = read_note
+POLL_SECONDS = 0.05
+LOG_NAME = "gateway.log"
+SHOWN_LINES = 20
+
+
+def settings_of(data_dir: Path | None, **values: object) -> Settings:
+    """The settings of the environment with these values over them. A wrong one is a usage error that names it."""
+    if data_dir is not None:
+        values["data_dir"] = data_dir
+    try:
+        return Settings(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors())
+        raise click.UsageError(wrong) from None
+
+
+def start_detached(settings: Settings, *, timeout: float) -> Note:
+    """Starts a gateway that goes on without us, and waits until it is ready.
+
+    Raises StateInvalid with the end of its log if it ends before, DeadlineExceeded if it is not ready in time (and stops it).
+    """
+    private_folder(settings.data_dir)
+    log = settings.data_dir / LOG_NAME
+    with log.open("ab") as sink:
+        begin = sink.tell()
+        environment = os.environ | {
+            "ONECONTAINER_DATA_DIR": str(settings.data_dir),
+            "ONECONTAINER_LISTEN": settings.listen,
+        }
+        child = subprocess.Popen(
+            [sys.executable, "-m", "onecontainer.cli", "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    end = time.monotonic() + timeout
+    try:
+        while time.monotonic() < end:
+            note = note_of(settings.data_dir)
+            if note is not None and note.pid == child.pid:
+                return note
+            if child.poll() is not None:
+                raise StateInvalid(f"the gateway did not start:\n{last_lines(log, begin)}")
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        child.terminate()
+        raise
+    child.terminate()
+    raise DeadlineExceeded(f"the gateway was not ready after {timeout:g} s and was stopped:\n{last_lines(log, begin)}")
+
+
+def stop(data_dir: Path, note: Note, *, timeout: float) -> None:
+    """Asks a gateway to drain and end, and waits until it has. Raises DeadlineExceeded; it goes on ending then."""
+    try:
+        os.kill(note.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        now = note_of(data_dir)
+        if (now is None or now.pid != note.pid) and not is_alive(note.pid):
+            return
+        time.sleep(POLL_SECONDS)
+    raise DeadlineExceeded(f"the gateway (pid {note.pid}) is still ending after {timeout:g} s")
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and has not ended (one that only waits to be reaped has)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def last_lines(log: Path, begin: int) -> str:
+    """The last lines of a log since an offset."""
+    with log.open("rb") as file:
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - 64 * 1024))
+        return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-SHOWN_LINES:])

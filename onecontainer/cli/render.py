@@ -1,0 +1,187 @@
+"""How results are shown: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from google.protobuf import descriptor_pool, duration_pb2, json_format, timestamp_pb2
+from google.protobuf.internal.containers import MessageMap, ScalarMap
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Cell = object
+FindTypes = Callable[..., Any]
+_UNKNOWN_TYPE = re.compile(r"type(?:\.googleapis\.com)?[^ ]*/([\w.]+)")
+_STATE_COLOURS = {
+    "READY": "green",
+    "SUCCEEDED": "green",
+    "OK": "green",
+    "RUNNING": "cyan",
+    "STARTING": "yellow",
+    "PROBING": "yellow",
+    "QUEUED": "yellow",
+    "RETRY_WAIT": "yellow",
+    "CANCELLING": "yellow",
+    "DRAINING": "yellow",
+    "BACKOFF": "red",
+    "UNAVAILABLE": "red",
+    "UNASSIGNED": "red",
+    "FAILED": "red",
+    "BROKEN": "red",
+    "EXPIRED": "red",
+    "CANCELLED": "magenta",
+}
+
+
+class Screen:
+    """Shows results the way the user wants them.
+
+    Attributes:
+        output: `table` or `json`.
+        console: for what is only for people; in JSON mode it writes to stderr.
+    """
+
+    def __init__(self, output: str, find_types: FindTypes | None = None) -> None:
+        self.output = output
+        self._find_types = find_types
+        self.console = Console(stderr=self.is_json, highlight=False, soft_wrap=True)
+
+    @property
+    def is_json(self) -> bool:
+        return self.output == "json"
+
+    def messages(
+        self, found: Sequence[Message], columns: Mapping[str, Callable[[Any], Cell]], *, empty: str = "There are none."
+    ) -> None:
+        """A list: a row for each, or a JSON array."""
+        if self.is_json:
+            self.data([self.to_json(message) for message in found])
+        elif not found:
+            self.say(empty)
+        else:
+            self.rows([{name: cell(message) for name, cell in columns.items()} for message in found])
+
+    def message(self, message: Message, fields: Mapping[str, Cell] | None = None) -> None:
+        """One thing: its fields (those given, else all that are set), or JSON."""
+        if self.is_json:
+            self.data(self.to_json(message))
+            return
+        shown = fields if fields is not None else self.to_json(message)
+        grid = Table.grid(padding=(0, 2))
+        for name, value in shown.items():
+            if value not in (None, "", [], {}):
+                grid.add_row(Text(name, style="bold"), _cell(value))
+        self.console.print(grid)
+
+    def rows(self, rows: Sequence[Mapping[str, Cell]]) -> None:
+        """Rows of one shape as a table, or as a JSON array."""
+        if self.is_json:
+            self.data(rows)
+            return
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        for name in rows[0] if rows else ():
+            table.add_column(name.upper(), overflow="fold")
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
+        self.console.print(table)
+
+    def data(self, value: Any) -> None:
+        """JSON to stdout; coloured on a terminal."""
+        text = json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False, default=_plain)
+        click.echo(text)
+
+    def say(self, text: str) -> None:
+        """A line for people. Not on stdout in JSON mode."""
+        self.console.print(text, markup=False)
+
+    def to_json(self, message: Message) -> Any:
+        """A message as JSON with the contract's field names. An Any of a plug-in's type is resolved through the gateway."""
+        pool = descriptor_pool.Default()
+        asked: list[str] = []
+        while True:
+            try:
+                return json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+            except (TypeError, json_format.Error) as error:
+                match = _UNKNOWN_TYPE.search(str(error))
+                if match is None or match[1] in asked or self._find_types is None:
+                    raise
+                asked.append(match[1])
+                pool = self._find_types(*asked, "google.rpc.ErrorInfo")
+
+
+def _cell(value: Cell) -> Text | str:
+    """A value as a table shows it."""
+    if isinstance(value, Text):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, timestamp_pb2.Timestamp):
+        return moment(value)
+    if isinstance(value, duration_pb2.Duration):
+        return f"{value.ToMilliseconds() / 1000:g} s"
+    if isinstance(value, bytes):
+        return value.hex() if len(value) <= 32 else f"{value[:16].hex()}… ({len(value)} bytes)"
+    if isinstance(value, str):
+        return state(value) if value in _STATE_COLOURS else Text(value)
+    if isinstance(value, MessageMap | ScalarMap | Mapping):
+        return Text("\n".join(f"{key}={_cell(item)}" for key, item in value.items()))
+    if isinstance(value, Sequence):
+        return Text("\n".join(str(_cell(item)) for item in value))
+    return Text(str(value))
+
+
+def _plain(value: Any) -> Any:
+    """JSON of what JSON has no form for: dates and such as text, bytes as base64 by the contract's rule."""
+    if isinstance(value, Message):
+        return json_format.MessageToDict(value, preserving_proto_field_name=True)
+    if isinstance(value, bytes):
+        import base64
+
+        return base64.b64encode(value).decode()
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def state(name: str) -> Text:
+    """A state in its colour."""
+    return Text(name, style=_STATE_COLOURS.get(name, ""))
+
+
+def enum_name(enum: Any, number: int) -> str:
+    """READY of SERVICE_STATE_READY: the value's name without the enum's."""
+    prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.DESCRIPTOR.name).upper() + "_"
+    return str(enum.Name(number)).removeprefix(prefix)
+
+
+def moment(value: timestamp_pb2.Timestamp, now: datetime | None = None) -> str:
+    """How long ago, for people: `3 min ago`; empty if it is not set."""
+    if not value.seconds:
+        return ""
+    passed = ((now or datetime.now(UTC)) - value.ToDatetime(tzinfo=UTC)).total_seconds()
+    ago, ahead = ("", " ago") if passed >= 0 else ("in ", "")
+    passed = abs(passed)
+    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if passed < limit:
+            return f"{ago}{passed / divisor:.0f} {unit}{ahead}"
+    return f"{ago}{passed / 86400:.0f} d{ahead}"
+
+
+def size(count: int) -> str:
+    """Bytes for people: `1.5 MiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -1,0 +1,293 @@
+"""`oca service`: registered backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from onecontainer.api.management.v1 import management_service_pb2, resources_pb2
+from onecontainer.cli.options import DURATION, JSON_PAIR, PAIR
+from onecontainer.cli.render import enum_name, moment
+from onecontainer.cli.session import Session, connected
+from onecontainer.client.management import state_name
+from onecontainer.client.names import filter_of, full_name, short_name, struct
+from onecontainer.errors import StateInvalid
+
+COLUMNS: dict[str, Callable[[Any], object]] = {
+    "name": lambda s: short_name(s.name),
+    "state": state_name,
+    "app": lambda s: f"{s.app} {s.app_version}".strip(),
+    "driver": lambda s: short_name(s.assigned_driver),
+    "scope": lambda s: s.scope,
+    "created": lambda s: moment(s.create_time),
+    "error": lambda s: s.error.message.partition("\n")[0],
+}
+RUNTIMES = {
+    "process": resources_pb2.RUNTIME_KIND_PROCESS,
+    "docker": resources_pb2.RUNTIME_KIND_DOCKER,
+    "attached": resources_pb2.RUNTIME_KIND_ATTACHED,
+}
+
+
+@click.group()
+def service() -> None:
+    """Register backends and look after them.
+
+    \b
+    Examples:
+      oca service create cats --app onnx --wait
+      oca service create orders --app sql --option url=secrets/orders-url
+      oca service list
+      oca service heartbeat cats
+    """
+
+
+def fields_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options for what can be said of a service, at its creation and later."""
+    for option in reversed(
+        (
+            click.option("--app-version", help="PEP 440 version of the app. Default: unknown, every driver fits."),
+            click.option(
+                "--endpoint", "endpoints", type=PAIR, multiple=True, help="NODE=HOST:PORT or NODE=URL; may be repeated."
+            ),
+            click.option(
+                "--option",
+                "options",
+                type=JSON_PAIR,
+                multiple=True,
+                help="Option of the driver, KEY=VALUE; may be repeated. See `oca driver get`.",
+            ),
+            click.option("--label", "labels", type=PAIR, multiple=True, help="KEY=VALUE; may be repeated."),
+            click.option("--description", help="For people."),
+            click.option("--driver", help="Driver, NAME or NAME-VERSION. Default: the best match."),
+            click.option(
+                "--runtime", type=click.Choice(list(RUNTIMES)), help="Where its sidecar runs. Default: process."
+            ),
+            click.option("--runtime-endpoint", help="With --runtime attached: where the sidecar listens."),
+            click.option("--token-secret", help="With --runtime attached: secrets/NAME of its token."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def record_of(values: dict[str, Any]) -> tuple[resources_pb2.Service, list[str]]:
+    """A service record with the fields that were given, and their paths."""
+    runtime = None
+    if values["runtime"]:
+        runtime = resources_pb2.Runtime(
+            kind=RUNTIMES[values["runtime"]],
+            endpoint=values["runtime_endpoint"] or "",
+            token_secret=values["token_secret"] or "",
+        )
+    record = resources_pb2.Service(
+        description=values["description"] or "",
+        app=values.get("app") or "",
+        app_version=values["app_version"] or "",
+        endpoints=dict(values["endpoints"]),
+        options=struct(dict(values["options"])) if values["options"] else None,
+        labels=dict(values["labels"]),
+        driver=full_name("drivers", values["driver"] or ""),
+        runtime=runtime,
+    )
+    paths = [
+        name
+        for name in ("description", "app", "app_version", "endpoints", "labels", "driver", "runtime")
+        if values.get(name) not in (None, ())
+    ]
+    # One option is changed, the others stay: that is what `--option threads=4` says.
+    paths += [f"options.{key}" for key, _value in values["options"]]
+    return record, paths
+
+
+@service.command()
+@click.argument("name")
+@click.option("--app", required=True, help="The software behind it: onnx, sql, ffmpeg, cassandra …")
+@fields_options
+@click.option("--request-id", default="", help="Idempotency key: the same one again answers with the same service.")
+@click.option("--validate-only", is_flag=True, help="Check all, create nothing.")
+@click.option("--wait", is_flag=True, help="Wait until it is READY.")
+@connected
+def create(session: Session, name: str, request_id: str, validate_only: bool, wait: bool, **values: Any) -> None:
+    """Register the backend NAME; the driver that fits is started beside it.
+
+    \b
+    Examples:
+      oca service create cats --app onnx --wait
+      oca service create orders --app sql --endpoint db=db.internal:5432 --option database=orders
+    """
+    record, _paths = record_of(values)
+    request = management_service_pb2.CreateServiceRequest(
+        service=record, service_id=name, request_id=request_id, validate_only=validate_only
+    )
+    found = session.client.portal.run(
+        session.client.inner.caller.unary,
+        session.client.inner.services.stub.CreateService,
+        request,
+        timeout=session.timeout,
+    )
+    if wait and not validate_only:
+        found = wait_ready(session, name)
+    show(session, found)
+
+
+def wait_ready(session: Session, *names: str) -> resources_pb2.Service:
+    """Waits with a spinner until all are READY; returns the first."""
+    with session.screen.console.status(f"waiting for {', '.join(names)} to be READY"):
+        return session.client.services.wait_ready(*names, timeout=session.timeout or 120.0)[0]
+
+
+def show(session: Session, found: resources_pb2.Service) -> None:
+    options = session.screen.to_json(found).get("options", {})
+    session.screen.message(
+        found,
+        {
+            "name": found.name,
+            "state": state_name(found),
+            "error": found.error.message,
+            "description": found.description,
+            "app": f"{found.app} {found.app_version}".strip(),
+            "driver": found.assigned_driver,
+            "sidecars": list(found.sidecars),
+            "endpoints": dict(found.endpoints),
+            "options": options,
+            "labels": dict(found.labels),
+            "created": found.create_time,
+            "etag": found.etag,
+        },
+    )
+
+
+@service.command("list")
+@click.option("--app", default="", help="Only of this app.")
+@click.option("--scope", default="", help="Only of this scope: ai, db, media, hpc.")
+@click.option("--state", default="", help="Only in this state: READY, STARTING, FAILED …")
+@connected
+def list_(session: Session, app: str, scope: str, state: str) -> None:
+    """List services."""
+    terms = filter_of({"app": app, "scope": scope, "state": state.upper()})
+    found = session.client.services.list(filter=terms, timeout=session.timeout)
+    session.screen.messages(found, COLUMNS, empty="No services. Register one: `oca service create --help`.")
+
+
+@service.command()
+@click.argument("name")
+@connected
+def get(session: Session, name: str) -> None:
+    """Show a service, with the cause if it is not READY."""
+    show(session, session.client.services.get(name, timeout=session.timeout))
+
+
+@service.command()
+@click.argument("name")
+@click.option("--app", help="The software behind it.")
+@fields_options
+@click.option("--etag", default="", help="Change it only if it still has this version.")
+@connected
+def update(session: Session, name: str, etag: str, **values: Any) -> None:
+    """Change what is given, and nothing else. `--option KEY=VALUE` changes that one option."""
+    record, paths = record_of(values)
+    if not paths:
+        raise click.UsageError("nothing to change: give at least one option")
+    record.etag = etag
+    show(session, session.client.services.update(name, record, paths=paths, timeout=session.timeout))
+
+
+@service.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="End its live jobs.")
+@click.option("--etag", default="", help="Delete it only if it still has this version.")
+@connected
+def delete(session: Session, name: str, force: bool, etag: str) -> None:
+    """Delete a service and stop its sidecar."""
+    session.client.services.delete(name, force=force, etag=etag, timeout=session.timeout)
+    session.screen.say(f"deleted {full_name('services', name)}")
+
+
+@service.command()
+@click.argument("name")
+@click.option("--layer-timeout", type=DURATION, help="Longest wait for each layer. Default: 5s.")
+@connected
+def heartbeat(session: Session, name: str, layer_timeout: float | None) -> None:
+    """Ask sidecar, driver and backend now. Fails if one of them does not work."""
+    answer = session.client.services.check_heartbeat(name, layer_timeout=layer_timeout, timeout=session.timeout)
+    if session.screen.is_json:
+        session.screen.message(answer)
+    else:
+        session.screen.rows(
+            [
+                {
+                    "layer": enum_name(resources_pb2.HeartbeatLayer, layer.layer).lower(),
+                    "state": enum_name(resources_pb2.HeartbeatState, layer.state),
+                    "latency": layer.latency if layer.HasField("latency") else None,
+                    "says": layer.error.message or layer.message,
+                }
+                for layer in answer.layers
+            ]
+        )
+    if answer.state != resources_pb2.HEARTBEAT_STATE_OK:
+        raise StateInvalid(
+            f"services/{short_name(name)} is not well: {enum_name(resources_pb2.HeartbeatState, answer.state)}"
+        )
+
+
+@service.command()
+@click.option("--filter", "terms", default="", help='As in the contract: state = "READY" AND app = "onnx".')
+@connected
+def watch(session: Session, terms: str) -> None:
+    """Show services, and each change of one, until Ctrl-C."""
+    for event in session.client.services.watch(filter=terms):
+        kind = event.WhichOneof("event")
+        if session.screen.is_json:
+            session.screen.data(session.screen.to_json(event))
+        elif kind == "service":
+            cause = f"  {event.service.error.message}" if event.service.error.message else ""
+            session.screen.say(f"{event.service.name}  {state_name(event.service)}{cause}")
+        elif kind == "deleted":
+            session.screen.say(f"{event.deleted}  deleted")
+
+
+@service.command()
+@click.argument("name")
+@click.argument("driver", default="")
+@click.option("--wait", is_flag=True, help="Wait until it is READY.")
+@connected
+def assign(session: Session, name: str, driver: str, wait: bool) -> None:
+    """Give a service a driver (default: the best match), and start its sidecar anew."""
+    found = session.client.services.assign_driver(name, driver, timeout=session.timeout)
+    show(session, wait_ready(session, name) if wait else found)
+
+
+@service.command()
+@click.argument("names", nargs=-1, required=True)
+@connected
+def wait(session: Session, names: tuple[str, ...]) -> None:
+    """Wait until all these services are READY; tell why one cannot be."""
+    wait_ready(session, *names)
+    session.screen.say(f"ready: {', '.join(names)}")
+
+
+@service.command()
+@click.argument("name")
+@connected
+def match(session: Session, name: str) -> None:
+    """Show which drivers fit a service, and why the others do not."""
+    show_match(session, session.client.services.match_drivers(name, timeout=session.timeout))
+
+
+def show_match(session: Session, answer: management_service_pb2.MatchDriversResponse) -> None:
+    if session.screen.is_json:
+        session.screen.message(answer)
+        return
+    rows: list[dict[str, object]] = [
+        {
+            "driver": short_name(found.name),
+            "fits": "yes, best" if rank == 0 else "yes",
+            "why": found.manifest.description,
+        }
+        for rank, found in enumerate(answer.candidates)
+    ]
+    rows += [{"driver": short_name(found.driver), "fits": "no", "why": found.cause} for found in answer.rejections]
+    session.screen.rows(rows)
