@@ -80,12 +80,16 @@ type: setup ## mypy --strict and pyright
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+.PHONY: check-docs
+check-docs: setup ## Checks that the generated pages are up to date
+	$(BIN)/python docs/generate.py check
+
 .PHONY: test
-test: lint type check-protos ## Everything that must be green before a change lands
+test: lint type check-protos check-docs ## Everything that must be green before a change lands
 	$(PYTEST) -m 'not slow'
 
 .PHONY: test-full
-test-full: lint type check-protos ## Like test, with the slow tests
+test-full: lint type check-protos check-docs ## Like test, with the slow tests
 	$(PYTEST)
 
 # --- to look at --------------------------------------------------------------------------------------------------------
