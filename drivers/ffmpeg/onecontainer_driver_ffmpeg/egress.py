@@ -1,0 +1,174 @@
+"""The way out for HTTP sources: a proxy on loopback, one per call, that connects to allowed hosts only.
+
+ffmpeg follows redirects and playlists by itself, and no check of a URL before it starts can foresee where to. So the child gets no
+other way to the network than this proxy (`http_proxy` in its environment, a protocol list without anything else), and every
+connection, also the tenth of a redirect, is checked here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HEAD_LIMIT = 32 * 1024
+_CONNECT_TIMEOUT = 10.0
+_HEAD_TIMEOUT = 10.0
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True)
+class HostRules:
+    """The option `source_hosts`: `host`, `host:port` or `*.domain`. Without a port only 80 and 443 are meant."""
+
+    rules: tuple[tuple[str, int | None], ...]
+
+    @classmethod
+    def parse(cls, entries: Iterable[str]) -> HostRules:
+        """ValueError for an entry that is none of these."""
+        rules = []
+        for entry in entries:
+            parts = urlsplit(f"//{entry}")
+            if (
+                not parts.hostname
+                or parts.path
+                or parts.query
+                or parts.username is not None
+                or "*" in parts.hostname.removeprefix("*.")
+            ):
+                raise ValueError(f"{entry!r} is neither a host, host:port nor *.domain")
+            rules.append((parts.hostname.lower(), parts.port))
+        return cls(tuple(rules))
+
+    def allow(self, host: str, port: int) -> bool:
+        name = host.lower().rstrip(".")
+        return any(
+            fnmatch.fnmatchcase(name, pattern) and (port == number if number else port in _DEFAULT_PORTS.values())
+            for pattern, number in self.rules
+        )
+
+    def allow_url(self, url: str) -> bool:
+        """Whether an absolute http(s) URL without credentials points to an allowed host."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        except ValueError:
+            return False
+        return bool(
+            parts.scheme in _DEFAULT_PORTS
+            and parts.hostname
+            and parts.username is None
+            and self.allow(parts.hostname, port)
+        )
+
+
+@dataclass
+class EgressGuard:
+    """A running proxy. `refused` and `unreachable` keep what went wrong, for the error of the call."""
+
+    rules: HostRules
+    address: str = ""
+    refused: list[str] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        """What sends a child's HTTP traffic here. `no_proxy` empty: loopback too."""
+        return {"http_proxy": self.address, "no_proxy": ""}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # a peer went away, or is no HTTP client: nothing to tell anybody
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(_HEAD_TIMEOUT):
+            head = await reader.readuntil(b"\r\n\r\n")
+        request, _, headers = head.partition(b"\r\n")
+        method, _, rest = request.decode("latin-1").partition(" ")
+        target, _, version = rest.rpartition(" ")
+        parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
+        try:
+            host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 443)
+        except ValueError:
+            host, port = "", 0
+        if not host or not self.rules.allow(host, port) or (method != "CONNECT" and parts.scheme != "http"):
+            self.refused.append(f"{host}:{port}")
+            return await _refuse(writer, "403 Forbidden")
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                upstream_reader, upstream = await asyncio.open_connection(host, port)
+        except (OSError, TimeoutError) as error:
+            self.unreachable.append(f"{host}:{port}: {str(error) or 'no answer'}")
+            return await _refuse(writer, "502 Bad Gateway")
+        try:
+            if method == "CONNECT":
+                writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            else:
+                # One request per connection: a second one could name another host, and would not be looked at.
+                path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                kept = [
+                    line
+                    for line in headers.split(b"\r\n")
+                    if line and not line.lower().startswith((b"connection:", b"proxy-"))
+                ]
+                upstream.write(
+                    b"\r\n".join(
+                        [f"{method} {path} {version}".encode("latin-1"), *kept, b"Connection: close", b"", b""]
+                    )
+                )
+            async with asyncio.TaskGroup() as tasks:
+                back = tasks.create_task(_copy(upstream_reader, writer))
+                if method == "CONNECT":
+                    tasks.create_task(_copy(reader, upstream))
+                else:
+                    await back
+        finally:
+            upstream.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(_CHUNK):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    finally:
+        if writer.can_write_eof() and not writer.is_closing():
+            with contextlib.suppress(OSError):
+                writer.write_eof()
+
+
+async def _refuse(writer: asyncio.StreamWriter, line: str) -> None:
+    writer.write(f"HTTP/1.1 {line}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def egress_guard(rules: HostRules) -> AsyncIterator[EgressGuard]:
+    """A proxy for one call, on a free port of loopback. Its connections end with it."""
+    guard = EgressGuard(rules)
+    connections: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(guard.serve(reader, writer))
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=_HEAD_LIMIT)
+    host, port = server.sockets[0].getsockname()[:2]
+    guard.address = f"http://{host}:{port}"
+    try:
+        yield guard
+    finally:
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)

@@ -1,0 +1,49 @@
+"""What a failed ffmpeg process means, and how an error looks inside a result."""
+
+from __future__ import annotations
+
+import re
+
+from google.protobuf.any_pb2 import Any
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from onecontainer.driver import errors
+
+DOMAIN = "onecontainer.dev"
+# ffmpeg exits with the low byte of its (negative) error number.
+_REFUSED = frozenset({256 - 22, 8})  # EINVAL, and AVERROR(*_NOT_FOUND): a value that it does not take
+_TOO_LARGE, _NO_MEMORY = "File too large", "Cannot allocate memory"
+_LEVEL = re.compile(r"\[(fatal|error)\]")
+
+
+def process_failure(return_code: int, lines: list[str], at: str) -> errors.OneContainerError:
+    """The error for an output whose process ended with `return_code` after these last lines."""
+    text = "\n".join(lines)
+    if _TOO_LARGE in text or return_code == 256 - 27:
+        return errors.LimitExceeded(
+            f"{at} grew over the bound on its size (option max_output_bytes, limits.max_output_bytes)"
+        )
+    if _NO_MEMORY in text or return_code == 256 - 12:
+        return errors.LimitExceeded(
+            f"{at} needs more memory than the bound (option max_memory_bytes, limits.max_memory_bytes)"
+        )
+    told = [line for line in lines if _LEVEL.search(line)] or lines
+    # The first ones tell the cause, the last ones what came of it.
+    told = told if len(told) <= 5 else [*told[:3], *told[-2:]]
+    how = f"was killed by signal {-return_code}" if return_code < 0 else f"ended with code {return_code}"
+    return errors.BackendExecutionFailed(
+        f"{at}: ffmpeg {how}: {' | '.join(told) or 'it said nothing'}",
+        code=errors.Code.INVALID_ARGUMENT if return_code in _REFUSED else errors.Code.INTERNAL,
+        metadata={"return_code": str(return_code)},
+        hop="backend",
+    )
+
+
+def to_status(error: errors.OneContainerError) -> Status:
+    """An error as a part of a result. Of an error of the call itself the SDK takes care."""
+    info = Any()
+    info.Pack(
+        ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata={"hop": error.hop or "sidecar", **error.metadata})
+    )
+    return Status(code=int(error.code), message=error.message, details=[info])

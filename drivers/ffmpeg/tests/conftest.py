@@ -1,0 +1,148 @@
+"""Real clips, a real ffmpeg, the SDK's real context; only the artifact store is a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from google.protobuf import any_pb2
+from onecontainer_driver_ffmpeg import FfmpegDriver, make_demo_clip
+from onecontainer_driver_ffmpeg.binaries import find_ffmpeg
+from onecontainer_driver_ffmpeg.capabilities import Capabilities
+
+from onecontainer.api.artifact.v1 import artifact_pb2
+from onecontainer.api.job.v1 import job_lease_service_pb2
+from onecontainer.api.media.v1 import pipeline_pb2
+from onecontainer.api.type.v1 import progress_pb2
+from onecontainer.driver import Attachment, Context, errors
+from onecontainer.driver.context import CallFacts
+
+
+class FakeArtifacts:
+    """An artifact store that is a folder; stands in for the gateway's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stored: dict[str, Path] = {}
+
+    def for_call(self, *_: object) -> FakeArtifacts:
+        return self
+
+    def add(self, path: Path) -> str:
+        name = f"artifacts/a{len(self.stored)}"
+        self.stored[name] = path
+        return name
+
+    async def fetch(self, name: str, path: Path) -> None:
+        if name not in self.stored:
+            raise errors.ResourceNotFound(f"no artifact {name}", resource=("artifact", name))
+        await asyncio.to_thread(shutil.copyfile, self.stored[name], path)
+
+    async def put(
+        self, path: Path, *, filename: str | None = None, media_type: str = "", **_: Any
+    ) -> artifact_pb2.Artifact:
+        kept = self.folder / f"{len(self.stored)}-{filename or path.name}"
+        await asyncio.to_thread(shutil.copyfile, path, kept)
+        return artifact_pb2.Artifact(name=self.add(kept), filename=filename or path.name, media_type=media_type)
+
+
+class Events:
+    """What the handler tells while it runs."""
+
+    def __init__(self) -> None:
+        self.reports: list[progress_pb2.Progress] = []
+        self.moved = asyncio.Event()
+
+    def progress(self, progress: progress_pb2.Progress) -> None:
+        self.reports.append(progress)
+        if progress.done > 0:
+            self.moved.set()
+
+    def checkpoint(self, details: any_pb2.Any) -> None: ...
+
+    async def started(self, started: job_lease_service_pb2.Started) -> None: ...
+
+    def details(self) -> list[pipeline_pb2.PipelineProgress]:
+        found = []
+        for report in self.reports:
+            details = pipeline_pb2.PipelineProgress()
+            if report.details.Unpack(details):
+                found.append(details)
+        return found
+
+
+class Bench:
+    """An attached driver and all around it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sources = root / "sources"
+        self.driver = FfmpegDriver()
+        self.events = Events()
+        for name in ("sources", "store", "state", "scratch"):
+            (root / name).mkdir()
+        self.artifacts = FakeArtifacts(root / "store")
+        self.options: dict[str, Any] = {"source_folders": [str(self.sources)], "threads": 2}
+
+    async def attach(self, **options: Any) -> None:
+        self.options |= options
+        await self.driver.attach(
+            Attachment("services/media", "ffmpeg", "7", {}, self.options, self.root / "state", SimpleNamespace())  # type: ignore[arg-type]
+        )
+
+    def context(self) -> Context:
+        self.events = Events()
+        loop = asyncio.get_running_loop()
+        return Context(
+            CallFacts("services/media"),
+            loop,
+            sink=self.events,
+            artifacts=self.artifacts,  # type: ignore[arg-type]
+            scratch_root=self.root / "scratch",
+        )
+
+    def left_behind(self) -> list[Path]:
+        return [path for path in (self.root / "scratch").rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path)
+    await made.attach()
+    yield made
+    await made.driver.detach()
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds of 320x180 at 30 frames per second with a tone."""
+    return make_demo_clip(tmp_path_factory.mktemp("clips") / "clip.mp4", seconds=3, width=320, height=180)
+
+
+@pytest.fixture(scope="session")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long enough to be still under way when a test wants it to."""
+    return make_demo_clip(tmp_path_factory.mktemp("clips") / "long.mp4", seconds=120, width=640, height=360)
+
+
+@pytest.fixture(scope="session")
+def ffmpeg() -> str:
+    return find_ffmpeg("")
+
+
+@pytest.fixture
+async def capabilities(ffmpeg: str, tmp_path: Path) -> Capabilities:
+    return await Capabilities.load(ffmpeg, tmp_path)
+
+
+def make_media(ffmpeg: str, path: Path, *arguments: str) -> Path:
+    subprocess.run(
+        [ffmpeg, "-nostdin", "-loglevel", "error", "-y", *arguments, str(path)], check=True, capture_output=True
+    )
+    return path
