@@ -146,9 +146,7 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataInvalid(
-            f"{METADATA_FILE} cannot be read: {error}", violations=[FieldViolation("metadata", str(error))]
-        ) from error
+        raise DataInvalid("metadata", f"{METADATA_FILE} cannot be read: {error}") from error
     return parse_manifest(text)
 
 
@@ -161,8 +159,7 @@ def parse_manifest(text: str) -> Manifest:
             FieldViolation(_dotted("metadata", problem["loc"]), problem["msg"].removeprefix("Value error, "))
             for problem in error.errors(include_url=False)
         ]
-        what = "; ".join(f"{violation.field}: {violation.description}" for violation in violations)
-        raise DataInvalid(f"{METADATA_FILE} is not valid: {what}", violations=violations) from error
+        raise DataInvalid(violations=violations) from error
 
 
 def _dotted(root: str, parts: Iterable[str | int]) -> str:
