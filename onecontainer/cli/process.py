@@ -19,6 +19,8 @@ from onecontainer.settings import Settings, private_folder
 note_of = read_note
 POLL_SECONDS = 0.05
 LOG_NAME = "gateway.log"
+LOG_FILE_VARIABLE = "ONECONTAINER_LOG_FILE"
+"""Tells a detached gateway where its output goes, for its note."""
 SHOWN_LINES = 20
 
 
@@ -45,6 +47,8 @@ def start_detached(settings: Settings, *, timeout: float) -> Note:
         environment = os.environ | {
             "ONECONTAINER_DATA_DIR": str(settings.data_dir),
             "ONECONTAINER_LISTEN": settings.listen,
+            "ONECONTAINER_LOG_LEVEL": settings.log_level,
+            LOG_FILE_VARIABLE: str(log),
         }
         child = subprocess.Popen(
             [sys.executable, "-m", "onecontainer.cli", "up"],

@@ -46,11 +46,13 @@ class Screen:
 
     Attributes:
         output: `table` or `json`.
+        pool: where the types of an Any are looked up first.
         console: for what is only for people; in JSON mode it writes to stderr.
     """
 
     def __init__(self, output: str, find_types: FindTypes | None = None) -> None:
         self.output = output
+        self.pool = descriptor_pool.Default()
         self._find_types = find_types
         self.console = Console(stderr=self.is_json, highlight=False, soft_wrap=True)
 
@@ -104,7 +106,7 @@ class Screen:
 
     def to_json(self, message: Message) -> Any:
         """A message as JSON with the contract's field names. An Any of a plug-in's type is resolved through the gateway."""
-        pool = descriptor_pool.Default()
+        pool = self.pool
         asked: list[str] = []
         while True:
             try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from google.protobuf import descriptor_pool
 
 from onecontainer.cli.options import connection_options
 from onecontainer.cli.render import Screen
@@ -37,6 +38,10 @@ class Session:
         if self._client is None:
             self._client = Client(self.address, token=self._token, tls=self._tls, timeout=self.timeout or 60.0)
         return self._client
+
+    def use_pool(self, pool: descriptor_pool.DescriptorPool) -> None:
+        """Shows messages of this pool, too."""
+        self.screen.pool = pool
 
     def find_types(self, *names: str) -> Any:
         """A descriptor pool with these messages, asked from the gateway: for what plug-ins put into an Any."""

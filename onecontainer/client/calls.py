@@ -7,6 +7,7 @@ the server's RetryInfo asks for; without one it grows from try to try, and after
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -125,6 +126,12 @@ class Caller:
         for method in service.methods:
             self._idempotent[getattr(stub, method.name)] = is_idempotent(method)
         return stub
+
+    def with_metadata(self, metadata: Iterable[tuple[str, str]]) -> Caller:
+        """The same, but its calls send this metadata too."""
+        other = copy.copy(self)
+        other.metadata = (*self.metadata, *metadata)
+        return other
 
     async def unary(
         self,
