@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -171,6 +172,9 @@ class Gateway:
         public, health_servicer = self._public_server(catalog, routes, jobs, artifacts)
         await public.start()
         stack.push_async_callback(self._drain, public, health_servicer)
+        # What start-up made stays for ever: the collector need not look through it again and again, and hold calls up meanwhile.
+        gc.collect()
+        gc.freeze()
         folder.tell(Note(os.getpid(), self.address, settings.internal_listen, __version__, self._log_file))
         log.info("listening on %s, data in %s", self.address, settings.data_dir)
 
@@ -205,7 +209,7 @@ class Gateway:
         settings = self.settings
         authenticator = public_authenticator(settings)
         servicers: tuple[object, ...] = (
-            ManagementServicer(catalog, self._clock, request_id_retention=settings.request_id_retention),
+            ManagementServicer(catalog, request_id_retention=settings.request_id_retention),
             JobServicer(jobs, self._clock),
             ArtifactServicer(artifacts),
         )
