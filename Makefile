@@ -82,7 +82,7 @@ type: setup ## mypy --strict and pyright
 
 .PHONY: check-docs
 check-docs: setup ## Checks that the generated pages are up to date
-	$(BIN)/python docs/generate.py check
+	$(BIN)/python docs/reference.py check
 
 .PHONY: test
 test: lint type check-protos check-docs ## Everything that must be green before a change lands
@@ -108,7 +108,7 @@ bench-jobs: setup ## Jobs per second, and the latency of one at a time
 
 .PHONY: docs
 docs: setup ## Writes the generated reference pages under docs/reference
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/reference.py
 
 .PHONY: clean
 clean: ## Removes what was built; .venv stays

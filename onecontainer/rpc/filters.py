@@ -90,7 +90,7 @@ def _term(
         return Term(field, op, value)
     is_label = labels and field.startswith(LABEL_PREFIX) and _LABEL_KEY.match(field.removeprefix(LABEL_PREFIX))
     if field not in fields and not is_label:
-        known = sorted({*fields, *times, *(["labels.KEY"] if labels else [])})
+        known: list[str] = sorted({*fields, *times, *(["labels.KEY"] if labels else [])})
         raise FieldInvalid(path, f"has no field {field}; there are: {', '.join(known)}")
     if op != "=":
         raise FieldInvalid(path, f"{field} can be compared by = only")

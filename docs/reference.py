@@ -1,7 +1,7 @@
 """Writes the generated pages: docs/reference/*.md, and the options table in each driver's README.
 
-python docs/generate.py          writes them                      (make docs)
-python docs/generate.py check    says which of them are out of date (make test)
+python docs/reference.py          writes them                      (make docs)
+python docs/reference.py check    says which of them are out of date (make test)
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ def errors_page(image: FileDescriptorSet) -> str:
 
 
 def http_routes(method: MethodDescriptorProto) -> Iterator[str]:
-    if not method.options.HasExtension(annotations_pb2.http):
+    extension: Any = annotations_pb2.http  # its type stub knows of no extensions
+    if not method.options.HasExtension(extension):
         return
-    rule = method.options.Extensions[annotations_pb2.http]
+    rule = method.options.Extensions[extension]
     for binding in (rule, *rule.additional_bindings):
         verb = binding.WhichOneof("pattern")
         if verb is not None and verb != "custom":
