@@ -24,6 +24,7 @@ from onecontainer.api.error.v1 import reason_pb2
 log = logging.getLogger(__name__)
 
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _ALWAYS: Any = (
     error_details_pb2.DESCRIPTOR,
     health_pb2.DESCRIPTOR,
@@ -53,7 +54,7 @@ class Reflection:
         for names, files in drivers:
             if all(_add(pool, self._own, file) for file in files):
                 services.update(names)
-        self._servicer = reflection.aio.ReflectionServicer(sorted(services | {NAMES[1]}), pool=pool)
+        self._servicer = reflection.aio.ReflectionServicer(sorted(services | {NAMES[1], _HEALTH}), pool=pool)
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """Handlers for both names. Reflection needs no credentials: it tells what the public protos tell."""
