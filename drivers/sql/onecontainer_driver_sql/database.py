@@ -68,12 +68,13 @@ class Database:
                 if snapshot and connection.dialect.name == "postgresql":
                     options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
                 await connection.execution_options(**options)
+                raw = (await connection.get_raw_connection()).driver_connection
                 async with connection.begin():
                     try:
                         yield connection
                     except asyncio.CancelledError:
                         # Before the rollback, which would wait for the statement to end by itself.
-                        await self.backend.interrupt(connection)
+                        await self.backend.interrupt(raw)
                         raise
 
     @contextlib.contextmanager

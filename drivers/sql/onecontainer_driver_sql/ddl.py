@@ -14,7 +14,11 @@ from onecontainer_driver_sql.model import Backend, Storage, Stored
 from onecontainer_driver_sql.names import identifier, quoted
 
 K = table_pb2.TypeKind
-_INTEGERS = (K.TYPE_KIND_INT16, K.TYPE_KIND_INT32, K.TYPE_KIND_INT64)
+_NUMBERED: dict[int, type[sa.Integer]] = {
+    K.TYPE_KIND_INT16: sa.SmallInteger,
+    K.TYPE_KIND_INT32: sa.Integer,
+    K.TYPE_KIND_INT64: sa.BigInteger,
+}
 MAX_COLUMNS = 1000
 
 
@@ -105,27 +109,28 @@ def _column(
         raise errors.BackendCapabilityMissing(f"{path}.comment", f"{backend.name} has no comments")
     default = _default(column, storage, path)
     extras: list[Any] = []
-    spec = storage.ddl
+    type_: sa.types.TypeEngine[Any] = Stored(storage.ddl)
     if column.auto_increment:
-        if column.type.kind not in _INTEGERS or column.name not in key:
+        if column.type.kind not in _NUMBERED or column.name not in key:
             raise errors.FieldInvalid(f"{path}.auto_increment", "is for an integer column of the primary key")
         if default is not None:
             raise errors.FieldInvalid(f"{path}.default_value", "must not be set with auto_increment")
         if identity:
             extras.append(sa.Identity())
+            type_ = _NUMBERED[column.type.kind]()
         elif key != [column.name] or column.type.kind != K.TYPE_KIND_INT64:
             raise errors.BackendCapabilityMissing(
                 f"{path}.auto_increment", f"{backend.name} numbers only an INT64 column that is the whole primary key"
             )
         else:
-            spec = "INTEGER"
+            type_ = sa.Integer()
     return sa.Column(
         name,
-        Stored(spec),
+        type_,
         *extras,
         nullable=not column.not_null and column.name not in key,
         server_default=default,
-        autoincrement=False,
+        autoincrement=column.auto_increment,
         comment=column.comment or None,
     )
 

@@ -16,38 +16,29 @@ from onecontainer_driver_sql.names import quoted
 
 
 class Stored(sa.types.UserDefinedType[Any]):
-    """A column type by its name in the backend. Values pass as they are: codecs have made them.
-
-    With ``as_text`` they pass as text, which the backend casts: for types that this driver has no codec for.
-    """
+    """A column type by its name in the backend. Values pass as they are: codecs have made them."""
 
     cache_ok = True
     render_bind_cast = True  # asyncpg is told each parameter's type; sqlite3 needs none and gets none
-
-    def __init__(self, spec: str, as_text: bool = False) -> None:
-        self.spec = spec
-        self.as_text = as_text
-
-    def get_col_spec(self, **_: Any) -> str:
-        return self.spec
-
-    def bind_expression(self, bindvalue: sa.BindParameter[Any]) -> sa.ColumnElement[Any] | None:
-        return sa.cast(sa.type_coerce(bindvalue, sa.Text), _Named(self.spec)) if self.as_text else None
-
-    def column_expression(self, colexpr: sa.ColumnElement[Any]) -> sa.ColumnElement[Any] | None:
-        return sa.cast(colexpr, sa.Text) if self.as_text else None
-
-
-class _Named(sa.types.UserDefinedType[Any]):
-    """Only a name, for the target of a cast."""
-
-    cache_ok = True
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
 
     def get_col_spec(self, **_: Any) -> str:
         return self.spec
+
+
+class StoredAsText(Stored):
+    """A column type that there is no codec for: values pass as text, which the backend casts."""
+
+    cache_ok = True
+    render_bind_cast = False
+
+    def bind_expression(self, bindvalue: sa.BindParameter[Any]) -> sa.ColumnElement[Any]:
+        return sa.cast(sa.type_coerce(bindvalue, sa.Text), Stored(self.spec))
+
+    def column_expression(self, colexpr: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return sa.cast(colexpr, sa.Text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +52,10 @@ class Storage:
     bind: str
     codec: Codec
     as_text: bool = False
+
+    @property
+    def type(self) -> Stored:
+        return StoredAsText(self.bind) if self.as_text else Stored(self.bind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +89,7 @@ class TableInfo:
         columns = [
             sa.Column(
                 quoted(column.name),
-                Stored(column.storage.bind, column.storage.as_text),
+                column.storage.type,
                 primary_key=column.name in self.primary_key,
                 # The backend's own defaults fill in what is not given; SQLAlchemy must not think of any.
                 autoincrement=False,
@@ -146,8 +141,8 @@ class Backend(Protocol):
 
     def minus(self, codec: Codec, left: Any, right: Any) -> Any: ...
 
-    async def interrupt(self, connection: AsyncConnection) -> None:
-        """Ends the statement that runs on the connection, whose caller has gone."""
+    async def interrupt(self, raw: Any) -> None:
+        """Ends the statement that runs on the driver's connection, whose caller has gone."""
 
     async def copy(
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]

@@ -59,6 +59,7 @@ class PostgresBackend:
             pool_timeout=settings.connect_timeout,
             pool_use_lifo=True,
             connect_args=connect,
+            json_deserializer=_same,  # JSON stays text: a float would lose digits
         )
         sa.event.listen(engine.sync_engine, "connect", _on_connect)
         sa.event.listen(engine.sync_engine, "checkout", _on_checkout)
@@ -109,7 +110,7 @@ class PostgresBackend:
     def minus(self, codec: Codec, left: Any, right: Any) -> Any:
         return left - right
 
-    async def interrupt(self, connection: AsyncConnection) -> None:
+    async def interrupt(self, raw: Any) -> None:
         """Nothing to do: asyncpg has asked the server to cancel when its caller went."""
 
     async def copy(

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer_driver_sql import codecs
-from onecontainer_driver_sql.model import ColumnInfo, Storage, Stored, TableInfo
+from onecontainer_driver_sql.model import ColumnInfo, Storage, TableInfo
 from onecontainer_driver_sql.names import is_identifier
 from onecontainer_driver_sql.postgresql_types import column_type, stored_as
 
@@ -92,7 +92,7 @@ async def _column(connection: AsyncConnection, row: Any) -> ColumnInfo:
     )
     if default is not None and _LITERAL.match(default):
         column: sa.TextClause = sa.text(default.replace("\\", "\\\\").replace(":", "\\:"))
-        value = await connection.scalar(sa.select(sa.type_coerce(column, Stored(storage.bind, storage.as_text))))
+        value = await connection.scalar(sa.select(sa.type_coerce(column, storage.type)))
         proto.default_value.CopyFrom(storage.codec.read(value))
     return ColumnInfo(proto, storage, has_default=counts or default is not None, generated=generated)
 

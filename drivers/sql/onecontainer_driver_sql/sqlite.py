@@ -65,9 +65,6 @@ class SqliteBackend:
         built = ddl.build_table(
             self, table_id, table, comments=False, identity=False, checks=_BOUNDS, sqlite_autoincrement=counts
         )
-        if counts:
-            for column in built.columns:
-                column.autoincrement = column.primary_key
         statements: list[sa.Executable] = [sa.schema.CreateTable(built)]
         for number, index in enumerate(table.indexes):
             path = f"table.indexes[{number}]"
@@ -154,8 +151,7 @@ class SqliteBackend:
             return sa.func.onecontainer_decimal_subtract(left, right)
         return sa.func.onecontainer_float32(left - right) if codec.kind == "float_value" else left - right
 
-    async def interrupt(self, connection: AsyncConnection) -> None:
-        raw: Any = (await connection.get_raw_connection()).driver_connection
+    async def interrupt(self, raw: Any) -> None:
         await raw.interrupt()
 
     async def copy(
