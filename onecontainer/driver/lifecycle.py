@@ -134,7 +134,7 @@ class Sidecar:
                     f"this sidecar is attached {what}: detach it first", metadata={"attached_service": self.service}
                 )
             options = self._options(request)
-            self._state.acquire()
+            self._state.acquire(exclusive=self.manifest.exclusive_state)
             try:
                 await self._life_cycle(
                     self.driver.attach,

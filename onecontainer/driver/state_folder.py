@@ -1,4 +1,4 @@
-"""The sidecar's state folder: it survives restarts, and one instance has it at a time."""
+"""The sidecar's state folder: it survives restarts, and if the driver says so one instance has it at a time."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ class StateFolder:
         self.path = path or Path(tempfile.gettempdir())
         self._lock: int | None = None
 
-    def acquire(self) -> None:
-        """Makes and locks it. Raises ResourceInUse if another instance has it. Holding it already is fine."""
+    def acquire(self, *, exclusive: bool) -> None:
+        """Makes and locks it. Raises ResourceInUse if another instance has it to itself, or `exclusive` and any has it.
+        Holding it already is fine.
+
+        A driver without exclusive state shares it with its successor, which is ready before it goes.
+        """
         if self._lock is not None:
             return
         self.path = self._configured or Path(tempfile.mkdtemp(prefix="onecontainer-state-"))
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
             os.close(handle)

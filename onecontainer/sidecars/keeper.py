@@ -144,6 +144,7 @@ class Keeper:
         old = self.serving
         if old is not None and not old.ended.is_set() and (target.exclusive or not (runtime.owns and old.runtime.owns)):
             # Its state, or its address, cannot be shared.
+            self.serving = None
             await self._retire(old, target.drain_timeout)
             if self.target is not target:
                 return
@@ -186,13 +187,11 @@ class Keeper:
         if self.serving is instance:
             self.serving = None
         self._last_error = instance.record.error
-        if (
-            self._last_error is not None
-            and self._last_error.reason is Reason.RESOURCE_IN_USE
-            and self.serving is not None
-        ):
+        old = self.serving
+        if old is not None and self._last_error is not None and self._last_error.reason is Reason.RESOURCE_IN_USE:
             # The driver locks its state folder without saying so in its manifest: the old one has to go first.
-            await self._retire(self.serving, instance.target.drain_timeout)
+            self.serving = None
+            await self._retire(old, instance.target.drain_timeout)
             return
         if instance.refused:
             self._refused = True

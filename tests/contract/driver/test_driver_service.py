@@ -156,14 +156,23 @@ async def test_a_secret_is_resolved(folder: Path, driver: EchoDriver) -> None:
         assert driver.attachment.options["password"] == "hunter2"
 
 
-async def test_a_state_folder_has_one_user(detached: Calls, settings: SidecarSettings, folder: Path) -> None:
-    await detached.driver.Attach(ATTACH)
-    second = settings.model_copy(update={"listen": f"unix:{folder}/second"})
-    async with serving(EchoDriver(), MANIFEST, second) as server, open_channel(server.target) as channel:
-        error = await error_of(Calls(channel).driver.Attach(ATTACH))
-        assert error.reason is errors.Reason.RESOURCE_IN_USE
-        await detached.driver.Detach(pb.DetachRequest())
-        await Calls(channel).driver.Attach(ATTACH)
+async def test_exclusive_state_has_one_user_and_other_state_is_shared(settings: SidecarSettings, folder: Path) -> None:
+    first, second = (settings.model_copy(update={"listen": f"unix:{folder}/{name}"}) for name in ("first", "second"))
+    for exclusive in (True, False):
+        manifest = MANIFEST.model_copy(update={"exclusive_state": exclusive})
+        async with (
+            serving(EchoDriver(), manifest, first) as old_server,
+            serving(EchoDriver(), manifest, second) as new_server,
+            open_channel(old_server.target) as old_channel,
+            open_channel(new_server.target) as new_channel,
+        ):
+            old, new = Calls(old_channel), Calls(new_channel)
+            await old.driver.Attach(ATTACH)
+            if exclusive:
+                error = await error_of(new.driver.Attach(ATTACH))
+                assert error.reason is errors.Reason.RESOURCE_IN_USE
+                await old.driver.Detach(pb.DetachRequest())
+            await new.driver.Attach(ATTACH)
 
 
 async def test_an_attach_that_fails_leaves_nothing(detached: Calls, driver: EchoDriver) -> None:
