@@ -23,6 +23,7 @@ from onecontainer.driver.runs import Execution, check_size, decode
 from onecontainer.errors import Cancelled, DeadlineExceeded, MethodUnknown, NeedsGateway
 from onecontainer.rpc import status
 from onecontainer.rpc.server import Context as GrpcContext
+from onecontainer.rpc.streams import confirm_end
 
 
 def deadline_margin(remaining: float) -> float:
@@ -156,9 +157,7 @@ class _Entry:
         """The next request, None at the end of the stream. Raises if the call has ended meanwhile."""
         data = await context.read()
         if data is grpc.aio.EOF:
-            # A call that breaks off reads like one that ends, and its cancellation may be told a moment later.
-            for _ in range(3):
-                await asyncio.sleep(0)
+            await confirm_end(context)
         if execution.stop_error is not None:
             raise execution.stop_error
         return None if data is grpc.aio.EOF else self._decode(data)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
@@ -51,6 +49,7 @@ class SidecarServer:
         self._settings = settings
         self._health = HealthServicer()
         self._server = grpc.aio.server(options=server_options(settings.max_message_bytes))
+        self._teller: asyncio.Task[None] | None = None
         self.target = ""
         """Where it listens, with the port that was picked for port 0."""
 
@@ -79,6 +78,7 @@ class SidecarServer:
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        self._teller = asyncio.create_task(self._tell_health())
         return self
 
     def _tls(self) -> grpc.ServerCredentials:
@@ -89,6 +89,8 @@ class SidecarServer:
 
     async def __aexit__(self, *_exception: object) -> None:
         sidecar = self.sidecar
+        if self._teller is not None:
+            self._teller.cancel()
         await self._health.enter_graceful_shutdown()
         aborted = await sidecar.drain(self._settings.stop_timeout)
         if aborted:
@@ -109,10 +111,7 @@ class SidecarServer:
         for number in stops:
             loop.add_signal_handler(number, self.ask_to_stop)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tell = tasks.create_task(self._tell_health())
-                await self.stop_asked.wait()
-                tell.cancel()
+            await self.stop_asked.wait()
         finally:
             for number in stops:
                 loop.remove_signal_handler(number)
@@ -128,15 +127,9 @@ class SidecarServer:
         await self._health.enter_graceful_shutdown()
 
 
-@contextlib.asynccontextmanager
-async def serving(driver: Driver, manifest: Manifest, settings: SidecarSettings) -> AsyncIterator[SidecarServer]:
-    """A sidecar in this process, for tests and for embedding: it serves while the block runs."""
-    async with SidecarServer(driver, manifest, settings) as server, asyncio.TaskGroup() as tasks:
-        tell = tasks.create_task(server._tell_health())
-        try:
-            yield server
-        finally:
-            tell.cancel()
+def serving(driver: Driver, manifest: Manifest, settings: SidecarSettings) -> SidecarServer:
+    """A sidecar in this process, for tests and for embedding: it serves while the `async with` block runs."""
+    return SidecarServer(driver, manifest, settings)
 
 
 def run_driver(driver_class: type[Driver], folder: Path) -> int:

@@ -28,6 +28,7 @@ from onecontainer.errors import (
 from onecontainer.gateway import onward
 from onecontainer.jobs.jobs import Entry
 from onecontainer.rpc.server import Authenticator, Call, Context, end, header
+from onecontainer.rpc.streams import confirmed
 from onecontainer.sidecars.model import Endpoint
 
 SERVICE_KEY = "onecontainer-service"
@@ -173,9 +174,12 @@ class Relay(grpc.GenericRpcHandler):
         if multicallable is None:
             multicallable = endpoint.calls[path] = _multicallable(endpoint.channel, path, shape)
         remaining = onward.time_left(context)
-        sent = requests if shape[0] else first
-        if shape[0] and first is not None:
-            sent = _behind(first, requests)
+        sent: Any = first
+        if shape[0]:
+            # Else the sidecar would be told that a caller who breaks off has said all.
+            sent = confirmed(requests, context)
+            if first is not None:
+                sent = _behind(first, sent)
         rpc = multicallable(
             sent,
             timeout=None if remaining is None else onward.shortened(remaining, self._margin),

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from onecontainer.errors import Cancelled, CredentialsInvalid
 from onecontainer.rpc import status
+from onecontainer.rpc.streams import confirmed
 
 Metadata = Iterable[tuple[str, str | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -130,7 +132,7 @@ def service_handler(
             continue
         full_name = f"{service.full_name}/{method.name}"
         request_class = message_factory.GetMessageClass(method.input_type)
-        guard = _Guard(behaviour, full_name, authenticator, hop, unless)
+        guard = _Guard(behaviour, full_name, authenticator, hop, unless, client_streaming=method.client_streaming)
         make = _SHAPES[(method.client_streaming, method.server_streaming)]
         handlers[method.name] = make(
             guard.stream if method.server_streaming else guard.unary,
@@ -162,7 +164,10 @@ class _Guard:
         authenticator: Authenticator,
         hop: str,
         unless: Callable[[str], BaseException | None],
+        *,
+        client_streaming: bool,
     ) -> None:
+        self._client_streaming = client_streaming
         self._behaviour = behaviour
         self._full_name = full_name
         self._authenticator = authenticator
@@ -175,20 +180,25 @@ class _Guard:
         if refusal is not None:
             raise refusal
 
+    def _argument(self, request: Any, context: Context) -> Any:
+        return confirmed(request, context) if self._client_streaming else request
+
     async def unary(self, request: Any, context: Context) -> Any:
         try:
             self._enter(context)
             behaviour: Callable[..., Awaitable[Any]] = self._behaviour
-            return await behaviour(request, context)
+            return await behaviour(self._argument(request, context), context)
         except BaseException as error:
             await end(context, error, hop=self._hop)
 
     async def stream(self, request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             self._enter(context)
-            behaviour: Callable[..., AsyncIterator[Any]] = self._behaviour
-            async for response in behaviour(request, context):
-                yield response
+            behaviour: Callable[..., AsyncGenerator[Any, None]] = self._behaviour
+            # Closed here and now, not when the garbage collector comes by: handlers clean up behind their streams.
+            async with aclosing(behaviour(self._argument(request, context), context)) as responses:
+                async for response in responses:
+                    yield response
         except GeneratorExit:
             raise
         except BaseException as error:

@@ -141,6 +141,7 @@ class FakeGateway:
             async for request in requests:
                 if request.reports:
                     self.messages += 1
+                    await self._notify()
                 await self.acknowledge.wait()
                 response = pb.ReportJobsResponse()
                 for report in request.reports:
