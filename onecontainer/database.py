@@ -7,23 +7,29 @@ was on its way, runs it in one transaction, and only then answers each caller: g
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from onecontainer.errors import OneContainerError, QueueUnreachable
+from onecontainer.errors import OneContainerError, QueueCallFailed, QueueUnreachable
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MAX_GROUP = 256
 READERS = 4
+BUSY_TIMEOUT = 5.0
+"""Seconds to wait for another process's lock on SQLite's file; only a tool can have one, and calls have deadlines."""
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     """An engine with our settings; for SQLite WAL, synchronous=FULL and explicit transactions."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -40,7 +46,7 @@ def open_engine(url: str) -> Engine:
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
-            "busy_timeout=30000",
+            f"busy_timeout={int(busy_timeout * 1000)}",
             "temp_store=MEMORY",
         ):
             cursor.execute(f"PRAGMA {pragma}")
@@ -52,6 +58,30 @@ def open_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _closed() -> QueueUnreachable:
+    return QueueUnreachable("the gateway's database is closed", retry_after=1.0)
+
+
+def _typed(error: BaseException) -> BaseException:
+    """The database's own errors as ours; others as they are."""
+    if not isinstance(error, sa.exc.SQLAlchemyError):
+        return error
+    cause = getattr(error, "orig", None)
+    if isinstance(error, sa.exc.TimeoutError) or (
+        isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError)
+        # SQLite's name for an error in our own statement, or in the schema.
+        and getattr(cause, "sqlite_errorname", "") != "SQLITE_ERROR"
+    ):
+        typed: OneContainerError = QueueUnreachable(
+            f"the gateway's database does not answer: {cause or error}", retry_after=1.0
+        )
+    else:
+        log.error("the database failed in an unforeseen way", exc_info=error)
+        typed = QueueCallFailed("the gateway's database failed in an unforeseen way; its log tells more")
+    typed.__cause__ = error
+    return typed
 
 
 class _Write:
@@ -79,9 +109,9 @@ class Database:
     A caller that is cancelled while it waits does not undo its write: it may still be committed, as with any remote database.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
         self.url = url
-        self.engine = open_engine(url)
+        self.engine = open_engine(url, busy_timeout)
         self.dialect = self.engine.dialect.name
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
@@ -102,25 +132,37 @@ class Database:
         self.engine.dispose()
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
-        """The result of ``fn`` on a connection in a read transaction."""
+        """The result of ``fn`` on a connection in a read transaction.
+
+        Raises:
+            QueueUnreachable: the database is closed or out of reach.
+            QueueCallFailed: it failed in a way that nobody foresaw.
+        """
+
+        if not self._open:
+            raise _closed()
 
         def run() -> T:
-            with self._reading.connect() as connection, connection.begin():
-                return fn(connection)
+            try:
+                with self._reading.connect() as connection, connection.begin():
+                    return fn(connection)
+            except sa.exc.SQLAlchemyError as error:
+                raise _typed(error) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, run)
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
         """The result of ``fn`` once it is committed.
 
-        ``fn`` runs on the writer thread, in a transaction with others, and again in one of its own if the group had to be
-        rolled back: its only effect must be on the connection. What it raises is raised here, and it has then changed nothing.
+        ``fn`` runs on the writer thread, in a transaction with others, and once more if the group had to be rolled back:
+        its only effect must be on the connection. What it raises is raised here, and it has then changed nothing.
 
         Raises:
-            QueueUnreachable: the database is closed, out of reach or full.
+            QueueUnreachable: the database is closed, out of reach, locked or full.
+            QueueCallFailed: it failed in a way that nobody foresaw.
         """
         if not self._open:
-            raise QueueUnreachable("the gateway's database is closed", retry_after=1.0)
+            raise _closed()
         write = _Write(fn, asyncio.get_running_loop())
         self._writes.put(write)
         result: T = await write.future
@@ -142,31 +184,41 @@ class Database:
                     running = False
                     break
                 group.append(more)
-            if not self._commit(group) and len(group) > 1:
-                for write in group:
-                    write.error = None
-                    self._commit([write])
+            if not self._commit(group):
+                # Something in it failed. Once more, each behind a savepoint, so that it alone is undone.
+                self._commit(group, each_alone=True)
             self._settle(group)
         self._refuse_rest()
 
-    def _commit(self, group: list[_Write]) -> bool:
-        """Runs the group in one transaction. False: one of them failed, and all of it was rolled back."""
-        current = group[0]
+    def _commit(self, group: list[_Write], *, each_alone: bool = False) -> bool:
+        """Runs the group in one transaction. False: it was rolled back, and each has the error that did it."""
         try:
             with self.engine.begin() as connection:
-                for current in group:
-                    current.value = current.fn(connection)
-        except OneContainerError as error:
-            current.error = error
-            return False
-        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
-            for write in group:
-                write.error = QueueUnreachable(f"the gateway's database does not answer: {error.orig}", retry_after=1.0)
-            return False
+                for write in group:
+                    write.error = None
+                    if each_alone:
+                        self._run_alone(connection, write)
+                    else:
+                        write.value = write.fn(connection)
         except BaseException as error:
-            current.error = error
+            typed = _typed(error)
+            for write in group:
+                # What failed before by itself keeps its own reason.
+                write.error = write.error or typed
             return False
         return True
+
+    @staticmethod
+    def _run_alone(connection: Connection, write: _Write) -> None:
+        savepoint = connection.begin_nested()
+        try:
+            write.value = write.fn(connection)
+        except BaseException as error:
+            # If the database has given up the whole transaction, this fails, and all of the group with it.
+            savepoint.rollback()
+            write.error = _typed(error)
+        else:
+            savepoint.commit()
 
     @staticmethod
     def _settle(group: list[_Write]) -> None:
@@ -179,7 +231,8 @@ class Database:
                 for write in writes:
                     write.settle()
 
-            if not loop.is_closed():
+            # A loop that was closed meanwhile has nobody who waits.
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle)
 
     def _refuse_rest(self) -> None:
@@ -190,6 +243,6 @@ class Database:
             except queue.Empty:
                 break
             if write is not None:
-                write.error = QueueUnreachable("the gateway's database is closed", retry_after=1.0)
+                write.error = _closed()
                 rest.append(write)
         self._settle(rest)

@@ -122,23 +122,22 @@ class Jobs:
         except DecodeError:
             raise DataInvalid("", "the request does not decode") from None
         new = await self._prepare(entry, method, request, sent, "job_options", principal, traceparent)
-        return await self._created((await self._store([(new, entry.limits)]))[0])
+        return await self._created(new)
 
     async def create(self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str) -> JobView:
         """CreateJob."""
-        new, limits = await self._from_request(request, principal, traceparent)
-        return await self._created((await self._store([(new, limits)]))[0])
+        return await self._created(await self._from_request(request, principal, traceparent))
 
     async def check(self, request: job_service_pb2.CreateJobRequest, principal: str) -> NewJob:
         """CreateJob with validate_only: the job as it would be."""
-        return (await self._from_request(request, principal, "", store=False))[0]
+        return await self._from_request(request, principal, "", store=False)
 
     async def create_batch(
         self, requests: Sequence[job_service_pb2.CreateJobRequest], principal: str, traceparent: str
     ) -> list[Created]:
         """BatchCreateJobs: each by itself, all that are right in one transaction."""
         answers: list[Created | None] = []
-        good: list[tuple[NewJob, Limits]] = []
+        good: list[NewJob] = []
         for request in requests:
             try:
                 good.append(await self._from_request(request, principal, traceparent))
@@ -148,14 +147,18 @@ class Jobs:
         stored = iter(await self._store(good))
         return [answer if answer is not None else next(stored) for answer in answers]
 
-    async def _created(self, created: Created) -> JobView:
+    async def _created(self, new: NewJob) -> JobView:
+        created = (await self._store([new]))[0]
         if created.error is not None:
             raise created.error
-        return await self.ledger.get(created.id)
+        if created.replayed:
+            return await self.ledger.get(created.id)
+        # One that was just made has no attempts and artifacts; its place in the queue is GetJob's to count.
+        return (await self.ledger.views([created.id]))[created.id]
 
     async def _from_request(
         self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str, *, store: bool = True
-    ) -> tuple[NewJob, Limits]:
+    ) -> NewJob:
         for name in ("service", "method"):
             if not getattr(request, name):
                 raise FieldRequired(name)
@@ -174,8 +177,7 @@ class Jobs:
         if inside is not None and request.HasField("options"):
             raise FieldInvalid("options", "must not be set together with request.job_options")
         sent, path = (request.options, "options") if inside is None else (inside, "request.job_options")
-        new = await self._prepare(entry, method, payload, sent, path, principal, traceparent, store=store)
-        return new, entry.limits
+        return await self._prepare(entry, method, payload, sent, path, principal, traceparent, store=store)
 
     async def _prepare(
         self,
@@ -191,6 +193,8 @@ class Jobs:
         store: bool = True,
     ) -> NewJob:
         checked = job_options.check(sent, path, default_max_attempts=entry.limits.default_max_attempts)
+        if store:
+            await self._make_room(entry)
         now = self._clock.now()
         job = new_id()
         inline: bytes | None = payload
@@ -217,7 +221,7 @@ class Jobs:
             queue_deadline=now + checked.queue_timeout if checked.queue_timeout else 0,
             total_deadline=now + checked.total_timeout,
             request_id=sent.request_id,
-            request_hash=_request_hash(entry, method, payload, checked.message, retry_of) if sent.request_id else b"",
+            request_hash=_request_hash(entry, method, payload, sent, retry_of) if sent.request_id else b"",
             traceparent=traceparent,
             retry_of=retry_of,
             labels=dict(sent.labels),
@@ -228,26 +232,26 @@ class Jobs:
             ),
         )
 
-    async def _store(self, new: Sequence[tuple[NewJob, Limits]]) -> list[Created]:
-        for job, limits in new:
-            await self._make_room(job.service_uid, job.service, limits)
-        answers = await self.ledger.create([job for job, _ in new]) if new else []
-        for service_uid in {job.service_uid for job, _ in new}:
+    async def _store(self, new: Sequence[NewJob]) -> list[Created]:
+        answers = await self.ledger.create(new) if new else []
+        for service_uid in {job.service_uid for job in new}:
             self.changes.work(service_uid)
         return answers
 
-    async def _make_room(self, service_uid: str, service: str, limits: Limits) -> None:
-        count, counted = self._lengths.get(service_uid, (0, 0))
+    async def _make_room(self, entry: Entry) -> None:
+        count, counted = self._lengths.get(entry.uid, (0, 0))
         now = self._clock.now()
         if now - counted > QUEUE_COUNT_AGE:
-            count, counted = await self.ledger.queued(service_uid), now
-        if count >= limits.max_queued:
+            count, counted = await self.ledger.queued(entry.uid), now
+        most = entry.limits.max_queued
+        if count >= most:
+            self._lengths[entry.uid] = (count, counted)
             raise LimitExceeded(
-                f"{limits.max_queued} jobs of {service} wait already (its job_limits.max_queued)",
-                metadata={"service": service, "limit": str(limits.max_queued)},
+                f"{most} jobs of {entry.name} wait already (its job_limits.max_queued)",
+                metadata={"service": entry.name, "limit": str(most)},
                 retry_after=5.0,
             )
-        self._lengths[service_uid] = (count + 1, counted)
+        self._lengths[entry.uid] = (count + 1, counted)
 
     # --- and what becomes of them ------------------------------------------------------------------------------------
 
@@ -259,7 +263,8 @@ class Jobs:
 
     async def _delivered(self, view: JobView) -> None:
         row = view.row
-        if row.state == State.SUCCEEDED and not row.result_expired:
+        # Whoever is told of artifacts has still to fetch them: then it is the minute that counts.
+        if row.state == State.SUCCEEDED and not row.result_expired and not view.artifacts and not row.result_artifact:
             options = job_options_pb2.JobOptions.FromString(row.options)
             if not options.keep_result and options.result_ttl.ToMicroseconds() == 0:
                 await self.ledger.expire(row.id)
@@ -315,7 +320,7 @@ class Jobs:
 
     async def _again(
         self, job: str, options: job_options_pb2.JobOptions | None, principal: str, traceparent: str
-    ) -> Created:
+    ) -> NewJob:
         row: Any = await self.ledger.payload(job)
         if State(row.state) not in TERMINAL:
             raise StateInvalid(f"jobs/{job} has not ended (it is {State(row.state).name}); cancel it or wait")
@@ -327,8 +332,7 @@ class Jobs:
             options = job_options_pb2.JobOptions.FromString(row.options)
             options.ClearField("request_id")
         payload = row.payload if row.payload is not None else await self._payloads.get(row.payload_artifact)
-        new = await self._prepare(entry, method, payload, options, "options", principal, traceparent, retry_of=job)
-        return (await self._store([(new, entry.limits)]))[0]
+        return await self._prepare(entry, method, payload, options, "options", principal, traceparent, retry_of=job)
 
     async def redrive(self, letter: str, principal: str, traceparent: str) -> JobView:
         """A new job from a dead letter, or the one that was made of it before."""
@@ -340,9 +344,8 @@ class Jobs:
         # The request_id makes two redrives at once give one job.
         options = job_options_pb2.JobOptions.FromString((await self.ledger.payload(row.job)).options)
         options.request_id = f"redrive-{letter}"
-        created = await self._again(row.job, options, principal, traceparent)
-        view = await self._created(created)
-        await self.ledger.redriven(letter, created.id)
+        view = await self._created(await self._again(row.job, options, principal, traceparent))
+        await self.ledger.redriven(letter, view.row.id)
         return view
 
 

@@ -60,7 +60,10 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A job after a committed change: what watchers, workers and dispatch are told of."""
+    """A job after a committed change: what watchers, workers and dispatch are told of.
+
+    ``attempt``, ``fence`` and ``instance`` are those of the attempt that the change is about, not of the next one.
+    """
 
     id: str
     service_uid: str
@@ -73,6 +76,8 @@ class Changed:
     left_lease: bool = False
     lost: bool = False
     """True: its attempt was given up without the worker's word; the worker, if it lives, is to stop."""
+    orders: bool = False
+    """True: this change asks the worker to end the attempt; ``state`` and ``cancel_mode`` tell how."""
 
 
 @dataclass(slots=True)

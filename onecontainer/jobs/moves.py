@@ -7,11 +7,10 @@ cancelling and timing out are here, so that every dispatch, sweep and report fol
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from onecontainer.api.type.v1 import job_options_pb2
 from onecontainer.errors import (
@@ -20,6 +19,7 @@ from onecontainer.errors import (
     Code,
     OneContainerError,
     OutcomeUnknown,
+    QueueJobFailed,
     QueueTimeout,
     Stalled,
     TotalTimeout,
@@ -37,7 +37,7 @@ from onecontainer.jobs.model import (
     next_state,
 )
 from onecontainer.jobs.options import policy_of
-from onecontainer.rpc.status import from_status, to_status
+from onecontainer.rpc.status import bounded, from_status, to_status
 
 ABORT_GRACE = 30 * SECOND
 """How long an attempt may take to end after its abort for a total timeout; then it counts as ended."""
@@ -83,13 +83,16 @@ DECIDING = (
 
 @dataclass(slots=True)
 class Move:
-    """What an event does: columns to set, the attempt that ended, whether a dead letter is written."""
+    """What an event does: columns to set, the attempt that ended, whether a dead letter is written.
+
+    ``lost`` is True if an attempt was given up without its worker's word: the worker, if it lives, is to stop.
+    """
 
     row: Row
     values: dict[str, Any]
     attempt: dict[str, Any] | None = None
     dead_letter: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    lost: bool = False
 
     @property
     def state(self) -> State:
@@ -98,11 +101,6 @@ class Move:
     @property
     def ended(self) -> bool:
         return self.state in TERMINAL
-
-    @property
-    def left_lease(self) -> bool:
-        """True: an attempt of it ran before and does not any more."""
-        return bool(self.row.attempt_start_time) and not self.values.get("lease_expiry", 1)
 
 
 def _options(row: Row) -> job_options_pb2.JobOptions:
@@ -144,10 +142,29 @@ def _ended_attempt(row: Row, state: AttemptState, now: int, error: status_pb2.St
 
 
 def _status(error: OneContainerError, row: Row) -> status_pb2.Status:
-    facts = {"job": row.id, "service": row.service}
+    return to_status(error, metadata=_facts(row))
+
+
+def _facts(row: Row) -> dict[str, str]:
+    facts = {"job": f"jobs/{row.id}", "service": row.service}
     if row.attempt_start_time:
         facts["attempt"] = str(row.attempt)
-    return to_status(error, metadata=facts)
+    return facts
+
+
+def _reported(error: status_pb2.Status, row: Row) -> status_pb2.Status:
+    """A worker's error as it is kept: bounded, with a code, and with an ErrorInfo even if the worker sent none."""
+    kept = status_pb2.Status()
+    kept.CopyFrom(error)
+    if not 0 < kept.code <= max(Code):
+        # A peer's report of a failure without a code is still a failure.
+        kept.code = int(Code.UNKNOWN)
+    if not any(detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for detail in kept.details):
+        info = to_status(QueueJobFailed(hop="sidecar"), metadata=_facts(row)).details[0]
+        others = list(kept.details)
+        del kept.details[:]
+        kept.details.extend([info, *others])
+    return bounded(kept)
 
 
 def succeed(row: Row, now: int, result: bytes | None, artifact: str, ended_early: bool) -> Move:
@@ -159,6 +176,7 @@ def succeed(row: Row, now: int, result: bytes | None, artifact: str, ended_early
 
 def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random) -> Move:
     """The attempt failed: again later if the policy allows, else FAILED; CANCELLED or EXPIRED if that was asked."""
+    error = _reported(error, row)
     typed = from_status(error)
     policy = _policy(row)
     again = may_retry(idempotent=row.idempotent, policy=policy, attempt=row.attempt, code=typed.code)
@@ -168,13 +186,21 @@ def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random) -> Mo
     return _over(row, Event.FAIL_FINAL, AttemptState.FAILED, now, error)
 
 
-def stop(row: Row, now: int, error: status_pb2.Status, rng: random.Random) -> Move:
+def stop(row: Row, now: int, error: status_pb2.Status) -> Move:
     """The attempt ended because it was told to: by a cancel, or by a drain of its sidecar."""
+    error = _reported(error, row)
     if row.state != State.RUNNING:
         return _over(row, Event.STOP, AttemptState.CANCELLED, now, error)
     if row.idempotent or _policy(row).retry_unsafe:
-        return release(row, now, error)
-    return lose(row, now, rng)
+        move = release(row, now, error)
+        # It had begun, so that the time allowed for its begin is not asked for again.
+        move.values["queue_deadline"] = 0
+        return move
+    unknown = OutcomeUnknown(
+        "the attempt was aborted while it ran, not by a cancel of this job, and the method does not declare that it may be "
+        "repeated: check the backend, then retry the job"
+    )
+    return _over(row, Event.FAIL_FINAL, AttemptState.FAILED, now, _status(unknown, row))
 
 
 def release(row: Row, now: int, error: status_pb2.Status | None = None) -> Move:
@@ -190,33 +216,46 @@ def release(row: Row, now: int, error: status_pb2.Status | None = None) -> Move:
     return Move(row, values, _ended_attempt(row, AttemptState.RELEASED, now, error))
 
 
-def lose(row: Row, now: int, rng: random.Random, cause: OneContainerError | None = None) -> Move:
+def lose(row: Row, now: int, rng: random.Random) -> Move:
     """The lease is lost: again if the method may be repeated, else nobody knows what happened, and it is said so."""
     policy = _policy(row)
-    if row.state == State.RUNNING and may_rerun_lost(idempotent=row.idempotent, policy=policy, attempt=row.attempt):
-        error = _status(cause or OutcomeUnknown("the worker was lost while the attempt ran"), row)
-        return _again(row, Event.LOSE_RETRY, AttemptState.LOST, now, error, policy.backoff(row.attempt, rng))
-    if cause is None:
-        repeatable = row.idempotent or policy.retry_unsafe
-        cause = OutcomeUnknown(
-            f"the worker was lost in each of {row.attempt} attempts"
-            if repeatable
-            else "the worker was lost while the attempt ran, and the method does not declare that it may be repeated: "
+    if not (row.idempotent or policy.retry_unsafe):
+        text = (
+            "the worker was lost while the attempt ran, and the method does not declare that it may be repeated: "
             "check the backend, then retry the job"
         )
-    return _over(row, Event.LOSE_FINAL, AttemptState.LOST, now, _status(cause, row))
+    elif row.attempt >= policy.max_attempts:
+        text = f"the worker was lost while attempt {row.attempt} of {policy.max_attempts} ran"
+    else:
+        text = "the worker was lost while the attempt ran"
+    return _give_up(row, AttemptState.LOST, now, OutcomeUnknown(text), rng)
 
 
 def overdue(row: Row, now: int, rng: random.Random) -> Move | None:
     """An attempt that its worker should have ended by its own timeouts. None: it is not (yet) overdue."""
-    if row.state != State.RUNNING:
+    if row.state not in (State.RUNNING, State.CANCELLING):
         return None
     if row.attempt_deadline and now > row.attempt_deadline + TIMEOUT_GRACE:
-        return lose(row, now, rng, AttemptTimeout("the attempt ran longer than its attempt_timeout"))
+        cause: OneContainerError = AttemptTimeout("the attempt ran longer than its attempt_timeout")
+        return _give_up(row, AttemptState.FAILED, now, cause, rng)
     stall = _options(row).stall_timeout.ToMicroseconds()
     if stall and now > max(row.progress_time, row.attempt_start_time) + stall + TIMEOUT_GRACE:
-        return lose(row, now, rng, Stalled("the attempt reported no progress for its stall_timeout"))
+        cause = Stalled("the attempt reported no progress for its stall_timeout")
+        return _give_up(row, AttemptState.FAILED, now, cause, rng)
     return None
+
+
+def _give_up(row: Row, ended: AttemptState, now: int, cause: OneContainerError, rng: random.Random) -> Move:
+    """Ends an attempt without its worker's word. The raised fence shuts out whatever the worker still reports."""
+    policy = _policy(row)
+    error = _status(cause, row)
+    if row.state == State.RUNNING and may_rerun_lost(idempotent=row.idempotent, policy=policy, attempt=row.attempt):
+        move = _again(row, Event.LOSE_RETRY, ended, now, error, policy.backoff(row.attempt, rng))
+    else:
+        move = _over(row, Event.LOSE_FINAL, ended, now, error)
+        move.values["fence"] = row.fence + 1
+    move.lost = True
+    return move
 
 
 def cancel(row: Row, now: int, mode: CancelMode, cause: str = "the job was cancelled") -> Move:
@@ -249,8 +288,12 @@ def total_timeout(row: Row, now: int) -> Move | None:
         if now <= row.total_deadline + ABORT_GRACE:
             return None
         values = _moved(row, Event.TOTAL_TIMEOUT, now, fence=row.fence + 1, error=error.SerializeToString())
-        return Move(row, values, _ended_attempt(row, AttemptState.LOST, now, error))
-    return Move(row, _moved(row, Event.TOTAL_TIMEOUT, now, error=error.SerializeToString()))
+        return Move(row, values, _ended_attempt(row, AttemptState.LOST, now, error), lost=True)
+    values = _moved(row, Event.TOTAL_TIMEOUT, now, error=error.SerializeToString())
+    if values["state"] == State.EXPIRING:
+        # The grace counts from the abort, which comes late if the gateway was away at the deadline.
+        values["total_deadline"] = now
+    return Move(row, values)
 
 
 def refuse(row: Row, now: int, error: OneContainerError) -> Move:
@@ -274,7 +317,8 @@ def _freed(row: Row, *, attempt: int) -> dict[str, Any]:
 
 def _again(row: Row, event: Event, ended: AttemptState, now: int, error: status_pb2.Status, wait: int) -> Move:
     values = _moved(row, event, now, due_time=now + wait, error=error.SerializeToString())
-    values |= _freed(row, attempt=row.attempt + 1)
+    # The queue timeout is for the first attempt.
+    values |= _freed(row, attempt=row.attempt + 1) | {"queue_deadline": 0}
     return Move(row, values, _ended_attempt(row, ended, now, error))
 
 
@@ -288,11 +332,5 @@ def _over(row: Row, event: Event, ended: AttemptState, now: int, error: status_p
         told = _status(TotalTimeout("the job did not end within total_timeout; its attempt was aborted"), row)
     else:
         told = error or _status(OutcomeUnknown(), row)
-    if told.code == Code.OK:
-        # A peer's report of a failure without a code is still a failure.
-        told.code = int(Code.UNKNOWN)
     values = _moved(row, event, now, error=told.SerializeToString())
-    # A raised fence shuts out whatever a lost worker still reports.
-    if ended == AttemptState.LOST or event in (Event.LOSE_FINAL, Event.LOSE_RETRY):
-        values["fence"] = row.fence + 1
     return Move(row, values, _ended_attempt(row, ended, now, error), dead_letter=state == State.FAILED)

@@ -13,6 +13,8 @@ from onecontainer.jobs.model import SECOND, RetryPolicy
 
 DEFAULT_TOTAL_TIMEOUT = 24 * 3600 * SECOND
 DEFAULT_RESULT_TTL = 3600 * SECOND
+MAX_DURATION = 315_576_000_000 * SECOND
+"""What ``google.protobuf.Duration`` allows."""
 MAX_REQUEST_ID = 128
 MAX_LABELS = 32
 LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
@@ -59,6 +61,8 @@ def check(options: job_options_pb2.JobOptions, path: str, *, default_max_attempt
         value = message.ToMicroseconds()
         if value < 0:
             wrong(name, "must not be negative")
+        elif value > MAX_DURATION:
+            wrong(name, "must not be longer than 10,000 years")
         return value or default
 
     queue_timeout = micros(options.queue_timeout, "queue_timeout")

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.errors import (
+    Code,
     DataInvalid,
     FieldInvalid,
-    OneContainerError,
     PermissionDenied,
     StateInvalid,
     TotalTimeout,
@@ -96,7 +96,7 @@ class JobLeaseServicer:
             stream.send(lease_pb2.Command(stop_claiming=lease_pb2.StopClaiming()))
 
     def _changed(self, change: Changed) -> None:
-        if change.instance and (change.lost or change.state in (State.CANCELLING, State.EXPIRING)):
+        if change.instance and (change.lost or change.orders):
             stream = self._streams.get(change.instance)
             if stream is not None:
                 stream.command(change)
@@ -116,15 +116,11 @@ class _ReportStream:
         self._room = asyncio.Event()
         self._room.set()
         self._last = 0
-        self._ended: BaseException | None = None
-        self._closed = False
+        self._replaced = False
 
     def replace(self) -> None:
         """A newer stream of the same instance has come."""
-        self._fail(StateInvalid("a newer stream of this instance has replaced this one"))
-
-    def _fail(self, error: BaseException) -> None:
-        self._ended = self._ended or error
+        self._replaced = True
         self._bell.ring()
 
     def send(self, command: lease_pb2.Command) -> None:
@@ -146,12 +142,15 @@ class _ReportStream:
         self, requests: AsyncIterator[lease_pb2.ReportJobsRequest]
     ) -> AsyncIterator[lease_pb2.ReportJobsResponse]:
         reader = asyncio.create_task(self._read(requests))
+        reader.add_done_callback(lambda _done: self._bell.ring())
         try:
             while True:
                 if not self._reports and not self._commands and not self._rejected:
-                    if self._ended is not None:
-                        raise self._ended
-                    if self._closed:
+                    if self._replaced:
+                        raise StateInvalid("a newer stream of this instance has replaced this one", code=Code.ABORTED)
+                    if reader.done():
+                        # The worker closed its half, or sent what cannot be read.
+                        reader.result()
                         return
                     await self._bell.wait()
                 response = lease_pb2.ReportJobsResponse()
@@ -165,24 +164,19 @@ class _ReportStream:
             await asyncio.gather(reader, return_exceptions=True)
 
     async def _read(self, requests: AsyncIterator[lease_pb2.ReportJobsRequest]) -> None:
-        try:
-            async for request in requests:
-                for report in request.reports:
-                    if report.sequence <= self._last:
-                        raise FieldInvalid("reports.sequence", f"{report.sequence} does not rise over {self._last}")
-                    self._last = report.sequence
-                    if report.WhichOneof("event") == "rejected":
-                        self._rejected.append(report)
-                    else:
-                        self._reports.append(reported_from_proto(report))
-                self._bell.ring()
-                if len(self._reports) > MAX_BACKLOG:
-                    self._room.clear()
-                    await self._room.wait()
-            self._closed = True
+        async for request in requests:
+            for report in request.reports:
+                if report.sequence <= self._last:
+                    raise FieldInvalid("reports.sequence", f"{report.sequence} does not rise over {self._last}")
+                self._last = report.sequence
+                if report.WhichOneof("event") == "rejected":
+                    self._rejected.append(report)
+                else:
+                    self._reports.append(reported_from_proto(report))
             self._bell.ring()
-        except OneContainerError as error:
-            self._fail(error)
+            if len(self._reports) > MAX_BACKLOG:
+                self._room.clear()
+                await self._room.wait()
 
     async def _take(self, response: lease_pb2.ReportJobsResponse) -> None:
         reports, rejected = list(self._reports), list(self._rejected)

@@ -14,7 +14,7 @@ from onecontainer.clock import Clock
 from onecontainer.database import Database
 from onecontainer.errors import OneContainerError, StateInvalid
 from onecontainer.ids import new_id
-from onecontainer.jobs import moves, sql_reads, sql_writes
+from onecontainer.jobs import moves, sql_leases, sql_reads, sql_writes
 from onecontainer.jobs.ledger import (
     AttemptArtifacts,
     Changed,
@@ -27,9 +27,12 @@ from onecontainer.jobs.ledger import (
     Worker,
 )
 from onecontainer.jobs.model import LEASED, SECOND, TERMINAL, CancelMode, NewJob, State
-from onecontainer.jobs.tables import dead_letters, facts, jobs, request_ids
+from onecontainer.jobs.tables import IN_LEASE, LIVE, NONE, QUEUED, WAITING, dead_letters, facts, jobs, request_ids
 
 LAST_SWEEP = "last_sweep"
+_DATABASE_NOW = sa.select(
+    sa.cast(sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp()) * SECOND), sa.BigInteger)
+)
 SWEEP_BATCH = 500
 
 
@@ -46,8 +49,13 @@ class SqlLedger:
         retention: float = 7 * 86400.0,
         request_id_retention: float = 7 * 86400.0,
         rng: random.Random | None = None,
+        database_clock: bool | None = None,
     ) -> None:
-        """Durations in seconds: of a lease, how long ended jobs are kept, and how long request_ids are."""
+        """Durations in seconds: of a lease, how long ended jobs are kept, and how long request_ids are.
+
+        One clock judges leases: the database's where several gateways share it (``database_clock``; by default on
+        PostgreSQL), else ``clock``.
+        """
         self._database = database
         self._clock = clock
         self._artifacts = artifacts
@@ -55,24 +63,29 @@ class SqlLedger:
         self._retention = int(retention * SECOND)
         self._request_id_retention = int(request_id_retention * SECOND)
         self._rng = rng or random.Random()
+        self._database_clock = database.dialect == "postgresql" if database_clock is None else database_clock
+
+    def _now(self, connection: Connection) -> int:
+        if not self._database_clock:
+            return self._clock.now()
+        return int(connection.scalar(_DATABASE_NOW) or 0)
 
     async def create(self, new: Sequence[NewJob]) -> list[Created]:
-        now = self._clock.now()
-        return await self._database.write(lambda c: sql_writes.create(c, new, now, self._request_id_retention))
+        return await self._database.write(
+            lambda c: sql_writes.create(c, new, self._now(c), self._request_id_retention, self._artifacts)
+        )
 
     async def claim(self, worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]:
         return await self._database.write(
-            lambda c: sql_writes.claim(c, worker, limit, max_running, self._clock.now(), self._lease)
+            lambda c: sql_leases.claim(c, worker, limit, max_running, self._now(c), self._lease)
         )
 
     async def regrant(self, worker: Worker, fences: Sequence[tuple[str, int]]) -> list[Granted]:
-        return await self._database.write(
-            lambda c: sql_writes.regrant(c, worker, fences, self._clock.now(), self._lease)
-        )
+        return await self._database.write(lambda c: sql_leases.regrant(c, worker, fences, self._now(c), self._lease))
 
     async def report(self, worker: Worker, reports: Sequence[Reported]) -> Outcome:
         return await self._database.write(
-            lambda c: sql_writes.report(c, worker, reports, self._artifacts, self._clock.now(), self._lease, self._rng)
+            lambda c: sql_leases.report(c, worker, reports, self._artifacts, self._now(c), self._lease, self._rng)
         )
 
     async def cancel(self, job: str, mode: CancelMode) -> Outcome:
@@ -80,7 +93,7 @@ class SqlLedger:
             rows = sql_writes.select_for_update(connection, jobs.c.id == job)
             if not rows:
                 raise sql_reads.not_found(job)
-            row, now, outcome = rows[0], self._clock.now(), Outcome()
+            row, now, outcome = rows[0], self._now(connection), Outcome()
             asked_before = row.cancel_mode in (mode, CancelMode.ABORT)
             if State(row.state) not in TERMINAL and not (State(row.state) in LEASED and asked_before):
                 sql_writes.apply(connection, [moves.cancel(row, now, mode)], self._artifacts, outcome, now)
@@ -92,24 +105,23 @@ class SqlLedger:
         def move(row: Any, now: int) -> moves.Move:
             return moves.cancel(row, now, CancelMode.ABORT, "its service was deleted")
 
-        return await self._move_all(move, jobs.c.service_uid == service_uid, sql_writes.live_clause())
+        return await self._move_all(move, jobs.c.service_uid == service_uid, LIVE)
 
     async def refuse_methods(self, service_uid: str, methods: Sequence[str], error: OneContainerError) -> Outcome:
         return await self._database.write(
-            lambda c: sql_writes.refuse(c, service_uid, methods, error, self._artifacts, self._clock.now())
+            lambda c: sql_writes.refuse(c, service_uid, methods, error, self._artifacts, self._now(c))
         )
 
     async def lose(self, *, instance: str = "", other_gateways_than: str | None = None) -> Outcome:
-        leased = jobs.c.state.in_(sorted(int(state) for state in LEASED))
         if other_gateways_than is None:
             where = jobs.c.instance == instance
         else:
             where = sa.and_(jobs.c.gateway != "", jobs.c.gateway != other_gateways_than)
-        return await self._move_all(lambda row, now: moves.lose(row, now, self._rng), leased, where)
+        return await self._move_all(lambda row, now: moves.lose(row, now, self._rng), IN_LEASE, where)
 
     async def _move_all(self, move: Callable[[Any, int], moves.Move | None], *where: sa.ColumnElement[bool]) -> Outcome:
         def run(connection: Connection) -> Outcome:
-            now, outcome = self._clock.now(), Outcome()
+            now, outcome = self._now(connection), Outcome()
             rows = sql_writes.select_for_update(connection, *where)
             done = [found for row in rows if (found := move(row, now)) is not None]
             sql_writes.apply(connection, done, self._artifacts, outcome, now)
@@ -126,25 +138,23 @@ class SqlLedger:
         return await self._database.write(self._sweep)
 
     def _sweep(self, connection: Connection) -> Outcome:
-        now, outcome = self._clock.now(), Outcome()
-        state = jobs.c.state
-        leased = state.in_(sorted(int(value) for value in LEASED))
+        now, outcome = self._now(connection), Outcome()
         last = connection.scalar(sa.select(facts.c.value).where(facts.c.name == LAST_SWEEP))
         if last is None:
             connection.execute(facts.insert(), [{"name": LAST_SWEEP, "value": now}])
-        elif now - last >= SECOND // 4:
+        elif abs(now - last) >= SECOND // 4:
             connection.execute(facts.update().where(facts.c.name == LAST_SWEEP).values(value=now))
         if last is not None and now - last > self._lease // 2:
-            connection.execute(jobs.update().where(leased).values(lease_expiry=now + self._lease))
+            self._renew_all(connection, now)
         looks: list[tuple[Callable[[Any], moves.Move | None], tuple[sa.ColumnElement[bool], ...]]] = [
-            (lambda row: moves.total_timeout(row, now), (sql_writes.live_clause(), jobs.c.total_deadline <= now)),
+            (lambda row: moves.total_timeout(row, now), (LIVE, jobs.c.total_deadline <= now)),
             (
                 lambda row: moves.queue_timeout(row, now),
-                (state == int(State.QUEUED), jobs.c.queue_deadline > 0, jobs.c.queue_deadline <= now),
+                (QUEUED, jobs.c.queue_deadline > NONE, jobs.c.queue_deadline <= now),
             ),
-            (lambda row: moves.lose(row, now, self._rng), (leased, jobs.c.lease_expiry <= now)),
-            (lambda row: moves.overdue(row, now, self._rng), (leased, jobs.c.attempt_start_time > 0)),
-            (lambda row: moves.due(row, now), (state == int(State.RETRY_WAIT), jobs.c.due_time <= now)),
+            (lambda row: moves.lose(row, now, self._rng), (IN_LEASE, jobs.c.lease_expiry <= now)),
+            (lambda row: moves.overdue(row, now, self._rng), (IN_LEASE,)),
+            (lambda row: moves.due(row, now), (WAITING, jobs.c.due_time <= now)),
         ]
         for move, where in looks:
             rows = sql_writes.select_for_update(connection, *where)
@@ -153,16 +163,31 @@ class SqlLedger:
         self._tidy(connection, now)
         return outcome
 
+    def _renew_all(self, connection: Connection, now: int) -> None:
+        """Gives every running attempt a full new term, also of its own timeouts: its reports had nowhere to go."""
+        late = sa.and_(jobs.c.attempt_deadline > NONE, jobs.c.attempt_deadline < now)
+        connection.execute(
+            jobs.update()
+            .where(IN_LEASE)
+            .values(
+                lease_expiry=now + self._lease,
+                progress_time=now,
+                attempt_deadline=sa.case((late, now), else_=jobs.c.attempt_deadline),
+            )
+        )
+
     def _tidy(self, connection: Connection, now: int) -> None:
         expired = connection.scalars(
-            sa.select(jobs.c.id).where(jobs.c.expire_time > 0, jobs.c.expire_time <= now).limit(SWEEP_BATCH)
+            sa.select(jobs.c.id).where(jobs.c.expire_time > NONE, jobs.c.expire_time <= now).limit(SWEEP_BATCH)
         ).all()
         sql_writes.expire(connection, expired, self._artifacts)
         old = connection.scalars(
-            sa.select(jobs.c.id).where(jobs.c.end_time > 0, jobs.c.end_time <= now - self._retention).limit(SWEEP_BATCH)
+            sa.select(jobs.c.id)
+            .where(jobs.c.end_time > NONE, jobs.c.end_time <= now - self._retention)
+            # A job whose result is kept for longer than records are stays with it.
+            .where(sa.or_(jobs.c.state != int(State.SUCCEEDED), jobs.c.result_expired))
+            .limit(SWEEP_BATCH)
         ).all()
-        # A job whose result is kept for longer than records are stays with it.
-        old = [job for job in old if not _keeps_result(connection, job)]
         sql_writes.delete(connection, old, self._artifacts)
         connection.execute(request_ids.delete().where(request_ids.c.expire_time <= now))
         connection.execute(dead_letters.delete().where(dead_letters.c.create_time <= now - self._retention))
@@ -244,10 +269,3 @@ class SqlLedger:
             "create_time": self._clock.now(),
         }
         await self._database.write(lambda c: c.execute(dead_letters.insert(), [row]))
-
-
-def _keeps_result(connection: Connection, job: str) -> bool:
-    row = connection.execute(
-        sa.select(jobs.c.result_expired, jobs.c.result, jobs.c.result_artifact).where(jobs.c.id == job)
-    ).one_or_none()
-    return row is not None and not row.result_expired and (row.result is not None or bool(row.result_artifact))

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from onecontainer.errors import FieldInvalid, ResourceNotFound
 from onecontainer.jobs.ledger import AttemptArtifacts, JobView, Page
 from onecontainer.jobs.model import TERMINAL, State
-from onecontainer.jobs.tables import attempts, dead_letters, inputs, jobs, labels
+from onecontainer.jobs.tables import LIVE, QUEUED, attempts, dead_letters, inputs, jobs, labels
 from onecontainer.rpc.filters import micros_of
 
 KEPT_ATTEMPTS = 20
@@ -55,9 +55,7 @@ def get(connection: Connection, job: str, artifacts: AttemptArtifacts) -> JobVie
             sa.and_(jobs.c.priority == row.priority, jobs.c.position < row.position),
         )
         position = connection.scalar(
-            sa.select(sa.func.count())
-            .select_from(jobs)
-            .where(jobs.c.service_uid == row.service_uid, jobs.c.state == int(State.QUEUED), ahead)
+            sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == row.service_uid, QUEUED, ahead)
         )
     made = artifacts.of_job(connection, job) if row.state in TERMINAL else ()
     return JobView(row, tuple(reversed(ended)), made, position)
@@ -132,17 +130,14 @@ def _compare_time(column: sa.Column[int], operator: str, value: str) -> sa.Colum
 
 def count_live(connection: Connection, service_uid: str) -> int:
     """Jobs of a service that have not ended."""
-    ended = sorted(int(state) for state in TERMINAL)
     query = sa.select(sa.func.count()).select_from(jobs)
-    return int(connection.scalar(query.where(jobs.c.service_uid == service_uid, jobs.c.state.not_in(ended))) or 0)
+    return int(connection.scalar(query.where(jobs.c.service_uid == service_uid, LIVE)) or 0)
 
 
 def count_queued(connection: Connection, service_uid: str) -> int:
     """Jobs of a service that wait for a worker."""
     query = sa.select(sa.func.count()).select_from(jobs)
-    return int(
-        connection.scalar(query.where(jobs.c.service_uid == service_uid, jobs.c.state == int(State.QUEUED))) or 0
-    )
+    return int(connection.scalar(query.where(jobs.c.service_uid == service_uid, QUEUED)) or 0)
 
 
 def user_of(connection: Connection, artifact: str) -> str | None:

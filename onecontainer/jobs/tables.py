@@ -74,28 +74,36 @@ jobs = sa.Table(
     sa.Column("error", sa.LargeBinary),
 )
 
-_state = jobs.c.state
-_QUEUED = _state == int(State.QUEUED)
-_LEASED = _state.in_(sorted(int(state) for state in LEASED))
-_LIVE = _state.not_in(sorted(int(state) for state in TERMINAL))
+
+def _in(states: frozenset[State]) -> sa.ColumnElement[bool]:
+    return jobs.c.state.in_([sa.literal_column(str(int(state))) for state in sorted(states)])
+
+
+# SQLite uses a partial index only if the query says the same as the index, in literals and not in parameters.
+NONE = sa.literal_column("0", sa.BigInteger)
+QUEUED = jobs.c.state == sa.literal_column(str(int(State.QUEUED)))
+WAITING = jobs.c.state == sa.literal_column(str(int(State.RETRY_WAIT)))
+IN_LEASE = _in(LEASED)
+LIVE = _in(frozenset(State) - TERMINAL)
 
 
 def _partial(name: str, *columns: sa.ColumnElement[object] | sa.Column[object], where: sa.ColumnElement[bool]) -> None:
-    where = where.compile(compile_kwargs={"literal_binds": True}).string.replace("jobs.", "")  # type: ignore[assignment]
-    condition = sa.text(str(where))
+    condition = sa.text(where.compile(compile_kwargs={"literal_binds": True}).string.replace("jobs.", ""))
     sa.Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
 
 
-_partial("jobs_ready", jobs.c.service_uid, jobs.c.priority.desc(), jobs.c.position, where=_QUEUED)
-_partial("jobs_leased", jobs.c.service_uid, where=_LEASED)
-_partial("jobs_lease_expiry", jobs.c.lease_expiry, where=_LEASED)
-_partial("jobs_due", jobs.c.due_time, where=_state == int(State.RETRY_WAIT))
-_partial("jobs_queue_deadline", jobs.c.queue_deadline, where=sa.and_(_QUEUED, jobs.c.queue_deadline > 0))
-_partial("jobs_total_deadline", jobs.c.total_deadline, where=_LIVE)
-_partial("jobs_expire", jobs.c.expire_time, where=jobs.c.expire_time > 0)
-_partial("jobs_ended", jobs.c.end_time, where=jobs.c.end_time > 0)
-_partial("jobs_retry_of", jobs.c.retry_of, where=jobs.c.retry_of != "")
-sa.Index("jobs_service_state", jobs.c.service_uid, _state, jobs.c.position)
+_partial("jobs_ready", jobs.c.service_uid, jobs.c.priority.desc(), jobs.c.position, where=QUEUED)
+_partial("jobs_leased", jobs.c.service_uid, where=IN_LEASE)
+_partial("jobs_lease_expiry", jobs.c.lease_expiry, where=IN_LEASE)
+_partial("jobs_due", jobs.c.due_time, where=WAITING)
+_partial("jobs_queue_deadline", jobs.c.queue_deadline, where=sa.and_(QUEUED, jobs.c.queue_deadline > NONE))
+_partial("jobs_total_deadline", jobs.c.total_deadline, where=LIVE)
+_partial("jobs_expire", jobs.c.expire_time, where=jobs.c.expire_time > NONE)
+_partial("jobs_ended", jobs.c.end_time, where=jobs.c.end_time > NONE)
+_partial("jobs_retry_of", jobs.c.retry_of, where=jobs.c.retry_of != sa.literal_column("''"))
+# Lists are newest first, of a service or of a state.
+sa.Index("jobs_service", jobs.c.service, jobs.c.position)
+sa.Index("jobs_state", jobs.c.state, jobs.c.position)
 
 attempts = sa.Table(
     "attempts",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -35,10 +36,14 @@ from onecontainer.errors import (
 
 log = logging.getLogger(__name__)
 
+MAX_RETRY_SECONDS = 86400.0
+
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
-MAX_STATUS_BYTES = 6 * 1024
-"""Bound of a serialised status: HTTP/2 trailers over 8 KiB are dropped by peers, and the status with them."""
-MAX_MESSAGE_CHARS = 2048
+MAX_STATUS_BYTES = 5 * 1024
+"""Bound of a serialised status: peers drop HTTP/2 trailers over 8 KiB, and the status with them, and there it is base64."""
+MAX_MESSAGE_BYTES = 2048
+MAX_GRPC_MESSAGE_BYTES = 768
+"""Bound of the text beside the status, percent-encoded; the status has it in full."""
 
 GRPC_CODES: dict[Code, grpc.StatusCode] = {Code(code.value[0]): code for code in grpc.StatusCode}
 
@@ -77,7 +82,7 @@ def to_status(
     details: list[Message] = [info]
     if error.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromNanoseconds(max(0, int(error.retry_after * 1e9)))
+        retry.retry_delay.FromNanoseconds(int(max(0.0, min(error.retry_after, MAX_RETRY_SECONDS)) * 1e9))
         details.append(retry)
     if error.resource is not None:
         details.append(
@@ -92,34 +97,70 @@ def to_status(
                 ]
             )
         )
-    status = status_pb2.Status(code=int(error.code), message=error.message[:MAX_MESSAGE_CHARS])
+    status = status_pb2.Status(code=int(error.code), message=_cut(error.message, MAX_MESSAGE_BYTES))
     for detail in details:
         status.details.add().Pack(detail)
     return bounded(status)
 
 
 def bounded(status: status_pb2.Status) -> status_pb2.Status:
-    """The same status if it is within MAX_STATUS_BYTES, else one with fewer violations, then without details but the first."""
+    """The same status if it is within MAX_STATUS_BYTES; else a shorter text, the ErrorInfo, and of the other details what has room."""
     if status.ByteSize() <= MAX_STATUS_BYTES:
         return status
-    small = status_pb2.Status(code=status.code, message=status.message[:1024])
-    for detail in status.details:
+    small = status_pb2.Status(code=status.code, message=_cut(status.message, 1024))
+    # What programs decide by comes first, and is shortened rather than left out.
+    for detail in sorted(status.details, key=lambda one: not one.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)):
         room = MAX_STATUS_BYTES - small.ByteSize() - 64
-        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            bad = error_details_pb2.BadRequest()
-            detail.Unpack(bad)
-            total = len(bad.field_violations)
-            while bad.field_violations and bad.ByteSize() > room - 128:
-                del bad.field_violations[len(bad.field_violations) // 2 :]
-            left_out = total - len(bad.field_violations)
-            if left_out:
-                bad.field_violations.add(field="", description=f"and {left_out} more")
-            packed = any_pb2.Any()
-            packed.Pack(bad)
-            small.details.append(packed)
-        elif detail.ByteSize() <= room:
-            small.details.append(detail)
+        kept = detail if detail.ByteSize() <= room else _shortened(detail, room)
+        if kept.ByteSize() <= room:
+            small.details.append(kept)
     return small
+
+
+def _shortened(detail: any_pb2.Any, room: int) -> any_pb2.Any:
+    """The detail with less in it, if it is of a kind that can have less; what is left out is said."""
+    packed = any_pb2.Any()
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    room -= 128
+    try:
+        if detail.Unpack(info):
+            if info.domain != DOMAIN:
+                return detail
+            for key in sorted(info.metadata, key=lambda key: len(key) + len(info.metadata[key]), reverse=True):
+                if info.ByteSize() <= room:
+                    break
+                del info.metadata[key]
+            packed.Pack(info)
+        elif detail.Unpack(bad):
+            total = len(bad.field_violations)
+            while bad.field_violations and bad.ByteSize() > room:
+                del bad.field_violations[len(bad.field_violations) // 2 :]
+            bad.field_violations.add(field="", description=f"and {total - len(bad.field_violations)} more")
+            packed.Pack(bad)
+        else:
+            return detail
+    except DecodeError:
+        return detail
+    return packed
+
+
+def _cut(text: str, most: int, encode: Callable[[str], bytes] = lambda text: text.encode("utf-8", "replace")) -> str:
+    """The text, or as much of its begin as is at most ``most`` bytes when encoded."""
+    if len(encode(text)) <= most:
+        return text
+    low, high = 0, min(len(text), most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(encode(text[:middle] + "…")) <= most:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low] + "…"
+
+
+def _encoded(text: str) -> bytes:
+    """As gRPC sends the text of a status: percent-encoded but for printable ASCII."""
+    return quote(text, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}").encode()
 
 
 def _unforeseen(error: BaseException) -> InternalError:
@@ -212,7 +253,8 @@ def trailers(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
 async def abort_with_status(context: grpc.aio.ServicerContext[Any, Any], status: status_pb2.Status) -> NoReturn:
     """Ends the call with this status."""
     code = GRPC_CODES[Code(status.code)] if 0 < status.code <= 16 else grpc.StatusCode.UNKNOWN
-    await context.abort(code, status.message, trailers(status))
+    status = bounded(status)
+    await context.abort(code, _cut(status.message, MAX_GRPC_MESSAGE_BYTES, _encoded), trailers(status))
     raise AssertionError("abort returned")
 
 

@@ -32,9 +32,15 @@ class EmbeddedDispatch:
     ) -> list[Granted]:
         lost = self._unconfirmed.pop(worker.instance, set()) - set(held)
         if lost:
-            again = await self._ledger.regrant(worker, sorted(lost)[:limit])
+            # What it holds is confirmed; the rest stays remembered, whatever becomes of this poll.
+            self._unconfirmed[worker.instance] = lost
+            asked = sorted(lost)[:limit]
+            again = await self._ledger.regrant(worker, asked)
+            found = {(grant.id, grant.fence) for grant in again}
+            # What is not its any more was lost or ended.
+            self._unconfirmed.get(worker.instance, set()).difference_update(set(asked) - found)
             if again:
-                return self._remember(worker, again)
+                return again
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
         with self._changes.of_queue(worker.service_uid) as bell:

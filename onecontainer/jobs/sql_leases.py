@@ -1,0 +1,198 @@
+"""What workers do in the ledger, as functions on a connection in a write transaction: claim, claim again, report."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from onecontainer.api.type.v1 import job_options_pb2
+from onecontainer.errors import LeaseLost
+from onecontainer.jobs import moves, sql_writes
+from onecontainer.jobs.ledger import AttemptArtifacts, Changed, Granted, Outcome, Reported, Worker
+from onecontainer.jobs.model import LEASED, CancelMode, State
+from onecontainer.jobs.tables import IN_LEASE, NONE, QUEUED, jobs
+
+_GRANT = [
+    jobs.c[name]
+    for name in (
+        *("position", "id", "service_uid", "attempt", "fence", "service", "method", "payload", "payload_artifact"),
+        *("options", "total_deadline", "resume", "principal", "traceparent", "request_id", "cancel_mode"),
+        *("start_time", "sequence", "state", "attempt_deadline"),
+    )
+]
+
+
+def claim(
+    connection: Connection, worker: Worker, limit: int, max_running: int, now: int, lease: int
+) -> tuple[list[Granted], Outcome]:
+    """Claims the best queued jobs of the worker's service: lane first, then age."""
+    if connection.dialect.name == "postgresql":
+        # Two gateways that count at the same time would both find the same room.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(worker.service_uid))))
+    busy = connection.scalar(
+        sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == worker.service_uid, IN_LEASE)
+    )
+    room = min(limit, max_running - int(busy or 0))
+    if room <= 0:
+        return [], Outcome()
+    rows = connection.execute(
+        sa.select(*_GRANT)
+        .where(jobs.c.service_uid == worker.service_uid, QUEUED)
+        # What is past its time is the sweeper's, however late that is.
+        .where(jobs.c.total_deadline > now, sa.or_(jobs.c.queue_deadline == NONE, jobs.c.queue_deadline > now))
+        .order_by(jobs.c.priority.desc(), jobs.c.position)
+        .limit(room)
+        .with_for_update(skip_locked=True)
+    ).all()
+    outcome = Outcome()
+    grants: list[Granted] = []
+    updates: list[dict[str, Any]] = []
+    for row in rows:
+        options = job_options_pb2.JobOptions.FromString(row.options)
+        attempt_timeout = options.attempt_timeout.ToMicroseconds()
+        deadline = now + attempt_timeout if attempt_timeout else 0
+        grants.append(_grant(row, now, deadline, options))
+        updates.append(
+            {
+                "b_position": row.position,
+                "state": int(State.RUNNING),
+                "sequence": row.sequence + 1,
+                "instance": worker.instance,
+                "gateway": worker.gateway,
+                "start_time": row.start_time or now,
+                "attempt_start_time": now,
+                "attempt_deadline": deadline,
+                "lease_expiry": now + lease,
+                "progress_time": now,
+            }
+        )
+        outcome.changed.append(
+            Changed(row.id, row.service_uid, State.RUNNING, row.sequence + 1, row.attempt, row.fence, worker.instance)
+        )
+    sql_writes.update(connection, updates)
+    return grants, outcome
+
+
+def _grant(row: Any, now: int, attempt_deadline: int, options: job_options_pb2.JobOptions) -> Granted:
+    # The total timeout is the ledger's to see; the worker is told of its own.
+    deadline = min(attempt_deadline, row.total_deadline) if attempt_deadline else 0
+    return Granted(
+        id=row.id,
+        attempt=row.attempt,
+        fence=row.fence,
+        service=row.service,
+        method=row.method,
+        payload=row.payload,
+        payload_artifact=row.payload_artifact,
+        run_timeout=max(1, deadline - now) if deadline else 0,
+        stall_timeout=options.stall_timeout.ToMicroseconds(),
+        resume=row.resume,
+        principal=row.principal,
+        traceparent=row.traceparent,
+        request_id=row.request_id,
+        cancel_mode=int(CancelMode.ABORT) if row.state == State.EXPIRING else row.cancel_mode,
+    )
+
+
+def regrant(
+    connection: Connection, worker: Worker, fences: Sequence[tuple[str, int]], now: int, lease: int
+) -> list[Granted]:
+    """Grants again what this instance holds but did not hear of: the answer got lost."""
+    wanted = set(fences)
+    rows = connection.execute(
+        sa.select(*_GRANT)
+        .where(jobs.c.id.in_([job for job, _ in fences]), jobs.c.instance == worker.instance, IN_LEASE)
+        .order_by(jobs.c.priority.desc(), jobs.c.position)
+        .with_for_update()
+    ).all()
+    rows = [row for row in rows if (row.id, row.fence) in wanted]
+    sql_writes.update(connection, [{"b_position": row.position, "lease_expiry": now + lease} for row in rows])
+    return [_grant(row, now, row.attempt_deadline, job_options_pb2.JobOptions.FromString(row.options)) for row in rows]
+
+
+def report(
+    connection: Connection,
+    worker: Worker,
+    reports: Sequence[Reported],
+    artifacts: AttemptArtifacts,
+    now: int,
+    lease: int,
+    rng: random.Random,
+) -> Outcome:
+    """Takes what a worker tells. A report with the current fence counts, whatever the clock says; one with an old fence is refused."""
+    rows = {
+        row.id: row for row in sql_writes.select_for_update(connection, jobs.c.id.in_({item.id for item in reports}))
+    }
+    outcome = Outcome()
+    done: list[moves.Move] = []
+    notes: dict[str, dict[str, Any]] = {}
+    for item in reports:
+        row = rows.get(item.id)
+        if row is None or row.fence != item.fence or row.service_uid != worker.service_uid:
+            outcome.refused.append((item, LeaseLost("the attempt is not the current one any more: stop it")))
+        elif row.instance != worker.instance:
+            outcome.refused.append((item, LeaseLost("the attempt is another instance's")))
+        elif State(row.state) not in LEASED:
+            # The same report again, after its acknowledgement got lost: what it told is in the ledger already.
+            continue
+        elif (move := _outcome_move(row, item, now, rng)) is not None:
+            # What was noted in this batch counts with the outcome that follows it.
+            move.values = notes.pop(item.id, {}) | move.values
+            done.append(move)
+            rows[item.id] = _Changed(row, move.values)
+        else:
+            values = notes.setdefault(item.id, {"b_position": row.position, "lease_expiry": now + lease})
+            _note(item, now, values)
+            if "idempotent" in values:
+                rows[item.id] = _Changed(row, {"idempotent": False})
+    sql_writes.apply(connection, done, artifacts, outcome, now)
+    for job, values in notes.items():
+        if "progress" in values:
+            row = rows[job]
+            values["sequence"] = row.sequence + 1
+            outcome.changed.append(
+                Changed(
+                    *(row.id, row.service_uid, State(row.state), row.sequence + 1, row.attempt, row.fence),
+                    row.instance,
+                    cancel_mode=row.cancel_mode,
+                )
+            )
+    sql_writes.update(connection, list(notes.values()))
+    return outcome
+
+
+class _Changed:
+    """A row with changed columns: later reports of a batch meet it as it is then."""
+
+    def __init__(self, row: Any, values: dict[str, Any]) -> None:
+        self.__dict__.update({name: getattr(row, name) for name in moves.DECIDING})
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(name)
+
+
+def _outcome_move(row: Any, item: Reported, now: int, rng: random.Random) -> moves.Move | None:
+    if item.kind == "succeeded":
+        return moves.succeed(row, now, item.result, item.artifact, item.ended_early)
+    if item.kind == "failed":
+        return moves.fail(row, now, item.value, rng)
+    if item.kind == "stopped":
+        return moves.stop(row, now, item.value)
+    if item.kind == "released":
+        return moves.release(row, now)
+    return None
+
+
+def _note(item: Reported, now: int, values: dict[str, Any]) -> None:
+    """Adds what a report that ends nothing leaves in the row."""
+    if item.kind == "progress":
+        values |= {"progress": item.value, "progress_time": now}
+    elif item.kind == "checkpoint":
+        values["resume"] = item.value
+    elif item.kind == "started" and item.value is False:
+        values["idempotent"] = False
