@@ -1,4 +1,5 @@
-"""Progress as it goes: of transfers and of jobs. On a terminal a live bar, elsewhere a line when the state changes."""
+"""Progress as it goes: of transfers and of jobs. On a terminal a live bar, elsewhere a line when the
+state changes or another quarter is done."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ class JobBar:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._last = ""
+        self._last = ("", 0)
 
     def __enter__(self) -> JobBar:
         self._progress.start()
@@ -80,8 +81,9 @@ class JobBar:
             amount=amount(progress),
             note=note(record),
         )
-        if not self._console.is_terminal and state != self._last:
-            self._last = state
+        quarter = int(4 * progress.done / total) if total else 0
+        if not self._console.is_terminal and (state, quarter) != self._last:
+            self._last = (state, quarter)
             self._console.print(f"{title}  {amount(progress)} {note(record)}".rstrip(), markup=False)
 
 

@@ -213,7 +213,7 @@ def insert(session: Session, service: str, name: str, rows: list[Any], mode: str
 @click.argument("file", type=FILE)
 @click.option("--mode", type=MODES, default="fail", show_default=True, help="What to do with one that is there.")
 @click.option(
-    "--max-failures", type=click.IntRange(0), default=0, help="End after so many rows that failed. Default: never."
+    "--max-failures", type=click.IntRange(0), default=0, help="End after so many rows that failed. Default: 1000."
 )
 @connected
 def import_(session: Session, service: str, name: str, file: Path, mode: str, max_failures: int) -> None:

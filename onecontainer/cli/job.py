@@ -94,7 +94,7 @@ def show(session: Session, record: job_pb2.Job) -> None:
             "ended early": record.ended_early or None,
             "retry of": record.retry_of,
             "artifacts": list(record.artifacts),
-            "result": session.screen.to_json(record.result) if record.HasField("result") else record.result_artifact,
+            "result": session.screen.pretty(record.result) if record.HasField("result") else record.result_artifact,
         },
     )
 

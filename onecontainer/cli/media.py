@@ -20,6 +20,9 @@ from onecontainer.client import Job, transcode_request
 from onecontainer.client.media import IMAGE_FORMATS
 from onecontainer.client.names import short_name
 
+SOURCE_TTL = 24 * 3600.0
+"""Seconds that a file is kept that was uploaded only to be a source."""
+
 
 @click.group()
 def media() -> None:
@@ -44,7 +47,7 @@ def source_of(session: Session, source: str, remote: bool) -> str:
     path = Path(source)
     if not path.is_file():
         raise click.UsageError(f"{source} is no file here (with --remote it is a path on the service's side)")
-    return send(session, path).name
+    return send(session, path, ttl=SOURCE_TTL).name
 
 
 remote_option = click.option("--remote", is_flag=True, help="SOURCE is a path on the service's side.")
@@ -104,8 +107,8 @@ def track_row(track: media_info_pb2.StreamInfo) -> dict[str, object]:
 )
 @click.option("--video-codec", default="", help="Encoder or codec; `copy` passes it through. Default: the container's.")
 @click.option("--audio-codec", default="", help="The same for sound.")
-@click.option("--width", type=click.IntRange(1), default=0, help="Pixels. Default: from the height, or unchanged.")
-@click.option("--height", type=click.IntRange(1), default=0, help="Pixels. Default: from the width, or unchanged.")
+@click.option("--width", type=click.IntRange(0), default=0, help="Pixels. Default: from the height, or unchanged.")
+@click.option("--height", type=click.IntRange(0), default=0, help="Pixels. Default: from the width, or unchanged.")
 @click.option("--quality", type=float, help="On the encoder's own scale (CRF); lower is better for most.")
 @click.option("--preset", default="", help="Preset of the encoder, such as fast.")
 @click.option("--start", type=DURATION, help="Begin there.")
@@ -219,7 +222,7 @@ def run(session: Session, service: str, pipeline: list[Any], wait_: bool, **valu
     "--to", "target", type=click.Path(path_type=Path), required=True, help="Picture to write: .jpg, .png or .webp."
 )
 @click.option("--at", "position", type=DURATION, help="Which frame: the first one from there on. Default: the first.")
-@click.option("--width", type=click.IntRange(1), default=0, help="Pixels. Default: the video's.")
+@click.option("--width", type=click.IntRange(0), default=0, help="Pixels. Default: the video's.")
 @connected
 def frame(
     session: Session, service: str, source: str, remote: bool, target: Path, position: float | None, width: int

@@ -98,6 +98,14 @@ JSON_PAIR = JsonPair()
 JSON = JsonInput()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+output_option = click.option(
+    "--output",
+    "-o",
+    envvar="ONECONTAINER_OUTPUT",
+    type=click.Choice(OUTPUTS),
+    help="For people (table, the default) or for programs (json).",
+)
+
 _CONNECTION: tuple[Callable[[F], F], ...] = (
     click.option(
         "--address",
@@ -120,13 +128,7 @@ _CONNECTION: tuple[Callable[[F], F], ...] = (
         type=DURATION,
         help="Longest time for a call. Default: 60s; waiting and transfers have no limit.",
     ),
-    click.option(
-        "--output",
-        "-o",
-        envvar="ONECONTAINER_OUTPUT",
-        type=click.Choice(OUTPUTS),
-        help="For people (table, the default) or for programs (json).",
-    ),
+    output_option,
 )
 
 

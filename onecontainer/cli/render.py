@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 Cell = object
+PIPE_WIDTH = 4096
 FindTypes = Callable[..., Any]
 _UNKNOWN_TYPE = re.compile(r"type(?:\.googleapis\.com)?[^ ]*/([\w.]+)")
 _STATE_COLOURS = {
@@ -55,6 +56,9 @@ class Screen:
         self.pool = descriptor_pool.Default()
         self._find_types = find_types
         self.console = Console(stderr=self.is_json, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            # A pipe has no width to wrap at.
+            self.console.width = PIPE_WIDTH
 
     @property
     def is_json(self) -> bool:
@@ -81,7 +85,7 @@ class Screen:
         for name, value in shown.items():
             if value not in (None, "", [], {}):
                 grid.add_row(Text(name, style="bold"), _cell(value))
-        self.console.print(grid)
+        self._print(grid)
 
     def rows(self, rows: Sequence[Mapping[str, Cell]]) -> None:
         """Rows of one shape as a table, or as a JSON array."""
@@ -89,16 +93,29 @@ class Screen:
             self.data(rows)
             return
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-        for name in rows[0] if rows else ():
-            table.add_column(name.upper(), overflow="fold")
+        for index, name in enumerate(rows[0] if rows else ()):
+            table.add_column(name.upper(), overflow="fold", no_wrap=index == 0)
         for row in rows:
             table.add_row(*map(_cell, row.values()))
-        self.console.print(table)
+        self._print(table)
+
+    def _print(self, table: Table) -> None:
+        if self.console.is_terminal:
+            self.console.print(table)
+            return
+        with self.console.capture() as captured:
+            self.console.print(table)
+        # Without the spaces that fill the last column.
+        click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
     def data(self, value: Any) -> None:
         """JSON to stdout; coloured on a terminal."""
         text = json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False, default=_plain)
         click.echo(text)
+
+    def pretty(self, message: Message) -> str:
+        """A message as indented JSON."""
+        return json.dumps(self.to_json(message), indent=2, ensure_ascii=False)
 
     def say(self, text: str) -> None:
         """A line for people. Not on stdout in JSON mode."""
@@ -130,16 +147,24 @@ def _cell(value: Cell) -> Text | str:
     if isinstance(value, timestamp_pb2.Timestamp):
         return moment(value)
     if isinstance(value, duration_pb2.Duration):
-        return f"{value.ToMilliseconds() / 1000:g} s"
+        seconds = value.ToNanoseconds() / 1e9
+        return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.4g} s"
     if isinstance(value, bytes):
         return value.hex() if len(value) <= 32 else f"{value[:16].hex()}… ({len(value)} bytes)"
     if isinstance(value, str):
         return state(value) if value in _STATE_COLOURS else Text(value)
     if isinstance(value, MessageMap | ScalarMap | Mapping):
-        return Text("\n".join(f"{key}={_cell(item)}" for key, item in value.items()))
+        return Text("\n".join(f"{key}={_inner(item)}" for key, item in value.items()))
     if isinstance(value, Sequence):
-        return Text("\n".join(str(_cell(item)) for item in value))
+        return Text("\n".join(_inner(item) for item in value))
     return Text(str(value))
+
+
+def _inner(value: Cell) -> str:
+    """A value inside another one."""
+    if isinstance(value, Mapping | list):
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    return str(_cell(value))
 
 
 def _plain(value: Any) -> Any:

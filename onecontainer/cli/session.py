@@ -55,8 +55,10 @@ class Session:
         return self.client.portal.run(load)
 
     def close(self) -> None:
+        """Ends the connection; a further use of `client` makes a new one."""
         if self._client is not None:
             self._client.close()
+            self._client = None
 
 
 def connected(function: Callable[..., None]) -> Callable[..., None]:

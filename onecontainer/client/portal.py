@@ -28,6 +28,11 @@ class Portal:
         self._thread = threading.Thread(target=self._loop.run_forever, name="onecontainer-client", daemon=True)
         self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: nothing can be run any more."""
+        return self._loop.is_closed()
+
     def run(self, method: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
         """Calls the coroutine function in the loop and waits for its result."""
         todo: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
@@ -64,7 +69,7 @@ class Portal:
             self.run(items.aclose)
 
     def close(self) -> None:
-        """Ends the loop and its thread."""
+        """Ends the loop and its thread. Idempotent."""
         if self._thread.is_alive():
             self.run(self._loop.shutdown_asyncgens)
             self.run(self._loop.shutdown_default_executor)

@@ -234,9 +234,10 @@ class Client:
         self.media = Media(self.portal, self.inner.media)
 
     def close(self) -> None:
-        """Ends all calls, the connection and its thread."""
-        self.portal.run(self.inner.close)
-        self.portal.close()
+        """Ends all calls, the connection and its thread. Idempotent."""
+        if not self.portal.closed:
+            self.portal.run(self.inner.close)
+            self.portal.close()
 
     def __enter__(self) -> Self:
         return self
