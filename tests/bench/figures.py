@@ -32,7 +32,9 @@ def write(name: str, figures: Mapping[str, float]) -> Path:
     return path
 
 
-def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], goals: Mapping[str, tuple[float, str]]) -> None:
+def show(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], goals: Mapping[str, tuple[float, str]]
+) -> None:
     """Prints a table, and beside each goal what was reached."""
     console = Console()
     table = Table(*columns, title=title)

@@ -178,7 +178,11 @@ def report(found: dict[tuple[str, str], Measured], alone: float, beside: float) 
         for target, measured in by_target.items():
             rate = statistics.median(measured.rates)
             p50, p99 = statistics.median(measured.p50s), statistics.median(measured.p99s)
-            out |= {f"{kind}.{target}_per_s": rate, f"{kind}.{target}_p50_ms": p50 * 1e3, f"{kind}.{target}_p99_ms": p99 * 1e3}
+            out |= {
+                f"{kind}.{target}_per_s": rate,
+                f"{kind}.{target}_p50_ms": p50 * 1e3,
+                f"{kind}.{target}_p99_ms": p99 * 1e3,
+            }
             rows.append([kind, target, f"{rate:,.0f}", f"{p50 * 1e3:.2f}", f"{p99 * 1e3:.2f}"])
         gateway, proxy, direct = by_target["gateway"], by_target["proxy"], by_target["direct"]
         out[f"{kind}.gateway_over_proxy"] = figures.median_ratio(gateway.rates, proxy.rates)

@@ -110,9 +110,7 @@ def test_shows_errors_with_decoded_details(grpcurl: str, gateway: GatewayProcess
     assert "type.googleapis.com/google.rpc.ErrorInfo" in said
     assert '"reason": "RESOURCE_NOT_FOUND"' in said
     assert '"legacy_code": "101"' in said
-    said = run(
-        grpcurl, gateway, f"{ECHO}/Echo", data={"service": "services/echo", "behaviour": "typed"}, fails=True
-    )
+    said = run(grpcurl, gateway, f"{ECHO}/Echo", data={"service": "services/echo", "behaviour": "typed"}, fails=True)
     assert '"reason": "DATA_INVALID"' in said
     assert '"field": "payload"' in said
     said = run(grpcurl, gateway, f"{ECHO}/Missing", data={"service": "services/echo"}, fails=True)
