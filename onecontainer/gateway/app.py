@@ -167,11 +167,12 @@ class Gateway:
 
         await stack.enter_async_context(supervisor)
         await catalog.start()
-        stack.callback(catalog.close)
 
         public, health_servicer = self._public_server(catalog, routes, jobs, artifacts)
         await public.start()
         stack.push_async_callback(self._drain, public, health_servicer)
+        # Before the drain, which would otherwise wait for watches that never end by themselves.
+        stack.callback(catalog.close)
         # What start-up made stays for ever: the collector need not look through it again and again, and hold calls up meanwhile.
         gc.collect()
         gc.freeze()
