@@ -1,7 +1,7 @@
 """The reference of bench-relay: the least that a raw-bytes gRPC proxy in Python can be, and still be one.
 
-It forwards bytes, metadata, deadline, status with details, and cancellation. It has one target, no route, no authentication, no limits, no typed
-errors: what a gateway adds is measured against this.
+It forwards bytes, metadata, deadline, status with details, and cancellation. It has one target, no route, no
+authentication, no limits, no typed errors: what a gateway adds is measured against this.
 
     python -m tests.bench.proxy LISTEN TARGET
 """

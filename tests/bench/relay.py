@@ -1,7 +1,7 @@
 """make bench-relay: the same calls direct to the sidecar, through a minimal raw-bytes proxy, and through the gateway.
 
-One real sidecar (the test driver echo, on the SDK) on loopback TCP serves all three. Rounds take turns, so that a noisy machine disturbs all alike;
-ratios are medians over the rounds' own ratios.
+One real sidecar (the test driver echo, on the SDK) on loopback TCP serves all three. Rounds take turns, so that a noisy
+machine disturbs all alike; ratios are medians over the rounds' own ratios.
 
     python -m tests.bench.relay [ROUNDS [SECONDS_PER_MEASUREMENT]]
 """
