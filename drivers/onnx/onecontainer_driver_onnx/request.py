@@ -6,6 +6,7 @@ a worker thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -234,9 +235,11 @@ def _output(
         if served.session.output(name) is None:
             there = ", ".join(spec.name for spec in served.session.outputs)
             raise errors.FieldInvalid(f"output.names[{index}]", f"the model has no output {name!r}; it has {there}")
+    # Without an activation scores may be anything; only who asks for a bound gets one.
+    least = output.min_probability if output.HasField("min_probability") else -math.inf
     top_k = output.top_k or (classifier.top_k if classifier is not None else 0)
     if kind == inference_pb2.OUTPUT_KIND_CLASSIFICATION and classifier is not None:
-        return kind, top_k, output.min_probability, [classifier.output]
+        return kind, top_k, least, [classifier.output]
     # Maps and sequences, which classic machine learning models give, have no tensor: they are in JSON only.
     tensors_only = kind == inference_pb2.OUTPUT_KIND_TENSORS
     names = list(output.names) or [s.name for s in served.session.outputs if s.dtype or not tensors_only]
@@ -244,4 +247,4 @@ def _output(
         spec = served.session.output(name)
         if tensors_only and spec is not None and not spec.dtype:
             raise errors.FieldInvalid(f"output.names[{index}]", f"{name!r} is not a tensor; ask for OUTPUT_KIND_JSON")
-    return kind, top_k, output.min_probability, names
+    return kind, top_k, least, names

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ class Store:
         self._folder = folder
         self._index = folder / "models.json"
         self.files = folder / "files"
+        self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
+        self._recorded: set[str] = set()
 
     def open(self) -> Catalog:
         """Makes the folder, drops what a crash left half done, and returns what was recorded.
@@ -60,8 +62,11 @@ class Store:
         self.files.mkdir(parents=True, exist_ok=True)
         for part in (*self.files.glob("*.part"), *self._folder.glob("*.part")):
             part.unlink(missing_ok=True)
-        if not self._index.exists():
-            return Catalog()
+        catalog = self._read() if self._index.exists() else Catalog()
+        self._collect(catalog)
+        return catalog
+
+    def _read(self) -> Catalog:
         try:
             data = json.loads(self._index.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
@@ -80,7 +85,7 @@ class Store:
             "models": [_record_to_json(record) for record in catalog.records],
         }
         write_atomically(self._index, json.dumps(data, indent=1).encode())
-        self._collect(record.sha256 for record in catalog.records)
+        self._collect(catalog)
 
     def part(self, name: str) -> Path:
         """Where a file may be written before `adopt`."""
@@ -92,25 +97,33 @@ class Store:
         The file stays, recorded or not, until `let_go`: loads go on while others are recorded.
         """
         digest = file_digest(part)
-        self._held[digest] += 1
+        with self._lock:
+            self._held[digest] += 1
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.path(digest))
         return digest
 
     def let_go(self, sha256: str) -> None:
-        """From now on the file stays only if the record refers to it, or another load holds it."""
-        self._held[sha256] -= 1
-        self._held = +self._held
+        """From now on the file stays only if the record refers to it, or another load holds it. Empty: nothing happens."""
+        with self._lock:
+            if self._held[sha256] > 1:
+                self._held[sha256] -= 1
+                return
+            del self._held[sha256]
+            if sha256 and sha256 not in self._recorded:
+                self.path(sha256).unlink(missing_ok=True)
 
     def path(self, sha256: str) -> Path:
         return self.files / f"{sha256}.onnx"
 
-    def _collect(self, wanted: Iterable[str]) -> None:
-        keep = {self.path(digest) for digest in (*wanted, *self._held) if digest}
-        for path in self.files.glob("*.onnx"):
-            if path not in keep:
-                path.unlink(missing_ok=True)
+    def _collect(self, catalog: Catalog) -> None:
+        with self._lock:
+            self._recorded = {record.sha256 for record in catalog.records if record.sha256}
+            keep = {self.path(digest) for digest in (*self._recorded, *self._held)}
+            for path in self.files.glob("*.onnx"):
+                if path not in keep:
+                    path.unlink(missing_ok=True)
 
 
 def _record_to_json(record: Record) -> dict[str, Any]:

@@ -47,6 +47,7 @@ _FROM_ONNX = {
     "tensor(string)": tensor_pb2.DATA_TYPE_BYTES,
 }
 MAX_RANK = 32
+MAX_ELEMENTS = 2**40
 
 
 def dtype_from_onnx(kind: str) -> tensor_pb2.DataType.ValueType:
@@ -83,6 +84,9 @@ def array_from_tensor(tensor: tensor_pb2.Tensor, data: bytes, path: str) -> Arra
     shape = tuple(tensor.shape)
     if len(shape) > MAX_RANK or any(n < 0 for n in shape):
         raise errors.FieldInvalid(f"{path}.shape", f"must have at most {MAX_RANK} dimensions, none negative")
+    # Beside a 0 the others are free, as far as the data goes; numpy multiplies them all the same.
+    if math.prod(max(n, 1) for n in shape) > MAX_ELEMENTS:
+        raise errors.FieldInvalid(f"{path}.shape", f"{list(shape)} is too large")
     count = math.prod(shape)
     if dtype.kind == "O":
         return _split_bytes(data, count, path).reshape(shape)
@@ -106,7 +110,11 @@ def _split_bytes(data: bytes, count: int, path: str) -> Array:
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         if at + 4 > len(data) or end > len(data):
             raise errors.DataInvalid(f"{path}.data", f"ends inside element {index}")
-        values[index] = data[at + 4 : end]
+        try:
+            # ONNX Runtime takes str only; its strings are UTF-8.
+            values[index] = data[at + 4 : end].decode()
+        except UnicodeDecodeError as error:
+            raise errors.DataInvalid(f"{path}.data", f"element {index} is not UTF-8") from error
         at = end
     if at != len(data):
         raise errors.DataInvalid(f"{path}.data", f"has {len(data) - at} bytes after the last element")

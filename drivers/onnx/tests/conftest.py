@@ -140,9 +140,10 @@ class Bench:
         await self.attach(**options)
 
     async def ready(self) -> None:
-        async with asyncio.timeout(120):
-            while not (await self.driver.probe()).ready:
-                await asyncio.sleep(0.01)
+        loader = self.driver._loader
+        assert loader is not None
+        await asyncio.wait_for(loader, 120)
+        assert (await self.driver.probe()).ready
 
     def context(self) -> Context:
         self.events = Events()

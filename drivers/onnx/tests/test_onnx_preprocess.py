@@ -114,7 +114,7 @@ def test_probabilities_are_those_of_the_reference(lite0: Served, cat: bytes, wid
         fast, slow = probabilities
         assert np.abs(fast - slow).max() < 0.01
         # The same best class, but for two kinds of cat that are as good as equal.
-        assert slow[fast.argmax()] > slow.max() - 0.01
+        assert slow[fast.argmax()] > slow.max() - 0.02
 
 
 def test_transparent_pixels_lie_on_the_background() -> None:
