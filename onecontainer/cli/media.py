@@ -260,6 +260,7 @@ def frame(
     type=click.Choice(["summary", "codecs", "encoders", "containers", "filters", "formats"]),
     default="summary",
     show_default=True,
+    help="What to list.",
 )
 @connected
 def capabilities(session: Session, service: str, what: str) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from google.protobuf import descriptor_pool, duration_pb2, json_format, timestamp_pb2
+from google.protobuf import any_pb2, descriptor_pool, duration_pb2, json_format, timestamp_pb2, wrappers_pb2
 from google.protobuf.internal.containers import MessageMap, ScalarMap
 from google.protobuf.message import Message
 from rich.console import Console
@@ -20,6 +20,10 @@ from rich.text import Text
 Cell = object
 PIPE_WIDTH = 4096
 FindTypes = Callable[..., Any]
+_ALWAYS_ASKED = ("google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RetryInfo", "google.rpc.ResourceInfo")
+"""Types that errors inside a message hold: a pool asked for must have them, too."""
+_GIVEN_UP = ""
+_BYTES_MARK = f"/{wrappers_pb2.BytesValue.DESCRIPTOR.full_name}"
 _UNKNOWN_TYPE = re.compile(r"type(?:\.googleapis\.com)?[^ ]*/([\w.]+)")
 _STATE_COLOURS = {
     "READY": "green",
@@ -122,18 +126,54 @@ class Screen:
         self.console.print(text, markup=False)
 
     def to_json(self, message: Message) -> Any:
-        """A message as JSON with the contract's field names. An Any of a plug-in's type is resolved through the gateway."""
+        """A message as JSON with the contract's field names.
+
+        The type of an Any that is not known here is asked from the gateway; what nobody knows is shown as its bytes.
+        """
         pool = self.pool
         asked: list[str] = []
         while True:
             try:
-                return json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+                shown = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
+                return _without_marks(shown) if _GIVEN_UP in asked else shown
             except (TypeError, json_format.Error) as error:
                 match = _UNKNOWN_TYPE.search(str(error))
-                if match is None or match[1] in asked or self._find_types is None:
+                if match is None:
                     raise
-                asked.append(match[1])
-                pool = self._find_types(*asked, "google.rpc.ErrorInfo")
+                if match[1] in asked or self._find_types is None or _GIVEN_UP in asked:
+                    asked.append(_GIVEN_UP)
+                    message = type(message).FromString(message.SerializeToString())
+                    _as_bytes(message, match[1])
+                    pool = descriptor_pool.Default()
+                else:
+                    asked.append(match[1])
+                    pool = self._find_types(*asked, *_ALWAYS_ASKED)
+
+
+def _as_bytes(message: Message, unknown: str) -> None:
+    """Turns each Any of a type that nobody knows into one of a type that JSON has a form for, and marks it."""
+    if isinstance(message, any_pb2.Any):
+        if message.TypeName() == unknown:
+            message.value = wrappers_pb2.BytesValue(value=message.value).SerializeToString()
+            message.type_url += _BYTES_MARK
+        return
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            items = list(value.values()) if field.message_type.fields_by_name["value"].message_type else []
+        else:
+            items = list(value) if field.is_repeated else [value]
+        for item in items:
+            _as_bytes(item, unknown)
+
+
+def _without_marks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_marks(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_marks(item) for item in value]
+    return value.removesuffix(_BYTES_MARK) if isinstance(value, str) else value
 
 
 def _cell(value: Cell) -> Text | str:

@@ -1,0 +1,96 @@
+"""The tree of commands: help for each, fast, and usage errors before anybody is called."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from onecontainer.cli.main import COMMANDS, cli
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    with click.Context(group) as ctx:
+        for name in group.list_commands(ctx):
+            command = group.get_command(ctx, name)
+            assert command is not None
+            yield (*path, name), command
+            if isinstance(command, click.Group):
+                yield from commands(command, (*path, name))
+
+
+ALL = dict(commands(cli))
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_each_command_has_help_and_each_option_too(path: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(cli, [*path, "--help"])
+    assert result.exit_code == 0
+    command = ALL[path]
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{' '.join(path)} {parameter.opts}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path, command in ALL.items() if isinstance(command, click.Group)], ids=" ".join
+)
+def test_each_group_shows_examples_that_parse(path: tuple[str, ...]) -> None:
+    """An example in a help text names a command that is there, with options that it has."""
+    examples = [line.strip() for line in (ALL[path].help or "").splitlines() if line.strip().startswith("oca ")]
+    assert examples
+    for example in examples:
+        words = example.split("  ")[0].split()[1:]
+        target = tuple(words[:2])
+        assert target in ALL, example
+        options = {name for parameter in ALL[target].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words[2:] if word.startswith("-") and len(word) > 1} <= options, example
+
+
+def test_the_root_lists_all_commands_without_loading_what_they_need() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from onecontainer.cli.main import cli; "
+        "print(CliRunner().invoke(cli, ['--help']).output); "
+        "heavy = {'grpc', 'sqlalchemy', 'rich', 'google.protobuf', 'pydantic'} & set(sys.modules); "
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for name, (_path, text) in COMMANDS.items():
+        assert name in result.stdout
+        assert text in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nope"], "No such command"),
+        (["job", "create", "-s", "x", "A/B", "{"], "no JSON"),
+        (["db", "delete", "x", "t"], "--where or --all"),
+        (["db", "create-table", "x", "t", "-c", "id=serial8"], "the types are bool"),
+        (["driver", "match"], "either a SERVICE or --app"),
+        (["service", "update", "x"], "nothing to change"),
+        (["ai", "predict", "x"], "no input"),
+        (["ai", "predict", "x", "/no/such.png"], "is no file"),
+        (["media", "probe", "x", "nowhere.mp4"], "no file here"),
+        (["media", "frame", "x", "artifacts/1", "--to", "a.gif"], ".jpg, .png or .webp"),
+        (["up", "--listen", "0.0.0.0:1"], "not loopback"),
+        (["status", "--timeout", "soon"], "no duration"),
+    ],
+)
+def test_usage_errors_say_what_is_wrong_and_exit_with_2(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2, result.output
+    assert says in result.output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_name_the_program(shell: str) -> None:
+    result = CliRunner().invoke(cli, ["completion", shell])
+    assert result.exit_code == 0
+    assert "_OCA_COMPLETE" in result.output
