@@ -136,7 +136,7 @@ class OnnxDriver(InferenceDriver):
             await backend.repository.close()
 
     async def probe(self) -> ProbeResult:
-        """Ready when what was served before, and the built-in model, is back; then a real model answers each probe."""
+        """Ready when what was served before, and the built-in model, is back: the backend is this process."""
         backend = self._attached
         if self._loader is not None and self._loader.done() and not self._loader.cancelled():
             # A defect in the loader must not look like a long start.
