@@ -33,8 +33,11 @@ def open_engine(url: str, busy_timeout: float = BUSY_TIMEOUT) -> Engine:
     """An engine with our settings; for SQLite WAL, synchronous=FULL and explicit transactions."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=READERS + 2)
-    engine = sa.create_engine(url, poolclass=sa.pool.QueuePool, connect_args={"check_same_thread": False})
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=READERS + 2, hide_parameters=True)
+    # hide_parameters: what callers send stays out of errors and logs.
+    engine = sa.create_engine(
+        url, poolclass=sa.pool.QueuePool, connect_args={"check_same_thread": False}, hide_parameters=True
+    )
 
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
@@ -214,9 +217,12 @@ class Database:
         try:
             write.value = write.fn(connection)
         except BaseException as error:
-            # If the database has given up the whole transaction, this fails, and all of the group with it.
-            savepoint.rollback()
             write.error = _typed(error)
+            try:
+                savepoint.rollback()
+            except sa.exc.SQLAlchemyError:
+                # The database has given up the whole transaction, as SQLite does when the disk is full.
+                raise error from None
         else:
             savepoint.commit()
 
