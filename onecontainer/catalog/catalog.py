@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onecontainer.catalog.drivers import scan
 from onecontainer.catalog.matching import Match, is_named, match_drivers, rejection_cause
-from onecontainer.catalog.model import DriverRecord, DriverSource, ServiceRecord
+from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, ServiceRecord
 from onecontainer.catalog.ports import CatalogStore, LiveJobs, Replay, Secrets, Sidecars
 from onecontainer.catalog.update import needs_rematch, updated
 from onecontainer.catalog.validation import raise_violations, service_violations
@@ -85,8 +85,9 @@ class Catalog:
             await self._settle(record)
 
     async def _settle(self, record: ServiceRecord) -> None:
-        """After a start: a service whose driver is gone, or that had none, gets the best one there is now."""
-        if record.assigned_driver not in self._drivers:
+        """After a start: a service whose driver is gone or broken, or that had none, gets the best one there is now."""
+        current = self.driver_of(record)
+        if current is None or current.state is not DriverState.READY:
             try:
                 driver = self._choose(record)
             except OneContainerError as error:

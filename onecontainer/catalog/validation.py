@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable
 from urllib.parse import urlsplit
@@ -54,8 +55,11 @@ def service_violations(
     _labels(record, wrong)
     _runtime(record, runtimes, secrets, wrong)
     _limits(record, wrong)
-    if len(repr(record.options)) > MAX_OPTION_BYTES:
-        wrong("options", f"are larger than {MAX_OPTION_BYTES} bytes")
+    try:
+        if len(json.dumps(record.options, allow_nan=False)) > MAX_OPTION_BYTES:
+            wrong("options", f"are larger than {MAX_OPTION_BYTES} bytes")
+    except ValueError:
+        wrong("options", "have a number that is not finite")
     if driver is not None and driver.manifest is not None:
         found += option_violations(driver.manifest.options, record.options, "service.options")
     for name, value in record.options.items():

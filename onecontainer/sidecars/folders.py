@@ -10,6 +10,9 @@ from pathlib import Path
 from onecontainer.errors import InternalError
 from onecontainer.settings import UNIX_PATH_LIMIT, private_folder
 
+KEPT_LOGS = 50
+"""Log files of an earlier gateway's sidecars that are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceFolders:
@@ -32,17 +35,21 @@ class Folders:
     def __init__(self, data_dir: Path, run_dir: Path) -> None:
         self._data_dir = data_dir
         self._run_dir = run_dir / "sidecars"
+        self._logs = data_dir / "logs" / "sidecars"
 
     def clean(self) -> None:
-        """Removes what instances of an earlier gateway left behind: their processes have ended with it."""
+        """Removes what instances of an earlier gateway left behind: their processes have ended with it. The newest logs stay."""
         for folder in (self._run_dir, self._data_dir / "scratch"):
             shutil.rmtree(folder, ignore_errors=True)
+        logs = self._logs.glob("*.log*") if self._logs.is_dir() else ()
+        for path in sorted(logs, key=lambda one: one.stat().st_mtime, reverse=True)[KEPT_LOGS:]:
+            path.unlink(missing_ok=True)
 
     def state(self, uid: str) -> Path:
         return self._data_dir / "state" / uid
 
     def log(self, instance: str) -> Path:
-        return self._data_dir / "logs" / f"{_last(instance)}.log"
+        return self._logs / f"{_last(instance)}.log"
 
     def make(self, instance: str, uid: str, token: str | None, secrets: dict[str, str]) -> InstanceFolders:
         """The folders of a new instance, with its token and its secrets in files of 0600."""

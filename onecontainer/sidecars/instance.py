@@ -142,7 +142,13 @@ class Instance:
             log.exception("%s: a defect of the supervisor", self.name)
             self._fail(InternalError(f"the gateway failed to look after the sidecar: {error}"))
         finally:
-            await self._clean_up()
+            try:
+                await self._clean_up()
+            except Exception:
+                log.exception("%s: what is left of it could not be removed", self.name)
+            finally:
+                self.ended.set()
+                self._on_change()
 
     async def _live(self) -> None:
         running = await self._start()
@@ -292,8 +298,6 @@ class Instance:
         self.logs.end()
         if self.record.state not in (SidecarState.BACKOFF, SidecarState.STOPPED):
             self._become(SidecarEvent.STOP)
-        self.ended.set()
-        self._on_change()
 
     def _become(self, event: SidecarEvent, **changes: object) -> None:
         if self._stopping and event is not SidecarEvent.STOP:

@@ -134,7 +134,10 @@ class Keeper:
                         self._last_error = InternalError(f"the gateway failed to look after the service: {error}")
                         self._on_change()
                         await first_of(self._around.sleep(DEFECT_PAUSE), self._wake.wait())
-                await self._finish()
+                try:
+                    await self._finish()
+                except Exception:
+                    log.exception("a defect of the supervisor")
         finally:
             self.done.set()
 

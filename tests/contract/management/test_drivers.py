@@ -151,6 +151,15 @@ async def test_a_driver_that_is_gone_leaves_its_service_to_the_next_best(station
     assert (await station.ready()).assigned_driver == "drivers/echo-1.0.0"
 
 
+async def test_a_driver_that_breaks_is_not_used_any_more(station, add_driver) -> None:
+    folder: Path = add_driver("two", name="two", version="2.0")
+    await station.restart()
+    await station.create()
+    (folder / "descriptors.binpb").write_bytes(b"\xff")
+    await station.restart()
+    assert (await station.ready()).assigned_driver == "drivers/echo-1.0.0"
+
+
 async def test_plug_ins_say_that_they_come_later(station, failure) -> None:
     for call in (
         station.stub.InstallDriver(pb.InstallDriverRequest(folder="/x")),

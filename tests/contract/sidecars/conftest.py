@@ -49,7 +49,7 @@ def write_driver(folder: Path, **changes: object) -> Path:
         "services": ["test.v1.EchoService"],
         "options": [
             {"name": name, "type": "string", "description": "Steers the test program."}
-            for name in ("refuse", "ready_file", "broken_file", "linger", "password")
+            for name in ("refuse", "ready_file", "broken_file", "linger", "lock", "password")
         ],
     }
     (folder / "metadata.json").write_text(json.dumps(metadata | changes))
@@ -120,7 +120,10 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+async def bench(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Bench]:
+    """Indirect parameters are changes of the policy."""
     flags: list[str] = []
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), "ONECONTAINER_SECRET_LEAKED": "yes"}
 
@@ -133,7 +136,7 @@ async def bench(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Asy
         folders=Folders(tmp_path / "data", run_dir),
         secrets=SecretStore(tmp_path / "secrets", {}),
         clock=SystemClock(),
-        policy=POLICY,
+        policy=replace(POLICY, **getattr(request, "param", {})),
         job_source=lambda target: driver_pb2.JobSource(
             internal_target="unix:/nowhere", embedded=driver_pb2.EmbeddedDispatch(), slots=target.slots
         ),

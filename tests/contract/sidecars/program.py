@@ -1,13 +1,15 @@
 """A sidecar written without the SDK, on grpc.aio alone: the supervisor must get along with any driver that keeps the contract.
 
-What it does is steered by the options of its service: `refuse` (Attach is INVALID_ARGUMENT), `ready_file` (not ready until the file is
-there), `broken_file` (the backend is unreachable while it is there), `linger` (Drain does not end). `--crash` makes it
-end at once. It appends what happens to `events` in its state folder.
+What it does is steered by the options of its service: `refuse` (Attach is INVALID_ARGUMENT), `ready_file` (not ready until the
+file is there), `broken_file` (the backend is unreachable while it is there), `linger` (Drain does not end), `lock` (Attach locks
+the state folder). By flags it is no proper driver at all: `--crash` ends at once, `--mute` never listens, `--impostor` is another
+driver, `--orphan FILE` leaves a child behind. It appends what happens to `events` in its state folder.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
-from onecontainer.errors import BackendUnreachable, FieldInvalid, StateInvalid
+from onecontainer.errors import BackendUnreachable, FieldInvalid, ResourceInUse, StateInvalid
 from onecontainer.rpc import status
 from onecontainer.rpc.manifest import load_manifest, manifest_to_proto, struct_to_dict
 from onecontainer.rpc.server import bearer_token
@@ -38,6 +40,8 @@ def note(event: str) -> None:
 class Program(driver_pb2_grpc.DriverServiceServicer):
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest_to_proto(load_manifest(folder))
+        if "--impostor" in sys.argv:
+            self.manifest.name = "impostor"
         self.request: driver_pb2.AttachRequest | None = None
         self.options: dict[str, str] = {}
 
@@ -68,6 +72,12 @@ class Program(driver_pb2_grpc.DriverServiceServicer):
         if "refuse" in self.options:
             error = FieldInvalid("options.refuse", self.options["refuse"])
             await status.abort(context, error, hop="sidecar")
+        if "lock" in self.options:
+            self.lock = (STATE / "lock").open("w")
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                await status.abort(context, ResourceInUse("the state folder is locked"), hop="sidecar")
         self.request = request
         note("attach")
         secrets = os.environ.get("ONECONTAINER_SECRETS_DIR")
@@ -124,6 +134,9 @@ if __name__ == "__main__":
     if "--crash" in sys.argv:
         print("first line", "the model file is missing", sep="\n", file=sys.stderr)
         sys.exit(3)
+    if "--mute" in sys.argv:
+        print("waiting for a lock that nobody gives back", file=sys.stderr, flush=True)
+        signal.pause()
     if "--orphan" in sys.argv:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(sys.argv[-1]).write_text(str(child.pid))

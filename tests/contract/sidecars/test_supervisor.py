@@ -328,3 +328,34 @@ async def test_leaving_the_supervisor_ends_its_children(bench) -> None:
         os.kill(pid, 0)
         raise AssertionError("the child is still there")
     assert bench.events()[-1] == "stop"
+
+
+async def test_a_driver_that_locks_its_state_without_saying_so_is_switched_all_the_same(bench) -> None:
+    await bench.supervisor.apply(bench.target(options={"lock": "yes"}))
+    first = await bench.ready()
+    await bench.supervisor.apply(bench.target(options={"lock": "yes"}, generation=2))
+    await bench.until(lambda: (e := bench.supervisor.endpoint("u1")) is not None and e.instance != first)
+    assert bench.supervisor.sidecar(first).state is SidecarState.STOPPED
+
+
+async def test_another_driver_at_the_other_end_is_not_used(bench) -> None:
+    bench.flags.append("--impostor")
+    await bench.supervisor.apply(bench.target())
+    await bench.until(lambda: bench.supervisor.state("u1")[1] is not None)
+    state, error = bench.supervisor.state("u1")
+    assert (state, error.reason) == (ServiceState.UNAVAILABLE, Reason.DRIVER_MISIMPLEMENTED)
+    assert "its name is 'impostor', not 'echo'" in error.message
+    assert "attach" not in bench.events()
+
+
+@pytest.mark.parametrize("bench", [{"start_timeout": 5.0, "start_slot": 0.1, "concurrent_starts": 1}], indirect=True)
+async def test_one_that_never_answers_is_given_up_and_holds_up_no_other(bench) -> None:
+    bench.flags.append("--mute")
+    await bench.supervisor.apply(bench.target("mute"))
+    await bench.until(lambda: any(record.runtime_id for record in bench.supervisor.sidecars("mute")), "started")
+    bench.flags.clear()
+    await bench.supervisor.apply(bench.target("u1"))
+    await bench.ready("u1")
+    await bench.until(lambda: bench.supervisor.state("mute")[1] is not None)
+    assert "did not answer in 5 s" in bench.supervisor.state("mute")[1].message
+    assert "a lock that nobody gives back" in bench.supervisor.state("mute")[1].message

@@ -99,6 +99,11 @@ def test_all_violations_come_at_once_with_their_paths() -> None:
     assert {violation.field for violation in caught.value.violations} == set(found)
 
 
+def test_numbers_that_json_does_not_have_are_refused() -> None:
+    without_driver = service_violations(replace(GOOD, options={"x": float("nan")}), None, {"process"}, Secrets())
+    assert [violation.field for violation in without_driver] == ["service.options"]
+
+
 def test_missing_fields_alone_are_field_required() -> None:
     with pytest.raises(FieldRequired) as caught:
         raise_violations(service_violations(replace(GOOD, app="", options={}), DRIVER, {"process"}, Secrets()))

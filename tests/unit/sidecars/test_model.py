@@ -180,5 +180,11 @@ def test_folders_are_private_and_a_socket_path_that_is_too_long_is_refused(tmp_p
     assert made.state.exists()
     folders.remove_state("u1")
     assert not made.state.exists()
+    for number in range(60):
+        path = folders.log(f"sidecars/a-{number}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    folders.clean()
+    assert len(list(path.parent.iterdir())) == 50
     with pytest.raises(InternalError, match="shorter"):
         Folders(tmp_path, tmp_path / ("x" * 100)).make("sidecars/a-1", "u", None, {})
