@@ -1,0 +1,219 @@
+"""The driver as a sidecar of its own process: every method over the wire, and errors as callers get them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import struct_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from drivers.sql.tests.calls import (
+    SERVICE,
+    K,
+    column,
+    deletion,
+    equals,
+    insertion,
+    record,
+    rows_batch,
+    setting,
+    updating,
+    value,
+)
+from onecontainer.api.db.v1 import database_pb2 as pb
+from onecontainer.api.db.v1 import database_pb2_grpc, query_pb2, record_pb2, table_pb2
+from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
+
+DRIVER = Path(__file__).parents[1]
+PEOPLE = table_pb2.Table(
+    columns=[column("id", K.TYPE_KIND_INT64), column("name", K.TYPE_KIND_TEXT, not_null=True)], partition_key=["id"]
+)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short one: the path of a UNIX socket has at most 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="ocsql-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+async def channel(folder: Path) -> AsyncIterator[grpc.aio.Channel]:
+    environment = os.environ | {
+        "ONECONTAINER_LISTEN": f"unix:{folder}/s",
+        "ONECONTAINER_STATE_DIR": str(folder / "state"),
+        "ONECONTAINER_PARENT_PID": str(os.getpid()),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "onecontainer.driver", "--driver-dir", str(DRIVER), env=environment
+    )
+    try:
+        async with grpc.aio.insecure_channel(f"unix:{folder}/s") as channel:
+            await asyncio.wait_for(channel.channel_ready(), 20)
+            yield channel
+    finally:
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def attach(channel: grpc.aio.Channel, **options: str) -> Any:
+    driver: Any = driver_pb2_grpc.DriverServiceStub(channel)
+    await driver.Attach(
+        driver_pb2.AttachRequest(
+            service=SERVICE,
+            service_uid="uid",
+            instance="sidecars/db-1",
+            app="sql",
+            app_version="1",
+            options=struct_pb2.Struct(
+                fields={name: struct_pb2.Value(string_value=text) for name, text in options.items()}
+            ),
+        )
+    )
+    return driver
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def options(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Those of a database without tables."""
+    if request.param == "sqlite":
+        return {}
+    return {"url": request.getfixturevalue("postgres"), "schema": request.getfixturevalue("schema")}
+
+
+@pytest.fixture
+async def stub(channel: grpc.aio.Channel, options: dict[str, str]) -> Any:
+    await attach(channel, **options)
+    return database_pb2_grpc.DatabaseServiceStub(channel)
+
+
+async def create(stub: Any) -> None:
+    await stub.CreateTable(pb.CreateTableRequest(service=SERVICE, table_id="people", table=PEOPLE))
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
+    """ErrorInfo and the paths of BadRequest."""
+    raw = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    info, paths = error_details_pb2.ErrorInfo(), []
+    for one in status_pb2.Status.FromString(raw).details:  # type: ignore[arg-type]
+        if one.Is(info.DESCRIPTOR):
+            one.Unpack(info)
+        bad = error_details_pb2.BadRequest()
+        if one.Is(bad.DESCRIPTOR):
+            one.Unpack(bad)
+            paths = [violation.field for violation in bad.field_violations]
+    return info, paths
+
+
+async def test_every_method(stub: Any) -> None:
+    await create(stub)
+    listed = await stub.ListTables(pb.ListTablesRequest(service=SERVICE))
+    assert [one.name for one in listed.tables] == [f"{SERVICE}/tables/people"]
+    table = await stub.GetTable(pb.GetTableRequest(service=SERVICE, table="people"))
+    assert list(table.partition_key) == ["id"]
+    inserted = await stub.InsertRecords(insertion("people", record(id=1, name="a"), record(id=2, name="b")))
+    assert inserted.affected == 2
+    updated = await stub.UpdateRecords(updating("people", equals("id", 1), setting("name", "A")))
+    assert updated.affected == 1
+    deleted = await stub.DeleteRecords(deletion("people", equals("id", 2)))
+    assert deleted.affected == 1
+    batch = pb.ExecuteBatchRequest(
+        service=SERVICE, statements=[pb.BatchStatement(insert=insertion("people", record(id=3, name="c")))]
+    )
+    assert (await stub.ExecuteBatch(batch)).applied
+
+    async def rows() -> AsyncIterator[pb.BulkInsertRequest]:
+        yield pb.BulkInsertRequest(service=SERVICE, table="people")
+        for start in range(10, 5010, 500):
+            made = [[index, f"n{index}"] for index in range(start, start + 500)]
+            yield pb.BulkInsertRequest(batch=rows_batch(["id", "name"], [*made, [1, "taken"]]))
+
+    done = await stub.BulkInsert(rows())
+    assert (done.inserted, done.failed) == (5000, 10)
+    selected = await stub.SelectRecords(pb.SelectRecordsRequest(service=SERVICE, table="people", page_size=2))
+    assert [one.fields["name"] for one in selected.records] == [value("A"), value("c")]
+    assert selected.next_page_token
+    request = pb.StreamRecordsRequest(
+        service=SERVICE, table="people", encoding=record_pb2.BATCH_ENCODING_COLUMNS, batch_size=100
+    )
+    count = 0
+    async for response in stub.StreamRecords(request):
+        count += response.batch.column_list.row_count
+    assert count == 5002
+    await stub.DropTable(pb.DropTableRequest(service=SERVICE, table="people"))
+    assert not (await stub.ListTables(pb.ListTablesRequest(service=SERVICE))).tables
+
+
+async def test_errors(stub: Any) -> None:
+    await create(stub)
+    await stub.InsertRecords(insertion("people", record(id=1, name="a")))
+    cases = [
+        (stub.GetTable(pb.GetTableRequest(service=SERVICE, table="nope")), "NOT_FOUND", "RESOURCE_NOT_FOUND", []),
+        (
+            stub.InsertRecords(insertion("people", record(id=1, name="a"))),
+            "ALREADY_EXISTS",
+            "RESOURCE_CONFLICT",
+            [],
+        ),
+        (
+            stub.InsertRecords(insertion("people", record(id=2, name=3))),
+            "INVALID_ARGUMENT",
+            "DATA_INVALID",
+            ["records[0].fields['name']"],
+        ),
+        (
+            stub.SelectRecords(
+                pb.SelectRecordsRequest(service=SERVICE, table="people", query=query_pb2.Query(consistency=1))
+            ),
+            "FAILED_PRECONDITION",
+            "BACKEND_CAPABILITY_MISSING",
+            ["query.consistency"],
+        ),
+    ]
+    for call, code, reason, paths in cases:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await call
+        assert raised.value.code().name == code
+        info, found = details(raised.value)
+        assert (info.reason, info.domain, found) == (reason, "onecontainer.dev", paths)
+    stream = stub.StreamRecords(pb.StreamRecordsRequest(service=SERVICE, table="nope"))
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await stream.read()
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_stream_that_is_left_lets_go_of_its_connection(stub: Any) -> None:
+    await create(stub)
+
+    async def rows() -> AsyncIterator[pb.BulkInsertRequest]:
+        made = [[index, "x" * 1000] for index in range(5000)]
+        yield pb.BulkInsertRequest(service=SERVICE, table="people", batch=rows_batch(["id", "name"], made))
+
+    assert (await stub.BulkInsert(rows())).inserted == 5000
+    for _ in range(15):  # more than the pool has connections
+        call = stub.StreamRecords(pb.StreamRecordsRequest(service=SERVICE, table="people"), timeout=30)
+        await call.read()
+        call.cancel()
+    selected = await stub.SelectRecords(pb.SelectRecordsRequest(service=SERVICE, table="people"), timeout=30)
+    assert len(selected.records) == 100
+
+
+async def test_probe_and_wrong_options(channel: grpc.aio.Channel, postgres: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await attach(channel, url="mysql://u:hunter2@h/d")
+    assert details(raised.value)[1] == ["options.url"]
+    assert "hunter2" not in str(raised.value.details())
+    driver = await attach(channel, url=postgres)
+    probed = await driver.Probe(driver_pb2.ProbeRequest())
+    assert probed.ready
+    assert probed.backend_version.startswith("1")
