@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 from google.api import annotations_pb2
 from google.protobuf.descriptor_pb2 import (
     FileDescriptorProto,
@@ -23,6 +24,8 @@ from google.protobuf.descriptor_pb2 import (
     SourceCodeInfo,
 )
 
+from onecontainer.cli.failures import EXIT_CODES
+from onecontainer.cli.main import cli
 from onecontainer.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,6 +137,40 @@ def api_page(image: FileDescriptorSet) -> str:
     return "\n".join(parts)
 
 
+def command_sections(command: click.Command, path: tuple[str, ...]) -> Iterator[str]:
+    """The help of a command, then of those below it."""
+    # No parent: the page shows each command as if it were called with its whole name.
+    with click.Context(command, info_name=" ".join(path), terminal_width=100, max_content_width=100) as ctx:
+        yield f"{'#' * (len(path) + 1)} {' '.join(path)}\n\n```text\n{command.get_help(ctx).strip()}\n```\n"
+        if isinstance(command, click.Group):
+            for name in command.list_commands(ctx):
+                below = command.get_command(ctx, name)
+                assert below is not None
+                yield from command_sections(below, (*path, name))
+
+
+def cli_page() -> str:
+    head = (
+        HEADER
+        + "# oca, the command line\n\nWhat `--help` says, on one page. Each command exits with 0 when it is done, and else with:\n\n"
+        "| code | when |\n| --- | --- |\n"
+        "| 1 | it failed; the reason is on stderr |\n"
+    )
+    names: dict[int, list[str]] = {}
+    for code, number in EXIT_CODES.items():
+        names.setdefault(number, []).append(f"`{code.name}`")
+    meaning = {
+        2: "the command or its input is wrong",
+        3: "not found",
+        4: "unavailable; try again later",
+        5: "out of time",
+        130: "interrupted",
+    }
+    for number, text in meaning.items():
+        head += f"| {number} | {text} ({', '.join(names[number])}) |\n"
+    return "\n".join([head, *command_sections(cli, ("oca",))])
+
+
 def options_table(metadata: dict[str, Any]) -> str:
     options = metadata.get("options", [])
     if not options:
@@ -171,6 +208,7 @@ def pages() -> dict[Path, str]:
         reference / "settings.md": settings_page(),
         reference / "errors.md": errors_page(image),
         reference / "api.md": api_page(image),
+        reference / "cli.md": cli_page(),
     }
     for metadata in sorted((ROOT / "drivers").glob("*/metadata.json")):
         found[metadata.parent / "README.md"] = driver_readme(metadata.parent)

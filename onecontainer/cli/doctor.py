@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from onecontainer.catalog.drivers import bundled_folder
 from onecontainer.cli.options import data_dir_option, output_option
 from onecontainer.cli.process import note_of, settings_of
-from onecontainer.cli.render import Screen, size
+from onecontainer.cli.render import screen_of, size
 from onecontainer.rpc.manifest import load_manifest
 from onecontainer.settings import Settings
 
@@ -48,7 +48,7 @@ def doctor(data_dir: Path | None, output: str | None) -> None:
 
     Each line says what to do about what is wrong. Fails if something is that the gateway or a driver needs.
     """
-    screen = Screen(output or "table")
+    screen = screen_of(output)
     findings = list(examine(settings_of(data_dir)))
     if screen.is_json:
         screen.data([asdict(finding) for finding in findings])

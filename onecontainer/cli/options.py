@@ -106,7 +106,7 @@ output_option = click.option(
     help="For people (table, the default) or for programs (json).",
 )
 
-_CONNECTION: tuple[Callable[[F], F], ...] = (
+_CONNECTION: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--address",
         "-a",
@@ -152,7 +152,7 @@ service_option = click.option(
 
 def job_options(function: F) -> F:
     """Adds the options of a command that makes a job."""
-    options: tuple[Callable[[F], F], ...] = (
+    options: tuple[Callable[[Any], Any], ...] = (
         click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", help="Lane."),
         click.option("--request-id", default="", help="Idempotency key: the same one again gives the same job."),
         click.option("--total-timeout", type=DURATION, help="Longest time from creation to the end. Default: 24h."),

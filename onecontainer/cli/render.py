@@ -150,6 +150,14 @@ class Screen:
                     pool = self._find_types(*asked, *_ALWAYS_ASKED)
 
 
+def screen_of(output: str | None) -> Screen:
+    """How to show things in a command without a session; errors then know, too."""
+    ctx = click.get_current_context()
+    screen = Screen(output or ctx.find_root().params.get("output") or "table")
+    ctx.meta["onecontainer.output"] = screen.output
+    return screen
+
+
 def _as_bytes(message: Message, unknown: str) -> None:
     """Turns each Any of a type that nobody knows into one of a type that JSON has a form for, and marks it."""
     if isinstance(message, any_pb2.Any):

@@ -84,7 +84,7 @@ def record_of(values: dict[str, Any]) -> tuple[resources_pb2.Service, list[str]]
         )
     record = resources_pb2.Service(
         description=values["description"] or "",
-        app=values.get("app") or "",
+        app=values["app"] or "",
         app_version=values["app_version"] or "",
         endpoints=dict(values["endpoints"]),
         options=struct(dict(values["options"])) if values["options"] else None,
@@ -119,13 +119,18 @@ def create(session: Session, name: str, request_id: str, validate_only: bool, wa
       oca service create orders --app sql --endpoint db=db.internal:5432 --option database=orders
     """
     record, _paths = record_of(values)
-    request = management_service_pb2.CreateServiceRequest(
-        service=record, service_id=name, request_id=request_id, validate_only=validate_only
-    )
-    found = session.client.portal.run(
-        session.client.inner.caller.unary,
-        session.client.inner.services.stub.CreateService,
-        request,
+    found = session.client.services.create(
+        name,
+        record.app,
+        app_version=record.app_version,
+        endpoints=record.endpoints,
+        options=dict(values["options"]) or None,
+        labels=record.labels,
+        description=record.description,
+        driver=record.driver,
+        runtime=record.runtime if record.HasField("runtime") else None,
+        request_id=request_id,
+        validate_only=validate_only,
         timeout=session.timeout,
     )
     if wait and not validate_only:
@@ -281,13 +286,10 @@ def show_match(session: Session, answer: management_service_pb2.MatchDriversResp
     if session.screen.is_json:
         session.screen.message(answer)
         return
-    rows: list[dict[str, object]] = [
-        {
-            "driver": short_name(found.name),
-            "fits": "yes, best" if rank == 0 else "yes",
-            "why": found.manifest.description,
-        }
-        for rank, found in enumerate(answer.candidates)
-    ]
-    rows += [{"driver": short_name(found.driver), "fits": "no", "why": found.cause} for found in answer.rejections]
-    session.screen.rows(rows)
+    fitting = [(found.name, "yes", found.manifest.description) for found in answer.candidates]
+    if fitting:
+        fitting[0] = (fitting[0][0], "yes, best", fitting[0][2])
+    others = [(found.driver, "no", found.cause) for found in answer.rejections]
+    session.screen.rows(
+        [{"driver": short_name(name), "fits": fits, "why": why} for name, fits, why in fitting + others]
+    )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from onecontainer.cli.options import DURATION, data_dir_option
+from onecontainer.cli.options import DURATION, data_dir_option, output_option
 from onecontainer.cli.process import LOG_FILE_VARIABLE, LOG_NAME, last_lines, note_of, settings_of, start_detached, stop
+from onecontainer.cli.render import Screen, screen_of
 from onecontainer.errors import OneContainerError
 from onecontainer.gateway.lock import Note
 
@@ -35,7 +37,15 @@ STOP_MARGIN = 30.0
     show_default=True,
     help="With --detach: longest wait until it is ready.",
 )
-def up(detach: bool, data_dir: Path | None, listen: str | None, log_level: str | None, start_timeout: float) -> None:
+@output_option
+def up(
+    detach: bool,
+    data_dir: Path | None,
+    listen: str | None,
+    log_level: str | None,
+    start_timeout: float,
+    output: str | None,
+) -> None:
     """Start the gateway.
 
     In the foreground it runs until Ctrl-C (or SIGTERM), and then drains. All other settings are ONECONTAINER_… variables, see
@@ -48,35 +58,39 @@ def up(detach: bool, data_dir: Path | None, listen: str | None, log_level: str |
       oca up --listen 127.0.0.1:0             on a free port
     """
     settings = settings_of(data_dir, listen=listen, log_level=log_level)
+    screen = screen_of(output)
     if detach:
         running = note_of(settings.data_dir)
         if running is not None:
-            tell("already running", running, settings.data_dir)
-            return
-        tell("ready", start_detached(settings, timeout=start_timeout), settings.data_dir)
+            tell("already running", running, settings.data_dir, screen)
+        else:
+            tell("ready", start_detached(settings, timeout=start_timeout), settings.data_dir, screen)
         return
     # Imported here: the gateway brings its database and all else with it.
     from onecontainer.gateway.app import serve
 
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
-    asyncio.run(
-        serve(
-            settings,
-            ready=lambda address: click.echo(
-                f"oneContainer listens on {address}; data in {settings.data_dir}. Ctrl-C ends it."
-            ),
-            log_file=os.environ.get(LOG_FILE_VARIABLE, ""),
-        )
-    )
-    click.echo("stopped")
+
+    def ready(address: str) -> None:
+        if screen.is_json:
+            screen.data({"state": "ready", "address": address, "pid": os.getpid(), "data_dir": str(settings.data_dir)})
+        else:
+            click.echo(f"oneContainer listens on {address}; data in {settings.data_dir}. Ctrl-C ends it.")
+
+    asyncio.run(serve(settings, ready=ready, log_file=os.environ.get(LOG_FILE_VARIABLE, "")))
+    screen.say("stopped")
 
 
-def tell(what: str, note: Note, data_dir: Path) -> None:
-    click.echo(f"{what}: gateway on {note.address}, pid {note.pid}")
-    click.echo(f"  data  {data_dir}")
+def tell(state: str, note: Note, data_dir: Path, screen: Screen) -> None:
+    """Where the gateway is, and how it is stopped."""
+    if screen.is_json:
+        screen.data({"state": state, "data_dir": str(data_dir), **asdict(note)})
+        return
+    screen.say(f"{state}: gateway on {note.address}, pid {note.pid}")
+    screen.say(f"  data  {data_dir}")
     if note.log_file:
-        click.echo(f"  log   {note.log_file}")
-    click.echo("  stop  oca down" + ("" if data_dir == settings_of(None).data_dir else f" --data-dir {data_dir}"))
+        screen.say(f"  log   {note.log_file}")
+    screen.say("  stop  oca down" + ("" if data_dir == settings_of(None).data_dir else f" --data-dir {data_dir}"))
 
 
 @click.command()
@@ -84,17 +98,21 @@ def tell(what: str, note: Note, data_dir: Path) -> None:
 @click.option(
     "--wait", "timeout", type=DURATION, help="Longest wait for it to end. Default: its drain timeout and 30s more."
 )
-def down(data_dir: Path | None, timeout: float | None) -> None:
+@output_option
+def down(data_dir: Path | None, timeout: float | None, output: str | None) -> None:
     """Stop the gateway of a data folder: it takes nothing new, lets running calls end, and stops its sidecars.
 
     Queued jobs wait for the next start. Does nothing if none runs.
     """
     settings = settings_of(data_dir)
     note = note_of(settings.data_dir)
+    screen = screen_of(output)
     if note is None:
-        click.echo(f"no gateway runs on {settings.data_dir}")
+        screen.say(f"no gateway runs on {settings.data_dir}")
+        if screen.is_json:
+            screen.data({"state": "not running", "data_dir": str(settings.data_dir)})
         return
-    click.echo(f"stopping the gateway on {note.address} (pid {note.pid}) …")
+    screen.say(f"stopping the gateway on {note.address} (pid {note.pid}) …")
     try:
         stop(settings.data_dir, note, timeout=timeout or settings.gateway_drain_timeout + STOP_MARGIN)
     except OneContainerError:
@@ -102,4 +120,6 @@ def down(data_dir: Path | None, timeout: float | None) -> None:
         if log.exists():
             click.echo(last_lines(log, 0), err=True)
         raise
-    click.echo("stopped")
+    screen.say("stopped")
+    if screen.is_json:
+        screen.data({"state": "stopped", "data_dir": str(settings.data_dir), "pid": note.pid})
