@@ -13,6 +13,7 @@ import grpc
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.clock import Clock
 from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError
+from onecontainer.rpc.manifest import secret_names
 from onecontainer.sidecars.conversation import Conversation
 from onecontainer.sidecars.folders import Folders, InstanceFolders
 from onecontainer.sidecars.logs import LogBuffer
@@ -79,6 +80,8 @@ class Instance:
         self._around = around
         self._on_change = on_change
         self._token: str | None = None
+        # None: it runs no jobs; without a token it cannot fetch any.
+        self._jobs: driver_pb2.JobSource | None = None
         self._folders: InstanceFolders | None = None
         self._running: RunningSidecar | None = None
         self._task: asyncio.Task[None] | None = None
@@ -173,11 +176,14 @@ class Instance:
         await self._enter_gate()
         if self.runtime.owns:
             self._token = around.new_token()
-            self._folders = around.folders.make(
-                self.name, target.uid, self._token, around.secrets.read_all(target.secrets)
-            )
+            self._jobs = around.job_source(target)
+            # The settings of the dispatch (a broker's password, say) may refer to secrets too.
+            settings = dict(self._jobs.kafka.client_settings) if self._jobs is not None else {}
+            secrets = around.secrets.read_all({*target.secrets, *secret_names(settings)})
+            self._folders = around.folders.make(self.name, target.uid, self._token, secrets)
         elif target.runtime.token_secret:
             self._token = around.secrets.read(target.runtime.token_secret.removeprefix("secrets/"))
+            self._jobs = around.job_source(target)
         if self._token is not None:
             identity = InstanceIdentity(self.name, target.service, target.uid, target.slots)
             around.tokens.register(self._token, identity)
@@ -220,7 +226,7 @@ class Instance:
             raise self._with_log(f"the sidecar did not answer in {policy.start_timeout:g} s") from None
         self._release_gate()
         try:
-            await talk.attach(info, self._around.job_source(target) if self._token is not None else None)
+            await talk.attach(info, self._jobs)
         except OneContainerError as error:
             self.refused = error.code is Code.INVALID_ARGUMENT
             raise

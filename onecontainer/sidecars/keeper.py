@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from onecontainer.errors import InternalError, OneContainerError, Reason
+from onecontainer.errors import InternalError, OneContainerError, Reason, StateInvalid
 from onecontainer.sidecars.instance import Instance, Surroundings, first_of
 from onecontainer.sidecars.model import RuntimeKind, ServiceState, SidecarState, Target
 from onecontainer.sidecars.policy import restart_delay
@@ -101,7 +101,7 @@ class Keeper:
             return ServiceState.DELETING, None
         current = self.current
         if current is None:
-            return self._starting()
+            return (ServiceState.FAILED, self._last_error) if self._refused else self._starting()
         record = current.record
         if record.state is SidecarState.READY and current is self.serving:
             return ServiceState.READY, self._last_error
@@ -143,7 +143,14 @@ class Keeper:
 
     async def _round(self, tasks: asyncio.TaskGroup, target: Target) -> None:
         """One start: up to its end, or to the next order."""
-        runtime = self._runtimes[target.runtime.kind or self._default_runtime]
+        kind = target.runtime.kind or self._default_runtime
+        runtime = self._runtimes.get(kind)
+        if runtime is None:
+            self._last_error = StateInvalid(f"the gateway has no runtime {kind.value} any more; choose another one")
+            self._refused = True
+            self._on_change()
+            await self._wake.wait()
+            return
         old = self.serving
         if old is not None and not old.ended.is_set() and (target.exclusive or not (runtime.owns and old.runtime.owns)):
             # Its state, or its address, cannot be shared.

@@ -151,6 +151,7 @@ class Supervisor:
         if self._keepers.get(uid) is keeper:
             del self._keepers[uid]
         keeper.forget()
+        self._changed(uid)
 
     async def remove(self, uid: str, drain: float) -> None:
         """Ends the service's sidecars; what runs in them gets `drain` seconds. Its state folder goes too. Idempotent."""

@@ -29,9 +29,9 @@ LIMIT = 30.0
 POLICY = Policy(
     start_timeout=20,
     probe_interval=0.1,
-    probe_timeout=0.5,
+    probe_timeout=3,
     first_probe_interval=0.02,
-    health_failures=2,
+    health_failures=3,
     stop_grace=3,
     backoff_initial=0.05,
     backoff_max=0.2,
@@ -63,7 +63,7 @@ class Bench:
     root: Path
     supervisor: Supervisor
     flags: list[str] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
+    client_settings: dict[str, str] = field(default_factory=dict)
 
     def target(self, uid: str = "u1", **changes: object) -> Target:
         folder = self.root / "driver"
@@ -130,6 +130,12 @@ async def bench(
     def command(target: Target) -> list[str]:
         return [sys.executable, str(PROGRAM), str(target.folder), *flags]
 
+    client_settings: dict[str, str] = {}
+
+    def job_source(target: Target) -> driver_pb2.JobSource:
+        kafka = driver_pb2.KafkaDispatch(topic=target.uid, client_settings=client_settings)
+        return driver_pb2.JobSource(internal_target="unix:/nowhere", kafka=kafka, slots=target.slots)
+
     run_dir = tmp_path_factory.mktemp("r")
     supervisor = Supervisor(
         [ProcessRuntime(command, environment), AttachedRuntime()],
@@ -137,12 +143,10 @@ async def bench(
         secrets=SecretStore(tmp_path / "secrets", {}),
         clock=SystemClock(),
         policy=replace(POLICY, **getattr(request, "param", {})),
-        job_source=lambda target: driver_pb2.JobSource(
-            internal_target="unix:/nowhere", embedded=driver_pb2.EmbeddedDispatch(), slots=target.slots
-        ),
+        job_source=job_source,
     )
     async with supervisor:
-        yield Bench(tmp_path, supervisor, flags, environment)
+        yield Bench(tmp_path, supervisor, flags, client_settings)
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ async def test_a_start_failure_has_the_last_lines_of_stderr(bench) -> None:
     await bench.ready()
 
 
+@pytest.mark.parametrize("bench", [{"probe_timeout": 0.5, "health_failures": 2}], indirect=True)
 async def test_a_hanging_sidecar_is_replaced_and_harms_no_other(bench) -> None:
     await bench.supervisor.apply(bench.target("u1"))
     await bench.supervisor.apply(bench.target("u2"))
@@ -211,6 +212,17 @@ async def test_secrets_come_as_private_files_and_our_own_variables_do_not(bench,
     assert b"four" not in environment
 
 
+async def test_secrets_of_the_dispatch_are_mounted_too(bench, tmp_path: Path) -> None:
+    bench.client_settings["sasl_password"] = "secrets/kafka"
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "kafka").write_text("12345")
+    (tmp_path / "secrets" / "kafka").chmod(0o600)
+    await bench.supervisor.apply(bench.target())
+    instance = await bench.ready()
+    lines = [line.text async for batch in bench.supervisor.logs(instance, 100, False) for line in batch]
+    assert "secret kafka 5 0o600" in lines
+
+
 async def test_a_missing_secret_is_said_and_waited_for(bench, tmp_path: Path) -> None:
     await bench.supervisor.apply(bench.target(secrets=("later",)))
     await bench.until(lambda: bench.supervisor.state("u1")[1] is not None)
@@ -308,6 +320,14 @@ async def test_calls_in_flight_fail_as_unavailable_when_the_sidecar_dies(bench) 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_runtime_that_is_not_there_is_told_and_not_tried_again(bench) -> None:
+    await bench.supervisor.apply(bench.target(runtime=RuntimeSpec(RuntimeKind.DOCKER)))
+    await bench.until(lambda: bench.supervisor.state("u1")[0] is ServiceState.FAILED)
+    assert "no runtime docker" in bench.supervisor.state("u1")[1].message
+    await bench.supervisor.apply(bench.target(generation=2))
+    await bench.ready()
 
 
 async def test_many_services_start_at_once_and_a_dead_one_is_no_hindrance(bench) -> None:
