@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from onecontainer.database import Database
+from tests.fixtures.jobs_gateway import JobsGateway
 from tests.fixtures.ledger_desk import Desk, create_tables
 from tests.fixtures.postgresql import private_postgresql
 
@@ -46,3 +47,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def desk(database: Database) -> Desk:
     return Desk(database)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[JobsGateway]:
+    """The job half of a gateway, on SQLite."""
+    async with Database(f"sqlite:///{tmp_path}/gateway.db") as database:
+        create_tables(database)
+        async with JobsGateway(Desk(database), tmp_path) as gateway:
+            yield gateway
