@@ -77,7 +77,7 @@ def send(
 
 def fetch(session: Session, name: str, path: Path, *, resume: bool = True) -> artifact_pb2.Artifact:
     """Downloads an artifact with a bar."""
-    with transfer(session.screen.console, short_name(name)) as move:
+    with transfer(session.screen.console, path.name if path.suffix else short_name(name)) as move:
         return session.client.artifacts.download(name, path, resume=resume, on_progress=move, timeout=session.timeout)
 
 

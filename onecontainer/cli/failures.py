@@ -53,6 +53,10 @@ HINTS: Mapping[Reason, str] = {
 }
 
 
+LISTED = frozenset({"service", "driver", "sidecar", "job", "artifact"})
+"""Kinds of resources that have a `list` command."""
+
+
 def report(error: BaseException, *, as_json: bool, address: str) -> int | None:
     """Writes the error to stderr and returns the exit code. None: not an error that is meant for people."""
     if isinstance(error, OSError) and error.strerror:
@@ -95,9 +99,16 @@ def lines(error: OneContainerError, address: str) -> list[str]:
         facts.insert(0, f"from the {error.hop}")
     if facts:
         found.append(f"  ({', '.join(facts)})")
-    if error.reason in HINTS:
-        found.append(f"  → {HINTS[error.reason]}")
-    return found
+    hint = hint_of(error)
+    return [*found, f"  → {hint}"] if hint else found
+
+
+def hint_of(error: OneContainerError) -> str:
+    """What to do next."""
+    kind = error.resource[0].rpartition("/")[2].lower() if error.resource is not None else ""
+    if error.reason is Reason.RESOURCE_NOT_FOUND and kind in LISTED:
+        return f"List what there is: `oca {kind} list`."
+    return HINTS.get(error.reason, "")
 
 
 def field_line(violation: FieldViolation) -> str:

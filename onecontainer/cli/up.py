@@ -90,7 +90,11 @@ def tell(state: str, note: Note, data_dir: Path, screen: Screen) -> None:
     screen.say(f"  data  {data_dir}")
     if note.log_file:
         screen.say(f"  log   {note.log_file}")
-    screen.say("  stop  oca down" + ("" if data_dir == settings_of(None).data_dir else f" --data-dir {data_dir}"))
+    if data_dir == settings_of(None).data_dir:
+        screen.say("  stop  oca down")
+    else:
+        screen.say(f"  stop  oca down --data-dir {data_dir}")
+        screen.say(f"  use   export ONECONTAINER_DATA_DIR={data_dir}   (the other commands then find it)")
 
 
 @click.command()

@@ -171,12 +171,12 @@ class Services:
                 match event.WhichOneof("event"):
                     case "service":
                         seen[event.service.name] = event.service
-                    case "deleted":
-                        seen.pop(event.deleted, None)
-                    case _:
-                        missing = [name for name in wanted if name not in seen]
-                        if missing:
-                            raise ResourceNotFound(f"no service {missing[0]}", resource=("service", missing[0]))
+                    case "deleted" if event.deleted in wanted:
+                        raise _no_service(event.deleted)
+                    case "synchronized":
+                        for name in wanted:
+                            if name not in seen:
+                                raise _no_service(name)
                 if all(name in seen for name in wanted) and self._all_ready([seen[name] for name in wanted]):
                     break
         except DeadlineExceeded:
@@ -288,6 +288,10 @@ class Sidecars:
         async for answer in self._caller.stream(self.stub.StreamSidecarLogs, request, timeout=timeout):
             for line in answer.lines:
                 yield line
+
+
+def _no_service(name: str) -> ResourceNotFound:
+    return ResourceNotFound(f"there is no {name}", resource=("onecontainer.dev/Service", name))
 
 
 def state_name(service: resources_pb2.Service) -> str:

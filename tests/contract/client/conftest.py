@@ -62,6 +62,11 @@ class FakeGateway:
             self.services[service.name] = service
             self.changed.notify_all()
 
+    async def delete_service(self, name: str) -> None:
+        async with self.changed:
+            del self.services[f"services/{name}"]
+            self.changed.notify_all()
+
     async def put_job(self, job: job_pb2.Job) -> None:
         async with self.changed:
             job.sequence = self.jobs[job.name].sequence + 1 if job.name in self.jobs else 1
@@ -103,6 +108,9 @@ class FakeManagement:
         try:
             first = True
             while True:
+                for name in sent.keys() - self.world.services.keys():
+                    del sent[name]
+                    yield management_pb.WatchServicesResponse(deleted=name)
                 for name, service in list(self.world.services.items()):
                     content = service.SerializeToString(deterministic=True)
                     if sent.get(name) != content:
@@ -114,9 +122,12 @@ class FakeManagement:
                 async with self.world.changed:
                     self.world.changed.notify_all()
                     await self.world.changed.wait_for(
-                        lambda: any(
-                            sent.get(name) != service.SerializeToString(deterministic=True)
-                            for name, service in self.world.services.items()
+                        lambda: (
+                            sent.keys() != self.world.services.keys()
+                            or any(
+                                sent[name] != service.SerializeToString(deterministic=True)
+                                for name, service in self.world.services.items()
+                            )
                         )
                     )
         finally:

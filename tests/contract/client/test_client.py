@@ -105,6 +105,15 @@ async def test_wait_ready_names_what_is_late_and_what_is_missing(client, world) 
         await client.services.wait_ready("a", "b", timeout=10)
 
 
+async def test_wait_ready_ends_when_its_service_is_deleted(client, world) -> None:
+    await world.put_service("a", STARTING)
+    waiting = asyncio.create_task(client.services.wait_ready("a", timeout=10))
+    await world.until(lambda: world.watchers == 1)
+    await world.delete_service("a")
+    with pytest.raises(ResourceNotFound, match="services/a"):
+        await waiting
+
+
 async def test_wait_ready_goes_on_after_a_gateway_restart(client, world) -> None:
     world.faults["WatchServices"] = [Draining(retry_after=0.001), Draining()]
     await world.put_service("a", READY)
