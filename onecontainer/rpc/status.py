@@ -42,6 +42,8 @@ STATUS_DETAILS_KEY = "grpc-status-details-bin"
 MAX_STATUS_BYTES = 5 * 1024
 """Bound of a serialised status: peers drop HTTP/2 trailers over 8 KiB, and the status with them, and there it is base64."""
 MAX_MESSAGE_BYTES = 2048
+MAX_INFO_BYTES = 2048
+"""Bound of the ErrorInfo where a status is too large: the fields that are wrong are to have room too."""
 MAX_GRPC_MESSAGE_BYTES = 768
 """Bound of the text beside the status, percent-encoded; the status has it in full."""
 
@@ -111,6 +113,8 @@ def bounded(status: status_pb2.Status) -> status_pb2.Status:
     # What programs decide by comes first, and is shortened rather than left out.
     for detail in sorted(status.details, key=lambda one: not one.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)):
         room = MAX_STATUS_BYTES - small.ByteSize() - 64
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            room = min(room, MAX_INFO_BYTES)
         kept = detail if detail.ByteSize() <= room else _shortened(detail, room)
         if kept.ByteSize() <= room:
             small.details.append(kept)
