@@ -9,10 +9,10 @@ from pathlib import Path
 from onecontainer_driver_ffmpeg.binaries import find_ffmpeg
 
 
-def make_demo_clip(path: Path, *, seconds: int = 24, width: int = 1280, height: int = 720) -> Path:
+def make_demo_clip(path: Path, *, seconds: int = 24, width: int = 960, height: int = 540) -> Path:
     """Writes an MP4 (H.264 at 30 frames per second, AAC) with moving pictures, a clock and a rising tone to `path`, and returns it.
 
-    Blocks for a few seconds. CalledProcessError, with what ffmpeg said in it, if it fails.
+    Blocks for about two seconds. CalledProcessError, with what ffmpeg said in it, if it fails.
     """
     picture = f"testsrc2=size={width}x{height}:rate=30:duration={seconds}"
     tone = f"aevalsrc=0.2*sin(2*PI*(220+{440 / seconds:.3f}*t)*t):sample_rate=48000:duration={seconds}"
@@ -22,7 +22,7 @@ def make_demo_clip(path: Path, *, seconds: int = 24, width: int = 1280, height: 
         "-c:v",
         "libx264",
         "-preset",
-        "veryfast",
+        "superfast",
         "-crf",
         "28",
         "-pix_fmt",

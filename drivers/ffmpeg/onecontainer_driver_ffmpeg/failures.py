@@ -1,20 +1,20 @@
-"""What a failed ffmpeg process means, and how an error looks inside a result."""
+"""What it means when an ffmpeg process fails, or complains."""
 
 from __future__ import annotations
 
 import re
 
-from google.protobuf.any_pb2 import Any
-from google.rpc.error_details_pb2 import ErrorInfo
-from google.rpc.status_pb2 import Status
-
 from onecontainer.driver import errors
 
-DOMAIN = "onecontainer.dev"
 # ffmpeg exits with the low byte of its (negative) error number.
 _REFUSED = frozenset({256 - 22, 8})  # EINVAL, and AVERROR(*_NOT_FOUND): a value that it does not take
 _TOO_LARGE, _NO_MEMORY = "File too large", "Cannot allocate memory"
 _LEVEL = re.compile(r"\[(fatal|error)\]")
+
+
+def complaints(lines: list[str]) -> str:
+    """What a process that ended well still had to say about errors, as in a source that breaks off. Empty: nothing."""
+    return " | ".join([line for line in lines if _LEVEL.search(line)][-3:])
 
 
 def process_failure(return_code: int, lines: list[str], at: str) -> errors.OneContainerError:
@@ -38,12 +38,3 @@ def process_failure(return_code: int, lines: list[str], at: str) -> errors.OneCo
         metadata={"return_code": str(return_code)},
         hop="backend",
     )
-
-
-def to_status(error: errors.OneContainerError) -> Status:
-    """An error as a part of a result. Of an error of the call itself the SDK takes care."""
-    info = Any()
-    info.Pack(
-        ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata={"hop": error.hop or "sidecar", **error.metadata})
-    )
-    return Status(code=int(error.code), message=error.message, details=[info])

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from onecontainer.api.media.v1 import media_pb2, pipeline_pb2
-from onecontainer.driver import Context, errors
+from onecontainer.driver import Context, errors, to_status
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
 from onecontainer_driver_ffmpeg.egress import EgressGuard, egress_guard
-from onecontainer_driver_ffmpeg.failures import process_failure, to_status
+from onecontainer_driver_ffmpeg.failures import complaints, process_failure
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.plan import BoundInput, OutputPlan, bind_output, draft_outputs
 from onecontainer_driver_ffmpeg.prober import Prober, failure
@@ -39,7 +39,7 @@ class _Output:
         self.result.state = state
         self.meter.end(state)
         if error:
-            self.result.error.CopyFrom(to_status(error))
+            self.result.error.CopyFrom(to_status(error, hop="sidecar"))
 
 
 @dataclass
@@ -278,6 +278,10 @@ class _Run:
                 output, errors.LimitExceeded(f"{plan.at} is longer than {plan.limit:.0f} s, the bound on its length")
             )
             return
+        if told := complaints(list(output.result.last_lines)):
+            self.warnings.append(
+                pipeline_pb2.Warning(field=plan.at, message=f"made, but ffmpeg told of errors: {told}")
+            )
         output.result.state = output.meter.progress.state = pipeline_pb2.OUTPUT_STATE_STORING
 
     async def _store(self, output: _Output) -> None:

@@ -50,6 +50,7 @@ async def test_every_container_has_a_muxer_and_legal_defaults(capabilities: Capa
                 assert capabilities.encoders[encoder].codec in container.holds, (container.name, encoder)
 
 
+@pytest.mark.slow
 def test_allowed_filters_open_no_files(ffmpeg: str) -> None:
     """No allowed filter has a text option that FFmpeg itself describes as a file, but those that are refused."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from google.protobuf.duration_pb2 import Duration
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -171,12 +173,10 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("request_", "error", "field"), HOSTILE, ids=lambda value: value if isinstance(value, str) else ""
-)
-async def test_refused_before_anything_runs(
-    bench: Bench, clip: Path, request_: media_pb2.RunPipelineRequest, error: type[errors.OneContainerError], field: str
-) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fortress(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> AsyncIterator[Bench]:
+    """One attached driver for all requests, for none of them may change anything; with files that lie about what they are."""
+    bench = Bench(tmp_path_factory.mktemp("fortress"))
     (bench.sources / "clip.mp4").write_bytes(clip.read_bytes())
     (bench.sources / "half.mp4").write_bytes(clip.read_bytes()[:700])
     (bench.sources / "empty.mp4").write_bytes(b"")
@@ -185,15 +185,26 @@ async def test_refused_before_anything_runs(
     (bench.sources / "list.m3u8").write_text(f"#EXTM3U\n#EXTINF:3,\n{bench.sources}/clip.mp4\n#EXT-X-ENDLIST\n")
     (bench.sources / "link").symlink_to("/etc")
     await bench.attach(source_hosts=["allowed.example"])
+    yield bench
+    await bench.driver.detach()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("request_", "error", "field"), HOSTILE, ids=lambda value: value if isinstance(value, str) else ""
+)
+async def test_refused_before_anything_runs(
+    fortress: Bench, request_: media_pb2.RunPipelineRequest, error: type[errors.OneContainerError], field: str
+) -> None:
     with pytest.raises(error) as caught:
-        await bench.driver.run_pipeline(request_, bench.context())
+        await fortress.driver.run_pipeline(request_, fortress.context())
     assert type(caught.value) is error
     if caught.value.violations:
         assert caught.value.violations[0].field.startswith(field)
     else:
         assert field in str(caught.value)
-    assert not bench.artifacts.stored
-    assert not bench.events.details()
+    assert not fortress.artifacts.stored
+    assert not fortress.events.details()
 
 
 async def test_a_stream_that_nothing_takes_is_refused(bench: Bench) -> None:

@@ -210,22 +210,23 @@ async def test_all_or_nothing_keeps_all_of_a_success(bench: Bench, clip: Path) -
     assert [len(output.files) for output in result.outputs] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("container", "video", "audio"),
-    [
-        ("mkv", "h264", "vorbis"), ("mp4", "h264", "aac"), ("mov", "h264", "aac"), ("m4a", "h264", "aac"), ("avi", "mpeg4", "mp3"),
-        ("wmv", "msmpeg4v3", "wmav2"), ("vob", "mpeg2video", "mp2"), ("ogg", "theora", "vorbis"), ("ts", "mpeg2video", "mp2"),
-        ("wav", None, "pcm_s16le"), ("flac", None, "flac"), ("mp3", None, "mp3"), ("ac3", None, "ac3"), ("aac", None, "aac"),
-    ],
-)  # fmt: skip
-async def test_default_codecs_of_containers(
-    bench: Bench, clip: Path, container: str, video: str | None, audio: str
-) -> None:
+DEFAULTS = {
+    "mkv": ("h264", "vorbis"), "mp4": ("h264", "aac"), "mov": ("h264", "aac"), "m4a": ("h264", "aac"), "avi": ("mpeg4", "mp3"),
+    "wmv": ("msmpeg4v3", "wmav2"), "vob": ("mpeg2video", "mp2"), "ogg": ("theora", "vorbis"), "ts": ("mpeg2video", "mp2"),
+    "wav": (None, "pcm_s16le"), "flac": (None, "flac"), "mp3": (None, "mp3"), "ac3": (None, "ac3"), "aac": (None, "aac"),
+}  # fmt: skip
+
+
+async def test_default_codecs_of_containers(bench: Bench, clip: Path) -> None:
     source = bench.artifacts.add(clip)
-    result = await run(bench, inputs=[artifact_input(source)], outputs=[file_output("out", container)])
-    with av.open(stored(bench, result.outputs[0])) as opened:
-        names = {stream.type: stream.codec_context.codec.canonical_name for stream in opened.streams}
-        assert names == ({"video": video} if video else {}) | {"audio": audio}
+    outputs = [file_output(f"as-{container}", container) for container in DEFAULTS]
+    result = await run(bench, inputs=[artifact_input(source)], outputs=outputs)
+    found = {}
+    for container, output in zip(DEFAULTS, result.outputs, strict=True):
+        with av.open(stored(bench, output)) as opened:
+            names = {stream.type: stream.codec_context.codec.canonical_name for stream in opened.streams}
+        found[container] = (names.get("video"), names.get("audio"))
+    assert found == DEFAULTS
 
 
 async def test_validate_only_runs_nothing(bench: Bench, clip: Path) -> None:
@@ -377,6 +378,30 @@ async def test_memory_bound(bench: Bench, long_clip: Path) -> None:
             limits=pipeline_pb2.PipelineLimits(max_memory_bytes=400 * 1024**2),
         )
     assert len(bench.artifacts.stored) == 1
+
+
+async def test_a_source_that_breaks_off_is_told_of(bench: Bench, clip: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.mp4"
+    half.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])  # its index comes first, so it opens
+    source = bench.artifacts.add(half)
+    result = await run(bench, inputs=[artifact_input(source)], outputs=[file_output("out", "mp4")])
+    assert result.outputs[0].state == pipeline_pb2.OUTPUT_STATE_SUCCEEDED
+    assert [warning.field for warning in result.warnings] == ["outputs[0]"]
+    assert str(bench.root) not in result.warnings[0].message
+
+
+async def test_hardware_that_is_preferred_falls_back(bench: Bench, clip: Path) -> None:
+    source = bench.artifacts.add(clip)
+    hardware = stream_pb2.Hardware(mode=stream_pb2.HARDWARE_MODE_PREFERRED)
+    result = await run(
+        bench,
+        inputs=[artifact_input(source)],
+        elementary_streams=[ElementaryStream(key="v", video=small_video(hardware=hardware))],
+        outputs=[file_output("out", "mp4", "v")],
+    )
+    assert result.outputs[0].streams[0].encoder == "libx264"
+    assert result.outputs[0].streams[0].hardware == stream_pb2.HARDWARE_API_UNSPECIFIED
+    assert [warning.field for warning in result.warnings] == ["elementary_streams[0].video.hardware.mode"]
 
 
 async def test_subtitles_and_languages(bench: Bench, clip: Path, ffmpeg: str, tmp_path: Path) -> None:

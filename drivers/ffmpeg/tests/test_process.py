@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from onecontainer_driver_ffmpeg.failures import process_failure, to_status
+from onecontainer_driver_ffmpeg.failures import process_failure
 from onecontainer_driver_ffmpeg.process import LINE_CHARACTERS, Bounds, LastLines, run, running_child
 from onecontainer_driver_ffmpeg.progress import OutputMeter, PipelineMeter, ProgressReader
 
@@ -137,4 +137,3 @@ def test_failures(code: int, line: str, error: type[errors.OneContainerError], g
     failure = process_failure(code, [line] if line else [], "outputs[0]")
     assert type(failure) is error
     assert failure.code == grpc_code
-    assert to_status(failure).code == grpc_code
