@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from onecontainer.errors import CapabilityMissing, CredentialsInvalid
 from onecontainer.jobs.changes import Changes
-from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
+from onecontainer.jobs.dispatch.port import Dispatch
 from onecontainer.jobs.ledger import Ledger, Worker
 from onecontainer.rpc.server import Call, Metadata, bearer_token
 from onecontainer.sidecars.model import InstanceIdentity, RuntimeKind, SidecarState
@@ -42,7 +42,7 @@ class InstanceWatch:
         supervisor: Supervisor,
         ledger: Ledger,
         changes: Changes,
-        dispatch: EmbeddedDispatch,
+        dispatch: Dispatch,
         gateway: str,
         max_running: Callable[[str], int],
     ) -> None:
@@ -54,7 +54,7 @@ class InstanceWatch:
         self._gateway = gateway
         self._max_running = max_running
         self._touched: asyncio.Queue[str] = asyncio.Queue()
-        self._ended: dict[str, set[str]] = {}
+        self._running: dict[str, set[str]] = {}
         self._ready: dict[str, str] = {}
 
     def worker_of(self, identity: object) -> tuple[Worker, int] | None:
@@ -80,23 +80,21 @@ class InstanceWatch:
             unsubscribe()
 
     async def _look(self, uid: str) -> None:
-        sidecars = self._supervisor.sidecars(uid)
-        known = self._ended.get(uid, set())
-        ended = {
-            record.name for record in sidecars if record.state in _ENDED and record.runtime is not RuntimeKind.ATTACHED
-        }
-        self._ended[uid] = ended
-        for name in sorted(ended - known):
+        sidecars = [record for record in self._supervisor.sidecars(uid) if record.runtime is not RuntimeKind.ATTACHED]
+        running = {record.name for record in sidecars if record.state not in _ENDED}
+        # One that has ended may be forgotten before we look; one that was never seen running has claimed nothing.
+        for name in sorted(self._running.pop(uid, set()) - running):
             self._dispatch.forget(name)
             outcome = await self._ledger.lose(instance=name)
             self._changes.publish(outcome.changed)
+        if running:
+            self._running[uid] = running
         endpoint = self._supervisor.endpoint(uid)
-        if endpoint is not None and self._ready.get(uid) != endpoint.instance:
+        if endpoint is None:
+            self._ready.pop(uid, None)
+        elif self._ready.get(uid) != endpoint.instance:
             self._ready[uid] = endpoint.instance
             gone = CapabilityMissing("the service's driver does not have this method any more")
             outcome = await self._ledger.refuse_methods(uid, sorted(endpoint.methods), gone)
             self._changes.publish(outcome.changed)
             self._changes.work(uid)
-        if not sidecars:
-            self._ended.pop(uid, None)
-            self._ready.pop(uid, None)

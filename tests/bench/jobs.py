@@ -1,7 +1,7 @@
 """make bench-jobs: no-op jobs from creation to the result in the caller's hands, on the embedded dispatch.
 
-All of the ledger is on: SQLite with synchronous=FULL, leases, attempts. Three figures: jobs per second created in batches and read back, the same created
-by one call each, and the latency of one job at a time.
+All of the ledger is on: SQLite with synchronous=FULL, leases, attempts. Three figures: jobs per second created in batches
+and read back, the same created by one call each, and the latency of one job at a time.
 
     python -m tests.bench.jobs [ROUNDS [JOBS]]
 """

@@ -18,6 +18,10 @@ class Dispatch(Protocol):
         """Waits up to ``wait`` seconds for jobs of the worker's service and claims up to ``limit``."""
         ...
 
+    def forget(self, instance: str) -> None:
+        """An instance has gone for good."""
+        ...
+
     def source(self, service_uid: str) -> driver_pb2.JobSource:
         """What a sidecar of this service is told about where its jobs come from; target and slots are the caller's to fill in."""
         ...
