@@ -18,8 +18,8 @@ from onecontainer import errors
 from onecontainer.driver.context import Context, JobAttempt
 from onecontainer.driver.driver import Answer, Answers, Attachment, Driver, ProbeResult
 from onecontainer.driver.isolation import Requests
+from onecontainer.driver.runs import to_status
 from onecontainer.driver.serve import main
-from onecontainer.rpc.status import to_status
 
 if TYPE_CHECKING:
     from onecontainer.driver.ai import InferenceDriver

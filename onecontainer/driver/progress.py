@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from google.protobuf import any_pb2
 from google.protobuf.message import Message
 
 from onecontainer.api.type.v1 import progress_pb2
@@ -19,6 +21,17 @@ ETA_AFTER_SECONDS = 1.0
 Emit = Callable[[progress_pb2.Progress], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """One call of `context.progress`. The message for the wire is made of the few that are sent."""
+
+    done: float
+    total: float | None
+    unit: str
+    message: str
+    details: any_pb2.Any | None
+
+
 class ProgressGate:
     """Takes progress from any thread, and gives on the latest of each quarter of a second, in the loop.
 
@@ -29,9 +42,9 @@ class ProgressGate:
         self._loop = loop
         self._emit = emit
         self._lock = threading.Lock()
-        self._latest: progress_pb2.Progress | None = None
+        self._latest: _Told | None = None
         self._first: tuple[float, float] | None = None
-        self._waiting: progress_pb2.Progress | None = None
+        self._waiting = False
         self._wake_asked = False
         self._timer: asyncio.TimerHandle | None = None
         self._last_emit = float("-inf")
@@ -44,34 +57,37 @@ class ProgressGate:
             raise FieldInvalid("progress.done", "must not be negative")
         if total is not None and not total >= 0:
             raise FieldInvalid("progress.total", "must not be negative")
-        progress = progress_pb2.Progress(done=done, total=total, unit=unit, message=message[:MAX_MESSAGE_CHARS])
+        packed: any_pb2.Any | None = None
         if details is not None:
-            progress.details.Pack(details)
+            packed = any_pb2.Any()
+            packed.Pack(details)
         now = self._loop.time()
         with self._lock:
-            if self._latest is not None:
-                progress.done = max(progress.done, self._latest.done)
-                self._latest.ClearField("eta")
-                if progress == self._latest:
-                    return
-            self._latest = progress_pb2.Progress()
-            self._latest.CopyFrom(progress)
-            self._add_eta(progress, now)
+            latest = self._latest
+            if latest is not None and done < latest.done:
+                done = latest.done
+            told = _Told(done, total, unit, message[:MAX_MESSAGE_CHARS], packed)
+            if told == latest:
+                return
+            self._latest = told
+            self._waiting = True
             self.last_change = now
-            self._waiting = progress
+            if self._first is None:
+                self._first = (now, done)
             if self._wake_asked or self._closed:
                 return
             self._wake_asked = True
         self._loop.call_soon_threadsafe(self._wake)
 
-    def _add_eta(self, progress: progress_pb2.Progress, now: float) -> None:
-        if self._first is None:
-            self._first = (now, progress.done)
-            return
-        began, done = self._first
-        if progress.HasField("total") and progress.done > done and now - began >= ETA_AFTER_SECONDS:
-            left = max(0.0, progress.total - progress.done)
-            progress.eta.CopyFrom(duration(left * (now - began) / (progress.done - done)))
+    def _to_proto(self, told: _Told, now: float) -> progress_pb2.Progress:
+        progress = progress_pb2.Progress(
+            done=told.done, total=told.total, unit=told.unit, message=told.message, details=told.details
+        )
+        began, done = self._first or (now, told.done)
+        if told.total is not None and told.done > done and now - began >= ETA_AFTER_SECONDS:
+            left = max(0.0, told.total - told.done)
+            progress.eta.CopyFrom(duration(left * (now - began) / (told.done - done)))
+        return progress
 
     def _wake(self) -> None:
         if self._closed:
@@ -86,10 +102,11 @@ class ProgressGate:
         self._timer = None
         with self._lock:
             self._wake_asked = False
-            progress, self._waiting = self._waiting, None
-        if progress is not None:
+            told = self._latest if self._waiting else None
+            self._waiting = False
+        if told is not None:
             self._last_emit = self._loop.time()
-            self._emit(progress)
+            self._emit(self._to_proto(told, self._last_emit))
 
     def close(self) -> None:
         """Gives on what still waits, whatever the interval: the last word before the outcome. In the loop only."""

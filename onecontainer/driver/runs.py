@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError, EncodeError, Message
+from google.rpc import status_pb2
 
 from onecontainer.driver.context import Context
 from onecontainer.driver.isolation import InLoop, InThread, Isolation
@@ -23,6 +24,7 @@ from onecontainer.errors import (
     Reason,
     WrongInstance,
 )
+from onecontainer.rpc import status
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +135,7 @@ class Execution:
     def typed(self, error: BaseException) -> OneContainerError:
         """The typed error of what a handler raised. An unforeseen one goes to the log, under a reference, not to the caller."""
         if isinstance(error, OneContainerError):
-            if error.hop is None and error.reason in BACKEND_REASONS:
-                error.hop = "backend"
-            return error
+            return with_hop(error)
         if self.stop_error is not None:
             # What breaks while it is being stopped is a consequence.
             log.info("%s ended with an error after it was told to stop", self.method.full_name, exc_info=error)
@@ -145,6 +145,20 @@ class Execution:
     def encode(self, response: object) -> bytes:
         """The response's bytes. Raises DriverMisimplemented if it is no response of this method."""
         return encode(self.method, response)
+
+
+def with_hop(error: OneContainerError) -> OneContainerError:
+    """The same error; one that tells of the backend arose there unless it says otherwise."""
+    if error.hop is None and error.reason in BACKEND_REASONS:
+        error.hop = "backend"
+    return error
+
+
+def to_status(error: BaseException) -> status_pb2.Status:
+    """The status of an error, for methods that answer with one per row or item. An unforeseen error goes to the log, not into it."""
+    if not isinstance(error, OneContainerError):
+        error = unforeseen(error, "an item")
+    return status.to_status(with_hop(error), hop="sidecar")
 
 
 def unforeseen(error: BaseException, where: str) -> DriverExecutionFailed:

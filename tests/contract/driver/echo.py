@@ -204,7 +204,7 @@ class EchoDriver(Driver):
             self.received.append("stream closed")
 
     async def work(self, request: Any, context: Context) -> Any:
-        for number in range(request.number):
+        for number in range(0 if request.text == "large" else request.number):
             context.progress(number + 1, request.number, unit="steps")
         await self._do(request.text, context)
         resumed = 0
@@ -268,17 +268,17 @@ class EchoDriver(Driver):
         return WorkResult(text="done")
 
 
-async def in_time(awaitable: Any, seconds: float = 10.0) -> Any:
+async def in_time(awaitable: Any, seconds: float = 30.0) -> Any:
     """Waits for a condition, and fails the test instead of hanging when it does not come."""
     return await asyncio.wait_for(awaitable, seconds)
 
 
 async def thread_event(event: threading.Event) -> None:
     """Waits for an event that a handler's thread sets."""
-    assert await asyncio.to_thread(event.wait, 10.0)
+    assert await asyncio.to_thread(event.wait, 30.0)
 
 
-async def until(condition: Any, seconds: float = 10.0) -> None:
+async def until(condition: Any, seconds: float = 30.0) -> None:
     """Waits for something that has no event of its own, looking again at each turn of the loop."""
     deadline = time.monotonic() + seconds
     while not condition():
