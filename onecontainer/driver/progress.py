@@ -106,7 +106,7 @@ class ProgressGate:
             self._waiting = False
         if told is not None:
             self._last_emit = self._loop.time()
-            self._emit(self._to_proto(told, self._last_emit))
+            self._emit(self._to_proto(told, self.last_change))
 
     def close(self) -> None:
         """Gives on what still waits, whatever the interval: the last word before the outcome. In the loop only."""
