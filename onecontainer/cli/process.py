@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,35 +42,39 @@ def start_detached(settings: Settings, *, timeout: float) -> Note:
     """
     private_folder(settings.data_dir)
     log = settings.data_dir / LOG_NAME
-    with log.open("ab") as sink:
-        begin = sink.tell()
-        environment = os.environ | {
-            "ONECONTAINER_DATA_DIR": str(settings.data_dir),
-            "ONECONTAINER_LISTEN": settings.listen,
-            "ONECONTAINER_LOG_LEVEL": settings.log_level,
-            LOG_FILE_VARIABLE: str(log),
-        }
-        child = subprocess.Popen(
-            [sys.executable, "-m", "onecontainer.cli", "up"],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+    begin = log.stat().st_size if log.exists() else 0
+    environment = os.environ | {
+        "ONECONTAINER_DATA_DIR": str(settings.data_dir),
+        "ONECONTAINER_LISTEN": settings.listen,
+        "ONECONTAINER_LOG_LEVEL": settings.log_level,
+        LOG_FILE_VARIABLE: str(log),
+    }
+    # Not subprocess: its Popen belongs to whoever waits for the child, and this one is to outlive us.
+    pid = os.posix_spawn(
+        sys.executable,
+        # -P: what happens to lie in the working folder is not imported.
+        [sys.executable, "-P", "-m", "onecontainer.cli", "up"],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
     end = time.monotonic() + timeout
     try:
         while time.monotonic() < end:
             note = note_of(settings.data_dir)
-            if note is not None and note.pid == child.pid:
+            if note is not None and note.pid == pid:
                 return note
-            if child.poll() is not None:
+            if not is_alive(pid):
                 raise StateInvalid(f"the gateway did not start:\n{last_lines(log, begin)}")
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        child.terminate()
+        os.kill(pid, signal.SIGTERM)
         raise
-    child.terminate()
+    os.kill(pid, signal.SIGTERM)
     raise DeadlineExceeded(f"the gateway was not ready after {timeout:g} s and was stopped:\n{last_lines(log, begin)}")
 
 
@@ -90,7 +94,9 @@ def stop(data_dir: Path, note: Note, *, timeout: float) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and has not ended (one that only waits to be reaped has)."""
+    """Whether a process is there and has not ended. Reaps it if it is a child of ours that has."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
