@@ -6,6 +6,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from onecontainer.errors import StateInvalid
+
 
 def metadata() -> list[sa.MetaData]:
     """The tables of all features."""
@@ -20,13 +22,17 @@ def upgrade(engine: sa.Engine) -> None:
     """Brings the schema of this database to the newest revision. A database of a newer oneContainer is refused.
 
     Raises:
-        alembic.util.CommandError: the database has a revision that is not known here.
+        StateInvalid: the database has a revision that is not known here.
     """
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        try:
+            command.upgrade(config, "head")
+        except CommandError as error:
+            raise StateInvalid(f"the database is of a newer oneContainer than this one ({error}): install that one again") from error
