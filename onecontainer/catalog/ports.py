@@ -43,7 +43,7 @@ class CatalogStore(Protocol):
         ...
 
     async def drivers_seen(
-        self, drivers: Iterable[DriverRecord], descriptors: Mapping[str, bytes], now: int
+        self, found: Iterable[DriverRecord], descriptors: Mapping[str, bytes], now: int
     ) -> dict[str, int]:
         """Keeps what was found, and tells since when each driver (by name) is known with its digest."""
         ...

@@ -159,7 +159,7 @@ def _reported(error: status_pb2.Status, row: Row) -> status_pb2.Status:
     if not 0 < kept.code <= max(Code):
         # A peer's report of a failure without a code is still a failure.
         kept.code = int(Code.UNKNOWN)
-    if not any(detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR) for detail in kept.details):
+    if not any(detail.TypeName() == error_details_pb2.ErrorInfo.DESCRIPTOR.full_name for detail in kept.details):
         info = to_status(QueueJobFailed(hop="sidecar"), metadata=_facts(row)).details[0]
         others = list(kept.details)
         del kept.details[:]

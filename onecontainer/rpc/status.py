@@ -111,14 +111,19 @@ def bounded(status: status_pb2.Status) -> status_pb2.Status:
         return status
     small = status_pb2.Status(code=status.code, message=_cut(status.message, 1024))
     # What programs decide by comes first, and is shortened rather than left out.
-    for detail in sorted(status.details, key=lambda one: not one.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)):
+    for detail in sorted(status.details, key=lambda one: not _is(one, error_details_pb2.ErrorInfo)):
         room = MAX_STATUS_BYTES - small.ByteSize() - 64
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+        if _is(detail, error_details_pb2.ErrorInfo):
             room = min(room, MAX_INFO_BYTES)
         kept = detail if detail.ByteSize() <= room else _shortened(detail, room)
         if kept.ByteSize() <= room:
             small.details.append(kept)
     return small
+
+
+def _is(detail: any_pb2.Any, kind: type[Message]) -> bool:
+    # As Any.Is, whose type and that of google.rpc's descriptors do not go together.
+    return detail.TypeName() == kind.DESCRIPTOR.full_name
 
 
 def _shortened(detail: any_pb2.Any, room: int) -> any_pb2.Any:
@@ -190,7 +195,7 @@ def from_status(status: status_pb2.Status) -> OneContainerError:
             error_details_pb2.RetryInfo,
             error_details_pb2.ResourceInfo,
         ):
-            if not detail.Is(kind.DESCRIPTOR):
+            if not _is(detail, kind):
                 continue
             found = kind()
             try:
