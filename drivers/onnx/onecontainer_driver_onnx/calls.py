@@ -134,7 +134,7 @@ class Calls:
             )
             response.response.CopyFrom(answer)
         except errors.OneContainerError as error:
-            response.error.CopyFrom(to_status(error, hop="sidecar"))
+            response.error.CopyFrom(to_status(error))
         return response
 
     async def fetch(

@@ -254,17 +254,18 @@ class OnnxDriver(InferenceDriver):
 def _progress(context: Context) -> Report:
     """Tells the job how far a load is. Bytes count while the model is fetched; what comes then has no measure."""
     done = 0
+    whole: int | None = None
 
     def report(
         phase: pb.ServeModelPhase.ValueType, message: str = "", fetched: int = 0, total: int | None = None
     ) -> None:
-        nonlocal done
-        done = max(done, fetched)
-        details = pb.ServeModelProgress(phase=phase, fetched_bytes=fetched)
-        if total is not None:
-            details.total_bytes = total
+        nonlocal done, whole
+        done, whole = max(done, fetched), whole if total is None else total
+        details = pb.ServeModelProgress(phase=phase, fetched_bytes=done)
+        if whole is not None:
+            details.total_bytes = whole
         name = pb.ServeModelPhase.Name(phase).removeprefix("SERVE_MODEL_PHASE_").lower().replace("_", " ")
-        context.progress(done, total, "bytes" if total is not None else "", message or name, details)
+        context.progress(done, whole, "bytes" if whole is not None else "", message or name, details)
 
     return report
 

@@ -47,7 +47,7 @@ def version_to_proto(found: Version) -> model_pb2.ModelVersion:
     if found.served is not None:
         message.config.execution.intra_op_threads = found.served.session.options.threads
     if found.error is not None:
-        message.error.CopyFrom(to_status(found.error, hop="sidecar"))
+        message.error.CopyFrom(to_status(found.error))
     if found.state == model_pb2.MODEL_STATE_LOADING:
         message.load_progress.message = found.phase
         message.load_progress.done = found.fetched
