@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ABORT_SECONDS = 5.0
+ABORT_SECONDS = 3.0
 """What an aborted handler gets to end before it is left behind."""
 
 
@@ -100,6 +100,11 @@ class Sidecar:
     def service(self) -> str:
         """`services/{service}`; empty if not attached."""
         return "" if self._attached is None else self._attached.service
+
+    @property
+    def running(self) -> int:
+        """Handlers that have not ended."""
+        return len(self._running)
 
     @property
     def draining(self) -> bool:
@@ -326,7 +331,9 @@ class Sidecar:
             self._worker.stop_claiming()
         if await self._wait_idle(timeout):
             return 0
-        left = list(self._running)
+        left = [execution for execution in self._running if execution.stop_error is None]
+        if not left:
+            return 0  # told before, and waited for then
         for execution in left:
             execution.stop(Draining("the sidecar was stopped while this ran", retry_after=1.0))
         if not await self._wait_idle(ABORT_SECONDS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 DRIVER_SERVICE = driver_pb2.DESCRIPTOR.services_by_name["DriverService"]
 REFLECTION_SERVICE = cast(ServiceDescriptor, reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"])
+DETACH_SECONDS = 10.0
+"""What the driver gets to let go of its backend, and the worker to bring its last reports to the gateway, when the process ends."""
 CLOSE_SECONDS = 2.0
 """What answers get to leave the server once nothing runs any more."""
 
@@ -95,8 +98,15 @@ class SidecarServer:
         aborted = await sidecar.drain(self._settings.stop_timeout)
         if aborted:
             log.warning("%d calls and attempts were aborted at the end of the stop timeout", aborted)
-        await sidecar.detach(0)
+        # Ends an Attach that hangs, too, which would keep the sidecar for itself.
         await self._server.stop(CLOSE_SECONDS)
+        try:
+            async with asyncio.timeout(DETACH_SECONDS):
+                await sidecar.detach(0)
+        except TimeoutError:
+            log.warning("the driver does not let go of its backend; it is left behind")
+        except OneContainerError as error:
+            log.warning("the driver could not be detached: %s", error)
 
     async def run(self) -> None:
         """Serves until SIGTERM, or `stop_asked`. A second SIGTERM cuts the drain short.
@@ -159,6 +169,11 @@ async def _serve(driver_class: type[Driver], manifest: Manifest, settings: Sidec
         log.info("%s %s serves on %s", manifest.name, manifest.version, server.target)
         await server.run()
         log.info("stopping")
+    if server.sidecar.running:
+        # A handler that does not let go would hold up the loop's end for ever.
+        log.warning("ending with %d handlers still running", server.sidecar.running)
+        logging.shutdown()
+        os._exit(0)
 
 
 def _complain(error: Exception, code: int) -> int:

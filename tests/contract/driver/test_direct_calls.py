@@ -216,10 +216,16 @@ async def test_scratch_is_removed_after_the_call(calls: Calls, driver: EchoDrive
 
 async def test_a_message_over_the_limit_names_the_limit(calls: Calls, server: Any) -> None:
     limit = server.sidecar.settings.max_message_bytes
-    error = await error_of(calls.Echo(EchoRequest(text="large", number=limit)))
-    assert isinstance(error, errors.MessageTooLarge)
-    assert error.metadata["limit_bytes"] == str(limit)
-    assert "artifact" in error.message
+    too_large = EchoRequest(text="y" * limit)
+    for call in (
+        calls.Echo(EchoRequest(text="large", number=limit)),
+        calls.Echo(too_large),
+        calls.Sum(requests_of(EchoRequest(), too_large)),
+    ):
+        error = await error_of(call)
+        assert isinstance(error, errors.MessageTooLarge)
+        assert error.metadata["limit_bytes"] == str(limit)
+        assert "artifact" in error.message
 
 
 async def test_after_attach_options_are_not_in_the_log(calls: Calls, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,8 +20,10 @@ from onecontainer import errors
 from onecontainer.api.ai.v1 import inference_service_pb2 as ai_pb
 from onecontainer.api.ai.v1 import inference_service_pb2_grpc
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
+from onecontainer.driver.serve import serving
+from onecontainer.driver.settings import SidecarSettings
 from onecontainer.rpc.channel import open_channel
-from tests.contract.driver.echo import in_time, until
+from tests.contract.driver.echo import MANIFEST, EchoDriver, in_time, until
 from tests.contract.driver.test_direct_calls import error_of
 
 METADATA = {
@@ -50,6 +52,11 @@ class TinyDriver(InferenceDriver):
         (self.state / "entered").touch()
         while request.model == "slow" and not (self.state / "go").exists():
             await asyncio.sleep(0.005)
+        while request.model == "stubborn":
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                pass
         return PredictResponse(model=f"{context.service}/models/{request.model}")
 
 
@@ -159,6 +166,50 @@ async def test_sigterm_aborts_what_does_not_end(folder: Path) -> None:
         process.process.send_signal(signal.SIGTERM)
         assert (await in_time(call)).reason is errors.Reason.DRAINING
         assert await process.end() == 0
+
+
+async def test_a_handler_that_does_not_let_go_does_not_hold_up_the_end(folder: Path) -> None:
+    async with started(folder, ONECONTAINER_STOP_TIMEOUT="0.1") as process:
+        await process.attach()
+        call = asyncio.ensure_future(error_of(process.ai.Predict(ai_pb.PredictRequest(model="stubborn"))))
+        await wait_for_file(folder / "state" / "entered")
+        process.process.send_signal(signal.SIGTERM)
+        assert (await in_time(call)).reason is errors.Reason.DRAINING
+        assert await process.end() == 0
+
+
+@pytest.fixture
+def certificate(folder: Path) -> Path:
+    """A folder with a self-signed certificate of localhost: tls.crt and tls.key."""
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt"), "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+async def test_it_serves_with_tls_and_refuses_to_without_where_others_may_come(folder: Path, certificate: Path) -> None:
+    (folder / "token").write_text("s3cret")
+    settings = SidecarSettings(
+        listen="127.0.0.1:0",
+        tls_cert_file=certificate / "tls.crt",
+        tls_key_file=certificate / "tls.key",
+        token_file=folder / "token",
+    )
+    async with (
+        serving(EchoDriver(), MANIFEST, settings) as server,
+        open_channel(server.target, ca_file=certificate / "tls.crt") as channel,
+    ):
+        stub: Any = driver_pb2_grpc.DriverServiceStub(channel)
+        bearer = (("authorization", "Bearer s3cret"),)
+        info = await stub.GetDriverInfo(driver_pb2.GetDriverInfoRequest(), metadata=bearer, timeout=30)
+        assert info.manifest.name == "echo"
+    assert "not loopback" in run(folder, write_driver(folder), ONECONTAINER_LISTEN="0.0.0.0:0").stderr
 
 
 async def test_ctrl_c_is_the_parents_to_decide(folder: Path) -> None:
