@@ -13,7 +13,7 @@ from onecontainer.api.media.v1 import media_pb2, pipeline_pb2
 from onecontainer.driver import Context, errors, to_status
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
 from onecontainer_driver_ffmpeg.egress import EgressGuard, egress_guard
-from onecontainer_driver_ffmpeg.failures import complaints, process_failure
+from onecontainer_driver_ffmpeg.failures import complaints, process_failure, too_large
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.plan import BoundInput, OutputPlan, bind_output, draft_outputs
 from onecontainer_driver_ffmpeg.prober import Prober, failure
@@ -33,13 +33,14 @@ class _Output:
     meter: OutputMeter
     result: pipeline_pb2.OutputResult
     error: errors.OneContainerError | None = None
+    over_size: bool = False
 
     def end(self, state: pipeline_pb2.OutputState.ValueType, error: errors.OneContainerError | None = None) -> None:
         self.error = error
         self.result.state = state
         self.meter.end(state)
         if error:
-            self.result.error.CopyFrom(to_status(error, hop="sidecar"))
+            self.result.error.CopyFrom(to_status(error))
 
 
 @dataclass
@@ -254,6 +255,9 @@ class _Run:
             # Telling what has not moved would hide a stall.
             if output.meter.update(block):
                 self._tell()
+            if self._bytes_made() > self._bounds.file_bytes > 0:
+                output.over_size = True
+                child.kill()
 
         environment = self._guard.environment() if self._guard else None
         async with running_child(
@@ -270,10 +274,13 @@ class _Run:
         if self._stopping:
             output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
             return
+        if output.over_size:
+            self._fail(output, too_large(plan.at))
+            return
         if code != 0 and not (self.finishing and code in (_INTERRUPTED, -signal.SIGTERM)):
             self._fail(output, self._why(output, code))
             return
-        if plan.expected is None and output.meter.done >= plan.limit - 0.5:
+        if output.meter.done >= plan.limit - 0.5 and (plan.expected is None or plan.expected < plan.limit - 1):
             self._fail(
                 output, errors.LimitExceeded(f"{plan.at} is longer than {plan.limit:.0f} s, the bound on its length")
             )
@@ -330,6 +337,10 @@ class _Run:
             for child in self._children:
                 child.kill()
         self._tell()
+
+    def _bytes_made(self) -> int:
+        """Bytes of all outputs together."""
+        return sum(output.meter.progress.size_bytes for output in self.outputs)
 
     def _why(self, output: _Output, code: int) -> errors.OneContainerError:
         if self._guard and (self._guard.refused or self._guard.unreachable):

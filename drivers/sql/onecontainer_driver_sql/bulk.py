@@ -68,13 +68,13 @@ class Chunk:
     """Rows of the same columns that are written together; rows that did not decode have their error."""
 
     columns: list[ColumnInfo]
-    rows: list[Row] = field(default_factory=list)
-    failed: dict[int, errors.OneContainerError] = field(default_factory=dict)
+    rows: list[Row]
+    failed: dict[int, errors.OneContainerError]
 
-    def add(self, decoded: batches.Rows) -> None:
+    def add(self, other: Chunk) -> None:
         start = len(self.rows)
-        self.rows += decoded.rows
-        for index, error in decoded.failed.items():
+        self.rows += other.rows
+        for index, error in other.failed.items():
             self.failed[start + index] = error
 
 
@@ -89,14 +89,14 @@ async def bulk_insert(database: Database, requests: AsyncIterator[Request]) -> d
     refuse_options(first.options, "options", conditional=conditional, delete=False)
     if not 0 <= first.max_failures <= MAX_FAILURES:
         raise errors.FieldInvalid("max_failures", f"must be from 0 to {MAX_FAILURES}")
+    source = Source(table, first)
     writer = Writer(database, table, first.mode, first.max_failures or DEFAULT_FAILURES)
-    # The next messages are read while a chunk is being written.
-    queue: asyncio.Queue[Request | None] = asyncio.Queue(QUEUED_MESSAGES)
-    await queue.put(first)
-    reader = asyncio.create_task(_read(requests, queue))
+    # The next messages are read and decoded while a chunk is being written.
+    queue: asyncio.Queue[Chunk | None] = asyncio.Queue(QUEUED_MESSAGES)
+    reader = asyncio.create_task(source.read(requests, queue))
     try:
         with contextlib.suppress(_TooManyFailures):
-            await _write_all(writer, first, queue)
+            await _write_all(writer, queue)
         if not writer.outcome.response.ended_early:
             await reader
     finally:
@@ -105,53 +105,54 @@ async def bulk_insert(database: Database, requests: AsyncIterator[Request]) -> d
     return writer.outcome.response
 
 
-async def _read(requests: AsyncIterator[Request], queue: asyncio.Queue[Request | None]) -> None:
-    try:
-        async for request in requests:
-            await queue.put(request)
-    finally:
-        # Also when the caller broke off: the writer must not wait for ever.
-        with contextlib.suppress(asyncio.CancelledError):
-            await queue.put(None)
-
-
-async def _write_all(writer: Writer, first: Request, queue: asyncio.Queue[Request | None]) -> None:
-    chunk: Chunk | None = None
-    while True:
-        waits = queue.empty()
-        if chunk is not None and (waits or len(chunk.rows) >= CHUNK_ROWS):
+async def _write_all(writer: Writer, queue: asyncio.Queue[Chunk | None]) -> None:
+    """Writes what is there, several messages at once; waits for more only with nothing in hand."""
+    chunk = await queue.get()
+    while chunk is not None:
+        following: Chunk | None = None
+        while len(chunk.rows) < CHUNK_ROWS and not queue.empty():
+            following = queue.get_nowait()
+            if following is None or following.columns != chunk.columns:
+                break
+            chunk.add(following)
+            following = None
+        else:
             await writer.write(chunk)
-            chunk = None
-        request = await queue.get()
-        if request is None:
-            break
-        if request.service not in ("", first.service) or request.table not in ("", first.table):
-            raise errors.FieldInvalid("table", "is another one than in the first message")
-        if not request.HasField("batch"):
+            chunk = await queue.get()
             continue
-        columns = writer.columns(request.batch)
-        if chunk is not None and chunk.columns != columns:
-            await writer.write(chunk)
-            chunk = None
-        chunk = chunk or Chunk(columns)
-        chunk.add(batches.decode(columns, request.batch))
-    if chunk is not None:
         await writer.write(chunk)
+        chunk = following
 
 
-class Writer:
-    """Writes chunks into one table and keeps the outcome of every row."""
+class Source:
+    """Decodes the messages of a call into chunks."""
 
-    def __init__(self, database: Database, table: TableInfo, mode: int, max_failures: int) -> None:
-        self._database = database
+    def __init__(self, table: TableInfo, first: Request) -> None:
         self._table = table
-        self._mode = mode
-        self._max_failures = max_failures
+        self._first = first
         self._columns: list[ColumnInfo] = []
         self._names: list[str] = []
-        self.outcome = Outcome()
 
-    def columns(self, batch: record_pb2.RecordBatch) -> list[ColumnInfo]:
+    async def read(self, requests: AsyncIterator[Request], queue: asyncio.Queue[Chunk | None]) -> None:
+        """Ends with None in the queue, whatever happens: the writer must not wait for ever."""
+        try:
+            await self._put(self._first, queue)
+            async for request in requests:
+                await self._put(request, queue)
+        finally:
+            with contextlib.suppress(asyncio.CancelledError):
+                await queue.put(None)
+
+    async def _put(self, request: Request, queue: asyncio.Queue[Chunk | None]) -> None:
+        if request.service not in ("", self._first.service) or request.table not in ("", self._first.table):
+            raise errors.FieldInvalid("table", "is another one than in the first message")
+        if request.HasField("batch"):
+            columns = self._columns_of(request.batch)
+            decoded = batches.decode(columns, request.batch)
+            if decoded.rows:
+                await queue.put(Chunk(columns, decoded.rows, decoded.failed))
+
+    def _columns_of(self, batch: record_pb2.RecordBatch) -> list[ColumnInfo]:
         """The batch's columns, or those of the message before."""
         if batch.columns and list(batch.columns) != self._names:
             names = list(batch.columns)
@@ -165,6 +166,17 @@ class Writer:
         if not self._columns:
             raise errors.FieldRequired("batch.columns", "is required in the first batch")
         return self._columns
+
+
+class Writer:
+    """Writes chunks into one table and keeps the outcome of every row."""
+
+    def __init__(self, database: Database, table: TableInfo, mode: int, max_failures: int) -> None:
+        self._database = database
+        self._table = table
+        self._mode = mode
+        self._max_failures = max_failures
+        self.outcome = Outcome()
 
     async def write(self, chunk: Chunk) -> None:
         """One transaction. Raises `_TooManyFailures` when the call is to end."""
@@ -252,4 +264,4 @@ def _hashable(row: Any) -> tuple[Any, ...]:
 
 
 def _status(error: errors.OneContainerError) -> status_pb2.Status:
-    return to_status(error, hop=error.hop or "sidecar")
+    return to_status(error)
