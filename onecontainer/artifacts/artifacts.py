@@ -193,15 +193,20 @@ class Artifacts:
             expire_time = now + upload.ttl if upload.ttl and upload.attempt is None else None
             made = replace(artifact, create_time=now, expire_time=expire_time)
             request_hash = upload.request_hash(artifact.sha256) if request_key else None
-            sql.insert(connection, made, request_key, request_hash)
+            try:
+                with connection.begin_nested():
+                    sql.insert(connection, made, request_key, request_hash)
+            except IntegrityError:
+                # Another gateway was faster with the same request_id; now its artifact is found.
+                first = self._replayed(connection, upload, artifact)
+                if first is None:
+                    raise
+                sql.add_garbage(connection, artifact.id)
+                return first
             return made
 
         try:
-            try:
-                return await self._database.write(record)
-            except IntegrityError:
-                # Another gateway was faster with the same request_id; now its artifact is found.
-                return await self._database.write(record)
+            return await self._database.write(record)
         except (LeaseLost, RequestIdReused):
             # These are sure: there is no row. After any other error there may be one, and the sweeper decides.
             await self._store.delete(artifact.id)

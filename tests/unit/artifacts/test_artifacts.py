@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
+from sqlalchemy.engine import Connection
 
 from onecontainer.artifacts import sql
+from onecontainer.artifacts.artifacts import Artifacts
 from onecontainer.artifacts.model import Attempt, State, Upload
 from onecontainer.errors import (
     DataCorrupt,
@@ -150,6 +152,39 @@ async def test_replays_at_the_same_time(world: World) -> None:
     assert len({artifact.id for artifact in made}) == 1
     await world.sweeper.sweep()
     assert set(world.store.blobs) == {made[0].id}
+
+
+async def test_another_gateway_is_faster_with_the_same_request_id(world: World) -> None:
+    """Between our look and our row comes the row of another gateway, which only PostgreSQL allows: here the clock brings it."""
+    attempt = world.jobs.start("jobs/j", 1, principal="p", instance="i")
+    first = await world.upload(b"abc", attempt=attempt, request_id="r")
+    upload = Upload(attempt=attempt, request_id="r")
+    key, request_hash = upload.request_key("p"), upload.request_hash(first.sha256)
+    await world.database.write(lambda c: sql.forget_request(c, first.id))
+    connections = []
+    principal_of = world.jobs.principal_of
+
+    class Jobs:
+        user_of = world.jobs.user_of
+
+        def principal_of(self, connection: Connection, attempt: Attempt, identity: object) -> str:
+            connections.append(connection)
+            return principal_of(connection, attempt, identity)
+
+    class Clock:
+        def now(self) -> int:
+            table = sql.artifacts
+            values = {"request_key": key, "request_hash": request_hash}
+            connections[-1].execute(table.update().where(table.c.id == first.id).values(values))
+            return world.clock.now()
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"abc"
+
+    artifacts = Artifacts(world.database, world.store, Jobs(), Clock())
+    assert await artifacts.upload(upload, parts(), principal="x") == first
+    await world.sweeper.sweep()
+    assert set(world.store.blobs) == {first.id}
 
 
 # --- attempts ----------------------------------------------------------------------------------------------------------
