@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+import certifi
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HEAD_LIMIT = 32 * 1024
@@ -77,7 +80,7 @@ class EgressGuard:
 
     def environment(self) -> dict[str, str]:
         """What sends a child's HTTP traffic here. `no_proxy` empty: loopback too."""
-        return {"http_proxy": self.address, "no_proxy": ""}
+        return {"http_proxy": self.address, "no_proxy": "", "SSL_CERT_FILE": certificate_authorities()}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -131,6 +134,11 @@ class EgressGuard:
                     await back
         finally:
             upstream.close()
+
+
+def certificate_authorities() -> str:
+    """File of the authorities that HTTPS sources are verified by: the system's, else those of Mozilla."""
+    return ssl.get_default_verify_paths().cafile or certifi.where()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

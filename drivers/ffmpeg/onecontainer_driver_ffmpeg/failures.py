@@ -12,6 +12,10 @@ _TOO_LARGE, _NO_MEMORY = "File too large", "Cannot allocate memory"
 _LEVEL = re.compile(r"\[(fatal|error)\]")
 
 
+def too_large(at: str) -> errors.LimitExceeded:
+    return errors.LimitExceeded(f"{at} grew over the bound on size (option max_output_bytes, limits.max_output_bytes)")
+
+
 def complaints(lines: list[str]) -> str:
     """What a process that ended well still had to say about errors, as in a source that breaks off. Empty: nothing."""
     return " | ".join([line for line in lines if _LEVEL.search(line)][-3:])
@@ -21,9 +25,7 @@ def process_failure(return_code: int, lines: list[str], at: str) -> errors.OneCo
     """The error for an output whose process ended with `return_code` after these last lines."""
     text = "\n".join(lines)
     if _TOO_LARGE in text or return_code == 256 - 27:
-        return errors.LimitExceeded(
-            f"{at} grew over the bound on its size (option max_output_bytes, limits.max_output_bytes)"
-        )
+        return too_large(at)
     if _NO_MEMORY in text or return_code == 256 - 12:
         return errors.LimitExceeded(
             f"{at} needs more memory than the bound (option max_memory_bytes, limits.max_memory_bytes)"

@@ -274,7 +274,7 @@ class _Run:
         if self._stopping:
             output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
             return
-        if output.over_size:
+        if output.over_size or self._bytes_made() > self._bounds.file_bytes > 0:
             self._fail(output, too_large(plan.at))
             return
         if code != 0 and not (self.finishing and code in (_INTERRUPTED, -signal.SIGTERM)):

@@ -173,7 +173,7 @@ def bind_output(
         command += ["-threads", str(threads)]
     if output.HasField("start_offset") and any(one.looped for one in inputs):
         command += ["-ss", _time(seconds(output.start_offset))]
-    command += ["-t", _time(cut)] if cut is not None else []
+    command += ["-t", _time(cut)]
     command += [*draft.muxer_arguments, "-f", draft.container.muxer, f"file:{path}"]
     return OutputPlan(
         draft.request.key,
@@ -209,8 +209,8 @@ def _input_arguments(one: BoundInput, output: output_pb2.Output, threads: int, c
 
 def _lengths(
     draft: OutputDraft, lengths: Sequence[float | None], settings: Settings, limits: pipeline_pb2.PipelineLimits
-) -> tuple[float | None, float, float | None]:
-    """Expected length, the bound that holds, and where to cut (None: nowhere)."""
+) -> tuple[float | None, float, float]:
+    """Expected length (None: not known), the bound that holds, and where to cut."""
     limit = settings.max_media_duration
     if limits.HasField("max_media_duration"):
         limit = min(limit, seconds(limits.max_media_duration))
@@ -223,7 +223,8 @@ def _lengths(
         raise errors.FieldInvalid(f"{draft.at}.start_offset", "is at or after the end of the inputs")
     if expected is not None and expected > limit:
         raise errors.LimitExceeded(f"{draft.at} would be {expected:.1f} s long, and {limit:.1f} s are allowed")
-    return expected, limit, asked if asked is not None else None if expected is not None else limit
+    # The bound is on every command: filters such as `loop` and `apad` go on for ever, whatever the inputs are.
+    return expected, limit, limit if asked is None else asked
 
 
 def _find_tracks(stream: StreamDraft, inputs: Sequence[BoundInput]) -> list[tuple[int, StreamInfo]] | None:

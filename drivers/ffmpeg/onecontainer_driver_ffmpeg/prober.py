@@ -12,7 +12,7 @@ from onecontainer.api.media.v1.media_info_pb2 import MediaInfo
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg import allowed
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
-from onecontainer_driver_ffmpeg.egress import EgressGuard
+from onecontainer_driver_ffmpeg.egress import EgressGuard, certificate_authorities
 from onecontainer_driver_ffmpeg.media_info import media_info
 from onecontainer_driver_ffmpeg.process import Bounds, Finished, run
 from onecontainer_driver_ffmpeg.sources import OpenedSource
@@ -31,6 +31,9 @@ def input_options(source: OpenedSource, capabilities: Capabilities) -> dict[str,
         options["format_whitelist"] = ",".join(sorted(capabilities.demuxers_allowed(http=source.http)))
     if source.http:
         options["rw_timeout"] = str(int(_READ_TIMEOUT * 1_000_000))
+    if source.address.startswith("https:"):
+        # Said outright: FFmpeg before version 9 does not verify by default, and a static build finds no authorities by itself.
+        options |= {"tls_verify": "1", "ca_file": certificate_authorities()}
     return options | dict(source.demuxer_options)
 
 

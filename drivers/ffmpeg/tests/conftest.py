@@ -128,7 +128,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough to be still under way when a test wants it to."""
-    return make_demo_clip(tmp_path_factory.mktemp("clips") / "long.mp4", seconds=120, width=640, height=360)
+    return make_demo_clip(tmp_path_factory.mktemp("clips") / "long.mp4", seconds=60, width=640, height=360)
 
 
 @pytest.fixture(scope="session")
@@ -146,3 +146,16 @@ def make_media(ffmpeg: str, path: Path, *arguments: str) -> Path:
         [ffmpeg, "-nostdin", "-loglevel", "error", "-y", *arguments, str(path)], check=True, capture_output=True
     )
     return path
+
+
+def processes_of(folder: Path) -> list[int]:
+    """ffmpeg processes that write into `folder`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes()
+            if str(folder).encode() in command and b"-progress" in command and b"child.py" not in command:
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -31,7 +33,7 @@ Answer = Callable[[str], tuple[str, dict[str, str], bytes]]
 
 
 @contextlib.asynccontextmanager
-async def web_server(answer: Answer) -> AsyncIterator[tuple[str, list[str]]]:
+async def web_server(answer: Answer, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[str]]]:
     """An HTTP server with what `answer` gives for a path; yields its host:port and the paths that were asked for."""
     asked: list[str] = []
 
@@ -47,7 +49,7 @@ async def web_server(answer: Answer) -> AsyncIterator[tuple[str, list[str]]]:
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
     finally:
@@ -135,6 +137,41 @@ async def test_http_from_an_allowed_host(bench: Bench, clip: Path) -> None:
         result = await bench.driver.run_pipeline(request, bench.context())
     assert result.outputs[0].files
     assert "secret" not in str(result)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_https_is_verified(
+    bench: Bench, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    certificate, key = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with web_server(lambda _path: ("200 OK", {}, clip.read_bytes()), tls) as (host, asked):
+        address = host.replace("127.0.0.1", "localhost")
+        await bench.attach(source_hosts=[address])
+        source = MediaSource(url=f"https://{address}/clip.mp4")
+        if not trusted:
+            with pytest.raises(errors.DataInvalid):
+                await probe(bench, source)
+            assert not asked
+            return
+        assert (await probe(bench, source)).streams[0].video.width == 320
+        request = media_pb2.RunPipelineRequest(
+            inputs=[Input(source=source)], outputs=[Output(key="out", file=FileOutput(container="wav"))]
+        )
+        result = await bench.driver.run_pipeline(request, bench.context())
+        assert result.outputs[0].files
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost that signs itself, and its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
 
 
 @pytest.mark.parametrize("how", ["redirect", "playlist", "segment-redirect"])
