@@ -173,6 +173,7 @@ class Gateway:
         stack.push_async_callback(self._drain, public, health_servicer)
         # Before the drain, which would otherwise wait for watches that never end by themselves.
         stack.callback(catalog.close)
+        stack.callback(changes.close)
         # What start-up made stays for ever: the collector need not look through it again and again, and hold calls up meanwhile.
         gc.collect()
         gc.freeze()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from onecontainer.errors import Draining
 from onecontainer.jobs.ledger import Changed
 from onecontainer.jobs.model import State
 
@@ -39,6 +40,21 @@ class Changes:
         self._jobs: dict[str, set[Bell]] = {}
         self._queues: dict[str, set[Bell]] = {}
         self._listeners: list[Listener] = []
+        self._closed = False
+
+    def close(self) -> None:
+        """The gateway stops: who watches a job is told to go on elsewhere."""
+        self._closed = True
+        for bells in self._jobs.values():
+            for bell in bells:
+                bell.ring()
+
+    async def next_of(self, bell: Bell, timeout: float) -> None:
+        """Waits for a change of a job, at most ``timeout`` seconds. Raises Draining if the gateway stops."""
+        if not self._closed:
+            await bell.wait(timeout)
+        if self._closed:
+            raise Draining("the gateway is stopping; watch again from the last sequence", retry_after=2.0)
 
     def listen(self, listener: Listener) -> None:
         """Calls ``listener`` with every change, in order; it must not block."""

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,3 +202,17 @@ def test_sigterm_drains_a_running_job_or_gives_it_back(scene: Scene) -> None:
     scene.gateway.start()
     with scene.client() as client:
         assert client.jobs.handle(job).wait(timeout=60).state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+def test_watches_end_at_once_when_the_gateway_stops(scene: Scene) -> None:
+    """They never end by themselves, and must not hold the drain up; whoever waits goes on at the next gateway."""
+    job = scene.submit("Work", steps=20)
+    until(lambda: scene.lines(job, "begin"), "begun")
+    with scene.client() as client, ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: client.jobs.handle(job).wait(timeout=60))
+        begin = time.monotonic()
+        assert scene.gateway.stop() == 0
+        # The drain alone would wait 30 s for a stream that is open.
+        assert time.monotonic() - begin < 25
+        scene.gateway.start()
+        assert waiting.result().state == job_pb2.JOB_STATE_SUCCEEDED
