@@ -29,6 +29,7 @@ from onecontainer.gateway import onward
 from onecontainer.jobs.jobs import Entry
 from onecontainer.rpc.server import Authenticator, Call, Context, end, header
 from onecontainer.rpc.streams import confirmed
+from onecontainer.rpc.writing import send_all
 from onecontainer.sidecars.model import Endpoint
 
 SERVICE_KEY = "onecontainer-service"
@@ -174,17 +175,17 @@ class Relay(grpc.GenericRpcHandler):
         if multicallable is None:
             multicallable = endpoint.calls[path] = _multicallable(endpoint.channel, path, shape)
         remaining = onward.time_left(context)
-        sent: Any = first
-        if shape[0]:
-            # Else the sidecar would be told that a caller who breaks off has said all.
-            sent = confirmed(requests, context)
-            if first is not None:
-                sent = _behind(first, sent)
         rpc = multicallable(
-            sent,
+            *(() if shape[0] else (first,)),
             timeout=None if remaining is None else onward.shortened(remaining, self._margin),
             metadata=onward.metadata(metadata, endpoint, entry.name, call.principal),
         )
+        sender = None
+        if shape[0]:
+            # Unconfirmed, the sidecar would be told that a caller who breaks off has said all.
+            sent = confirmed(requests, context)
+            # Sent by us: given the requests, gRPC would lose the status of a sidecar that ends the call before they do.
+            sender = asyncio.create_task(send_all(rpc, sent if first is None else _behind(first, sent)))
         try:
             await onward.pass_initial(context, rpc)
             if shape[1]:
@@ -197,6 +198,10 @@ class Relay(grpc.GenericRpcHandler):
         except (asyncio.CancelledError, GeneratorExit):
             rpc.cancel()
             raise
+        finally:
+            if sender is not None:
+                sender.cancel()
+                await asyncio.wait([sender])
         await onward.pass_trailing(context, rpc)
 
     # --- the route ---------------------------------------------------------------------------------------------------

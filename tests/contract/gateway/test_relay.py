@@ -33,6 +33,7 @@ from onecontainer.gateway.relay import Relay
 from onecontainer.rpc import status
 from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.server import StaticTokens
+from onecontainer.rpc.writing import send_all
 from onecontainer.sidecars.model import Endpoint
 from tests.fakes.routes import FakeLongRunning, FakeMethod, FakeRouter
 
@@ -226,6 +227,29 @@ async def test_a_typed_error_comes_through_with_its_details(bench: Bench, name: 
     assert raised.value.metadata["hop"] == "backend"
     assert raised.value.metadata["model"] == "x"
     assert raised.value.retry_after == 2.5
+
+
+@pytest.mark.parametrize("name", ["Up", "Both"])
+async def test_an_error_comes_through_while_the_client_still_sends(bench: Bench, name: str) -> None:
+    """The gateway's own write to the sidecar fails then, and must not take the place of the sidecar's answer."""
+
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield CAT
+
+    make: Any = bench.client.stream_stream if name == "Both" else bench.client.stream_unary
+    for _ in range(20):
+        rpc = make(f"/test.Echo/{name}")(timeout=20, metadata=[("do", "fail")])
+        await send_all(rpc, endless())
+        with pytest.raises(ModelNotFound):
+            await _typed(rpc.read() if name == "Both" else _await(rpc))
+
+
+async def _typed(call: Any) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise status.from_rpc_error(error) from None
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
