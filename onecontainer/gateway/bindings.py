@@ -22,6 +22,13 @@ from onecontainer.sidecars.model import InstanceIdentity
 KEPT_AFTER_END = 8 * 86400 * SECOND
 """A request in the artifact store outlives its job's record (7 days), so that the job can be run again; microseconds."""
 
+_STAGED = (
+    sa.select(artifact_rows.artifacts.c.job)
+    .where(artifact_rows.artifacts.c.job.in_(sa.bindparam("jobs", expanding=True)))
+    .where(artifact_rows.artifacts.c.state == ArtifactState.STAGED.value)
+    .distinct()
+)
+
 
 class AttemptArtifacts:
     """What becomes of an attempt's artifacts when the ledger moves its job."""
@@ -32,13 +39,8 @@ class AttemptArtifacts:
         names = [f"jobs/{job}" for job, _ in (*accepted, *dropped)]
         if not names:
             return
-        table = artifact_rows.artifacts
         # Most jobs make no artifacts: one look tells which of them did.
-        staged = set(
-            connection.scalars(
-                sa.select(table.c.job).where(table.c.job.in_(names), table.c.state == ArtifactState.STAGED).distinct()
-            )
-        )
+        staged = set(connection.scalars(_STAGED, {"jobs": names}))
         for job, fence in accepted:
             if f"jobs/{job}" in staged:
                 artifact_rows.promote(connection, f"jobs/{job}", fence)

@@ -257,7 +257,7 @@ class Jobs:
 
     async def get(self, job: str) -> JobView:
         """A job; its result, if it has result_ttl 0, is gone after this delivery."""
-        view = await self.ledger.get(job)
+        view = await self.ledger.get(job, place=True)
         await self._delivered(view)
         return view
 
@@ -283,7 +283,7 @@ class Jobs:
                 if view.row.state in TERMINAL:
                     return
                 # The ring is only a hint: a change through another gateway rings here late, or not at all.
-                await bell.wait(5.0)
+                await self.changes.next_of(bell, 5.0)
 
     async def wait(self, job: str, timeout: float | None) -> JobView:
         """The job once it is terminal, or as it is after ``timeout`` seconds."""
@@ -295,7 +295,7 @@ class Jobs:
                 if view.row.state in TERMINAL or (left is not None and left <= 0):
                     await self._delivered(view)
                     return view
-                await bell.wait(5.0 if left is None else min(5.0, left))
+                await self.changes.next_of(bell, 5.0 if left is None else min(5.0, left))
 
     async def cancel(self, job: str, mode: CancelMode) -> JobView:
         """Asks a job to end; the job as it is then."""

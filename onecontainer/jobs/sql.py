@@ -206,8 +206,8 @@ class SqlLedger:
     async def expire(self, job: str) -> None:
         await self._database.write(lambda c: sql_writes.expire(c, [job], self._artifacts))
 
-    async def get(self, job: str) -> JobView:
-        return await self._database.read(lambda c: sql_reads.get(c, job, self._artifacts))
+    async def get(self, job: str, *, place: bool = False) -> JobView:
+        return await self._database.read(lambda c: sql_reads.get(c, job, self._artifacts, place=place))
 
     async def views(self, jobs: Sequence[str]) -> dict[str, JobView]:
         """Several jobs at once, without attempts, artifacts and queue position."""

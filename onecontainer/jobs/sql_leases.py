@@ -25,6 +25,20 @@ _GRANT = [
     )
 ]
 
+# Statements of the hot path are built once.
+_uid, _now = sa.bindparam("uid", type_=sa.Text), sa.bindparam("now", type_=sa.BigInteger)
+_BUSY = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == _uid, IN_LEASE)
+_BEST = (
+    sa.select(*_GRANT)
+    .where(jobs.c.service_uid == _uid, QUEUED)
+    # What is past its time is the sweeper's, however late that is.
+    .where(jobs.c.total_deadline > _now, sa.or_(jobs.c.queue_deadline == NONE, jobs.c.queue_deadline > _now))
+    .order_by(jobs.c.priority.desc(), jobs.c.position)
+    .limit(sa.bindparam("room", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)
+_REPORTED = sa.select(*sql_writes.DECIDING).where(jobs.c.id.in_(sa.bindparam("ids", expanding=True))).with_for_update()
+
 
 def claim(
     connection: Connection, worker: Worker, limit: int, max_running: int, now: int, lease: int
@@ -33,21 +47,11 @@ def claim(
     if connection.dialect.name == "postgresql":
         # Two gateways that count at the same time would both find the same room.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(worker.service_uid))))
-    busy = connection.scalar(
-        sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == worker.service_uid, IN_LEASE)
-    )
+    busy = connection.scalar(_BUSY, {"uid": worker.service_uid})
     room = min(limit, max_running - int(busy or 0))
     if room <= 0:
         return [], Outcome()
-    rows = connection.execute(
-        sa.select(*_GRANT)
-        .where(jobs.c.service_uid == worker.service_uid, QUEUED)
-        # What is past its time is the sweeper's, however late that is.
-        .where(jobs.c.total_deadline > now, sa.or_(jobs.c.queue_deadline == NONE, jobs.c.queue_deadline > now))
-        .order_by(jobs.c.priority.desc(), jobs.c.position)
-        .limit(room)
-        .with_for_update(skip_locked=True)
-    ).all()
+    rows = connection.execute(_BEST, {"uid": worker.service_uid, "now": now, "room": room}).all()
     outcome = Outcome()
     grants: list[Granted] = []
     updates: list[dict[str, Any]] = []
@@ -124,9 +128,8 @@ def report(
     rng: random.Random,
 ) -> Outcome:
     """Takes what a worker tells. A report with the current fence counts, whatever the clock says; one with an old fence is refused."""
-    rows = {
-        row.id: row for row in sql_writes.select_for_update(connection, jobs.c.id.in_({item.id for item in reports}))
-    }
+    ids = sorted({item.id for item in reports})
+    rows: dict[str, Any] = {row.id: row for row in connection.execute(_REPORTED, {"ids": ids})}
     outcome = Outcome()
     done: list[moves.Move] = []
     notes: dict[str, dict[str, Any]] = {}

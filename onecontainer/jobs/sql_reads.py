@@ -11,10 +11,10 @@ from sqlalchemy.engine import Connection
 from onecontainer.errors import FieldInvalid, ResourceNotFound
 from onecontainer.jobs.ledger import AttemptArtifacts, JobView, Page
 from onecontainer.jobs.model import TERMINAL, State
+from onecontainer.jobs.sql_writes import KEPT_ATTEMPTS
 from onecontainer.jobs.tables import LIVE, QUEUED, attempts, dead_letters, inputs, jobs, labels
 from onecontainer.rpc.filters import micros_of
 
-KEPT_ATTEMPTS = 20
 _SUMMARY = [column for column in jobs.c if column.name not in ("payload", "result", "resume")]
 _ALL = [column for column in jobs.c if column.name not in ("payload", "resume")]
 _COLUMNS = {
@@ -36,20 +36,28 @@ def not_found(job: str) -> ResourceNotFound:
     )
 
 
-def get(connection: Connection, job: str, artifacts: AttemptArtifacts) -> JobView:
-    """A job with its attempts, artifacts and place in the queue.
+# Statements of the hot path are built once.
+_job = sa.bindparam("job", type_=sa.Text)
+_ids: sa.BindParameter[Sequence[str]] = sa.bindparam("ids", expanding=True)
+_GET = sa.select(*_ALL).where(jobs.c.id == _job)
+_VIEWS = sa.select(*_ALL).where(jobs.c.id.in_(_ids))
+_ENDED = sa.select(attempts).where(attempts.c.job == _job).order_by(attempts.c.fence.desc()).limit(KEPT_ATTEMPTS)
+
+
+def get(connection: Connection, job: str, artifacts: AttemptArtifacts, *, place: bool = False) -> JobView:
+    """A job with its attempts and artifacts, and with ``place`` its place in the queue, which takes the longer the deeper it is.
 
     Raises:
         ResourceNotFound: there is no such job.
     """
-    row = connection.execute(sa.select(*_ALL).where(jobs.c.id == job)).one_or_none()
+    row = connection.execute(_GET, {"job": job}).one_or_none()
     if row is None:
         raise not_found(job)
-    ended = connection.execute(
-        sa.select(attempts).where(attempts.c.job == job).order_by(attempts.c.fence.desc()).limit(KEPT_ATTEMPTS)
-    ).all()
+    ended: Sequence[Any] = ()
+    if row.fence > 1 or row.state in TERMINAL:
+        ended = connection.execute(_ENDED, {"job": job}).all()
     position = None
-    if row.state == State.QUEUED:
+    if place and row.state == State.QUEUED:
         ahead = sa.or_(
             jobs.c.priority > row.priority,
             sa.and_(jobs.c.priority == row.priority, jobs.c.position < row.position),
@@ -65,7 +73,7 @@ def views(connection: Connection, ids: Sequence[str]) -> dict[str, JobView]:
     """Jobs by id, without attempts, artifacts and queue position."""
     found: dict[str, JobView] = {}
     for start in range(0, len(ids), 500):
-        rows = connection.execute(sa.select(*_ALL).where(jobs.c.id.in_(ids[start : start + 500])))
+        rows = connection.execute(_VIEWS, {"ids": ids[start : start + 500]})
         found.update((row.id, JobView(row)) for row in rows)
     return found
 
@@ -115,6 +123,9 @@ def _job_condition(name: str, operator: str, value: str) -> sa.ColumnElement[boo
         value = _service_name(value)
     if name in ("retry_of", "job"):
         value = value.removeprefix("jobs/")
+    if name == "retry_of" and value:
+        # In the words of its partial index.
+        return sa.and_(jobs.c.retry_of == value, jobs.c.retry_of != sa.literal_column("''"))
     return _COLUMNS[name] == value
 
 

@@ -14,15 +14,15 @@ _MICROS = sa.BigInteger
 
 
 def _micros(name: str) -> sa.Column[int]:
-    return sa.Column(name, _MICROS, nullable=False, default=0, server_default="0")
+    return sa.Column(name, _MICROS, nullable=False, server_default="0")
 
 
 def _text(name: str) -> sa.Column[str]:
-    return sa.Column(name, sa.Text, nullable=False, default="", server_default="")
+    return sa.Column(name, sa.Text, nullable=False, server_default="")
 
 
 def _int(name: str, default: int = 0) -> sa.Column[int]:
-    return sa.Column(name, sa.Integer, nullable=False, default=default, server_default=str(default))
+    return sa.Column(name, sa.Integer, nullable=False, server_default=str(default))
 
 
 jobs = sa.Table(
@@ -47,11 +47,11 @@ jobs = sa.Table(
     sa.Column("state", sa.SmallInteger, nullable=False),
     _int("priority", 2),
     _int("attempt", 1),
-    sa.Column("fence", sa.BigInteger, nullable=False, default=1, server_default="1"),
+    sa.Column("fence", sa.BigInteger, nullable=False, server_default="1"),
     _int("releases"),
     _int("cancel_mode"),
-    sa.Column("ended_early", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
-    sa.Column("sequence", sa.BigInteger, nullable=False, default=1, server_default="1"),
+    sa.Column("ended_early", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("sequence", sa.BigInteger, nullable=False, server_default="1"),
     _text("instance"),
     # The gateway whose end is the end of the instance too (process sidecars); empty for those that outlive it.
     _text("gateway"),
@@ -70,7 +70,7 @@ jobs = sa.Table(
     sa.Column("resume", sa.LargeBinary),
     sa.Column("result", sa.LargeBinary),
     _text("result_artifact"),
-    sa.Column("result_expired", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
+    sa.Column("result_expired", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("error", sa.LargeBinary),
 )
 
