@@ -75,8 +75,8 @@ def send(
         )
 
 
-def fetch(session: Session, name: str, path: Path, *, resume: bool = True) -> artifact_pb2.Artifact:
-    """Downloads an artifact with a bar."""
+def fetch(session: Session, name: str, path: Path, *, resume: bool = True) -> Path:
+    """Downloads an artifact with a bar; returns the file's path."""
     with transfer(session.screen.console, path.name if path.suffix else short_name(name)) as move:
         return session.client.artifacts.download(name, path, resume=resume, on_progress=move, timeout=session.timeout)
 
@@ -90,7 +90,12 @@ def fetch(session: Session, name: str, path: Path, *, resume: bool = True) -> ar
 @connected
 def download(session: Session, name: str, path: Path, restart: bool) -> None:
     """Download an artifact; its digest is checked. One that was broken off goes on where it was."""
-    show(session, fetch(session, name, path, resume=not restart))
+    found = session.client.artifacts.get(name, timeout=session.timeout)
+    saved = fetch(session, found.name, path, resume=not restart)
+    if session.screen.is_json:
+        session.screen.data({**session.screen.to_json(found), "path": str(saved)})
+    else:
+        session.screen.say(f"{saved}  {size(found.size_bytes)}, SHA-256 {found.sha256.hex()}")
 
 
 COLUMNS = {

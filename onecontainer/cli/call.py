@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -44,6 +44,8 @@ def call(session: Session, method: str, request: list[Any], metadata: tuple[tupl
         show_contract(session, reflection, method)
         return
     found = client.portal.run(reflection.method, method)
+    for name in types_in(request):
+        client.portal.run(reflection.load_symbol, name)
     requests = messages_of(found, request)
     session.use_pool(reflection.pool)
     answers = client.portal.iterate(calling(client.inner, found, requests, metadata))
@@ -68,6 +70,17 @@ def show_contract(session: Session, reflection: Reflection, service: str) -> Non
             for method in found.methods
         ]
     )
+
+
+def types_in(value: Any) -> Iterator[str]:
+    """Names of the messages that are inside an Any: what a job's request holds, say, is in no file that CreateJob needs."""
+    if isinstance(value, dict):
+        if isinstance(value.get("@type"), str):
+            yield value["@type"].rpartition("/")[2]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from types_in(item)
 
 
 def messages_of(method: MethodDescriptor, values: Sequence[Any]) -> list[Message]:

@@ -201,8 +201,8 @@ def transcode(session: Session, service: str, clip: Path, work: Path) -> None:
             result = job.result(pipeline_pb2.RunPipelineResult, on_progress=bar)
         output = result.outputs[0].files[0]
         target = work / "transcoded.mkv"
-        artifact = fetch(session, output.artifact, target)
-        after = client.media.probe(service, artifact.name)
+        fetch(session, output.artifact, target)
+        after = client.media.probe(service, output.artifact)
         session.screen.rows(
             [info_row("before", before, source.size_bytes), info_row("after", after, target.stat().st_size)]
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 EXIT_INTERRUPTED = 130
 
@@ -29,16 +30,16 @@ class LazyGroup(click.Group):
         if cmd_name not in self._lazy:
             return None
         module, _, attribute = self._lazy[cmd_name][0].partition(":")
-        try:
-            command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.startswith("onecontainer"):
-                raise
-            raise click.ClickException(
-                f"`oca {cmd_name}` needs the package {error.name}: pip install 'onecontainer[gateway,cli]'"
-            ) from error
+        command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # click's own would import each command to see whether it is hidden.
+        found = [
+            CompletionItem(name, help=text) for name, (_path, text) in self._lazy.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click's own would import each command for its help.
@@ -51,6 +52,12 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
+        except ModuleNotFoundError as error:
+            package = (error.name or "onecontainer").partition(".")[0]
+            if package == "onecontainer":
+                raise
+            click.echo(f"Error: this needs the package {package}: pip install 'onecontainer[gateway,cli]'", err=True)
+            ctx.exit(1)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:

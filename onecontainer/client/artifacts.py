@@ -85,8 +85,8 @@ class Artifacts:
         resume: bool = True,
         on_progress: OnBytes | None = None,
         timeout: float | None = None,
-    ) -> pb.Artifact:
-        """Writes an artifact to a file, or under its own name into a folder, piece by piece.
+    ) -> Path:
+        """Writes an artifact to a file, or under its own name into a folder, piece by piece; returns the file's path.
 
         Until all is there and its digest is right, the bytes are in a hidden file beside it; `resume` goes on with such a
         file that an earlier download left. A broken connection is resumed in any case.
@@ -118,7 +118,7 @@ class Artifacts:
             partial.unlink()
             raise DataCorrupt(f"{name}: what arrived does not have its size and digest; download it again")
         partial.replace(target)
-        return artifact
+        return target
 
     async def read(
         self, name: str, *, offset: int = 0, limit: int = 0, timeout: float | None = None

@@ -97,13 +97,16 @@ def test_files_go_up_and_come_down(oca, blocking, tmp_path: Path) -> None:
     source.write_bytes(b"content")
     up = json.loads(oca("artifact", "upload", str(source), "-o", "json").stdout)
     assert (up["filename"], up["size_bytes"]) == ("a.bin", "7")
-    assert oca("artifact", "download", up["name"], "--to", str(tmp_path / "b.bin")).exit_code == 0
+    down = oca("artifact", "download", up["name"], "--to", str(tmp_path / "b.bin"))
+    assert down.exit_code == 0
+    assert str(tmp_path / "b.bin") in down.stdout
     assert (tmp_path / "b.bin").read_bytes() == b"content"
     assert oca("artifact", "delete", up["name"]).exit_code == 0
     assert not blocking[1].blobs
 
 
-def test_a_folder_that_is_not_there_is_the_users_mistake(oca, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_the_users_mistake(oca, blocking, tmp_path: Path) -> None:
+    blocking[0].artifacts.upload(b"x")
     result = oca("artifact", "download", "1", "--to", str(tmp_path / "no" / "b"))
     assert result.exit_code == 2
     assert "no folder" in result.stderr

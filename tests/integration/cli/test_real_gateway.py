@@ -115,6 +115,13 @@ def test_any_call_as_a_job(oca: Oca) -> None:
     oca("job", "get", job["name"], code=3)
 
 
+def test_an_any_in_a_request_is_resolved_by_reflection(oca: Oca) -> None:
+    inner = '{"@type": "type.googleapis.com/onecontainer.api.db.v1.ListTablesRequest", "page_size": 5}'
+    method = "onecontainer.api.db.v1.DatabaseService/ListTables"
+    request = f'{{"service": "services/rows", "method": "{method}", "request": {inner}, "validate_only": true}}'
+    assert json.loads(oca("call", "JobService/CreateJob", request).stdout)["method"] == method
+
+
 def test_drivers_say_why_they_do_not_fit(oca: Oca) -> None:
     shown = oca("driver", "match", "--app", "cassandra").stdout
     assert 'the service has "cassandra"' in shown

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import click
@@ -94,3 +96,46 @@ def test_completion_scripts_name_the_program(shell: str) -> None:
     result = CliRunner().invoke(cli, ["completion", shell])
     assert result.exit_code == 0
     assert "_OCA_COMPLETE" in result.output
+
+
+def test_tab_knows_commands_and_options_without_loading_them() -> None:
+    def complete(words: str) -> list[str]:
+        environment = {
+            "_OCA_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        result = CliRunner().invoke(cli, [], prog_name="oca", env=environment)
+        return [line.partition(",")[2] for line in result.output.splitlines()]
+
+    assert complete("oca s") == ["status", "service", "sidecar"]
+    assert complete("oca job w") == ["wait", "watch"]
+    assert "--finish" in complete("oca job cancel --f")
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    code = "import sys; sys.modules['sqlalchemy'] = None; from onecontainer.cli.main import cli; cli(['up'])"
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"ONECONTAINER_DATA_DIR": folder, "ONECONTAINER_LISTEN": "127.0.0.1:0"},
+        )
+    assert result.returncode == 1
+    assert "needs the package sqlalchemy: pip install" in result.stderr
+
+
+def test_what_only_calls_a_gateway_needs_none_of_its_packages() -> None:
+    gone = ("sqlalchemy", "alembic", "docker", "aiokafka")
+    code = f"import sys; sys.modules.update(dict.fromkeys({gone!r})); from onecontainer.cli.main import cli; cli(['service', 'list'])"
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"ONECONTAINER_DATA_DIR": folder, "ONECONTAINER_ADDRESS": "127.0.0.1:1"},
+        )
+    assert result.returncode == 4, result.stderr
