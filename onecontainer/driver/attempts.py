@@ -71,7 +71,6 @@ class Attempt:
         self._finish_asked = False
         self._stop_error: OneContainerError | None = None
         self._abort_status: status_pb2.Status | None = None
-        self._cancelled = False
         self._lost = False
         self._over = False
 
@@ -181,7 +180,6 @@ class Attempt:
     def cancel(self, why: str = "the job was cancelled") -> None:
         """Stop at once; its outcome is `stopped`, or a success that came first."""
         if self._stop_error is None:
-            self._cancelled = True
             self._stop(Cancelled(why, hop="sidecar"))
 
     def abort(self, reason: status_pb2.Status) -> None:
@@ -194,6 +192,11 @@ class Attempt:
         """The lease is lost: stop at once, there is nothing to report."""
         self._lost = True
         self._stop(LeaseLost("another attempt of this job has been started", hop="sidecar"))
+
+    def give_back(self) -> None:
+        """Not here: its outcome is `released` if its handler has not begun. Without effect if it has."""
+        if self._execution is None and self._stop_error is None:
+            self._stop(Draining("the worker takes no more jobs", retry_after=1.0))
 
     def _abort(self, error: OneContainerError) -> None:
         if self._stop_error is None:
@@ -245,12 +248,15 @@ class Attempt:
             return None
         if self._abort_status is not None:
             return self._abort_status
-        failed = self._failed(error)
-        return lease_pb2.Stopped(error=failed) if self._cancelled and isinstance(error, Cancelled) else failed
+        told = self._stop_error if self._execution is None else self._execution.stop_error
+        if isinstance(told, Cancelled | Draining) and (error is told or isinstance(error, Cancelled)):
+            # By a cancel of the job, or by a drain of this sidecar: the ledger knows what each of them means.
+            return lease_pb2.Stopped(error=self._failed(told))
+        return self._failed(error)
 
     def _settle_unstarted(self, error: OneContainerError) -> None:
         outcome = self._outcome_of(error)
-        if isinstance(error, Draining | NotAttached) and outcome is not None and not self._cancelled:
+        if isinstance(error, Draining | NotAttached) and outcome is not None:
             outcome = lease_pb2.Released(cause=error.message)
         self._settle(outcome)
 

@@ -66,6 +66,8 @@ class Worker:
         """Takes no more jobs; what is granted from now on is given back. A poll that is under way is left to answer."""
         self._claiming = False
         self._slot_free.set()
+        for run in list(self._held.values()):
+            run.attempt.give_back()
 
     async def close(self) -> None:
         """Ends it. The sidecar has ended the attempts before; their last reports are brought to the gateway if it is there."""

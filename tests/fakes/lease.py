@@ -47,6 +47,8 @@ class FakeGateway:
         """So many PollJobs answers get lost on their way."""
         self.acknowledge = asyncio.Event()
         self.acknowledge.set()
+        self.downloads = asyncio.Event()
+        self.downloads.set()
         self.changed = asyncio.Condition()
         self._commands: asyncio.Queue[pb.Command] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
@@ -224,6 +226,7 @@ class FakeGateway:
         self, request: artifact_pb2.DownloadRequest, context: Context
     ) -> AsyncIterator[artifact_pb2.DownloadResponse]:
         artifact, data = self._find(request.name)
+        await self.downloads.wait()
         yield artifact_pb2.DownloadResponse(artifact=artifact)
         for offset in range(request.offset, len(data), 1024 * 1024):
             yield artifact_pb2.DownloadResponse(data=data[offset : offset + 1024 * 1024])

@@ -338,13 +338,37 @@ async def test_stop_claiming(worker: Calls, gateway: FakeGateway, driver: EchoDr
     assert (await gateway.outcome("jobs/1")).HasField("succeeded")
 
 
-async def test_drain_gives_back_and_aborts(worker: Calls, gateway: FakeGateway, driver: EchoDriver) -> None:
-    await gateway.submit(grant(text="wait"))
-    await in_time(driver.entered.wait())
+@pytest.mark.parametrize("method", [WORK, WORK_BLOCKING])
+async def test_drain_stops_what_does_not_end_in_time(
+    worker: Calls, gateway: FakeGateway, driver: EchoDriver, method: str
+) -> None:
+    await gateway.submit(grant(method=method, text="wait"))
+    await until(lambda: driver.contexts)
     request = driver_pb2.DrainRequest(timeout=Duration(nanos=100_000_000))
     assert (await worker.driver.Drain(request, metadata=GOOD)).aborted_count == 1
-    failed = from_status((await gateway.outcome("jobs/1")).failed)
-    assert failed.reason is errors.Reason.DRAINING
+    stopped = from_status((await gateway.outcome("jobs/1")).stopped.error)
+    assert stopped.reason is errors.Reason.DRAINING
+
+
+async def test_what_has_not_begun_is_given_back(worker: Calls, gateway: FakeGateway, driver: EchoDriver) -> None:
+    request = gateway.keep(EchoRequest(text="wait").SerializeToString())
+    gateway.downloads.clear()
+    await gateway.submit(grant("1", request_artifact=request.name), grant("2", text="wait"))
+    await in_time(driver.entered.wait())
+    gateway.command(pb.Command(stop_claiming=pb.StopClaiming()))
+    assert (await gateway.outcome("jobs/1")).HasField("released")
+    driver.release.set()
+    assert (await gateway.outcome("jobs/2")).HasField("succeeded")
+
+
+async def test_a_cancel_before_the_handler_begins(worker: Calls, gateway: FakeGateway, driver: EchoDriver) -> None:
+    request = gateway.keep(EchoRequest(text="wait").SerializeToString())
+    gateway.downloads.clear()
+    await gateway.submit(grant("1", request_artifact=request.name), grant("2", text="wait"))
+    await in_time(driver.entered.wait())
+    gateway.command(pb.Command(job="jobs/1", attempt=1, fence=1, cancel=job_pb2.CANCEL_MODE_ABORT))
+    assert (await gateway.outcome("jobs/1")).HasField("stopped")
+    assert len(driver.contexts) == 1
 
 
 async def test_detach_reports_before_it_answers(worker: Calls, gateway: FakeGateway, driver: EchoDriver) -> None:
