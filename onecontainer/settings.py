@@ -110,7 +110,17 @@ class Settings(BaseSettings):
     # --- jobs ----------------------------------------------------------------------------------------------------------
 
     dispatch_url: str = "embedded://"
-    """How jobs reach workers: `embedded://` (they poll the gateway). Default: `embedded://`."""
+    """How jobs reach workers: `embedded://` (they poll the gateway), or `kafka://HOST:PORT,HOST:PORT`. Default: `embedded://`."""
+
+    kafka_partitions: int = Field(default=4, ge=1)
+    """Partitions of each service's topic; no more workers than that read it at once. Default: 4."""
+
+    kafka_replication_factor: int = Field(default=1, ge=1)
+    """Replicas of each topic; 3 where the cluster has as many brokers. Default: 1."""
+
+    kafka_client: dict[str, str] = Field(default_factory=dict)
+    """Settings of the Kafka clients, in JSON: `security_protocol`, `sasl_mechanism`, `sasl_plain_username`, `sasl_plain_password`,
+    `ssl_cafile`, `ssl_certfile`, `ssl_keyfile`. A value `secrets/NAME` stands for the secret. Default: none."""
 
     lease_duration: float = Field(default=30.0, ge=0.2)
     """Seconds without a heartbeat after which an attempt is lost. Default: 30."""
@@ -181,6 +191,13 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
+    @field_validator("dispatch_url")
+    @classmethod
+    def _known_dispatch(cls, value: str) -> str:
+        if value != "embedded://" and not kafka_servers(value):
+            raise ValueError("is neither embedded:// nor kafka://HOST:PORT,HOST:PORT")
+        return value
+
     @field_validator("listen")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
@@ -218,6 +235,14 @@ class Settings(BaseSettings):
                 if words:
                     found[words[1]] = words[0]
         return found
+
+
+def kafka_servers(dispatch_url: str) -> tuple[str, ...]:
+    """The `HOST:PORT`s of `kafka://HOST:PORT,HOST:PORT`; none if it is another URL or one of them is not that."""
+    scheme, separator, rest = dispatch_url.partition("://")
+    servers = tuple(rest.rstrip("/").split(","))
+    well_formed = all(host and port.isdigit() for host, _, port in (server.rpartition(":") for server in servers))
+    return servers if scheme == "kafka" and separator and well_formed else ()
 
 
 def is_loopback(address: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import grpc
@@ -14,6 +14,7 @@ from onecontainer.driver.artifacts import Metadata, typed_errors
 from onecontainer.errors import FieldInvalid
 from onecontainer.rpc.status import duration
 
+Reject = Callable[[lease_pb2.Rejected], None]
 POLL_SECONDS = 20.0
 ANSWER_SECONDS = 10.0
 """So much longer than its wait a poll may take; then its connection counts as dead."""
@@ -61,11 +62,30 @@ class EmbeddedSource:
         """The channel is the sidecar's."""
 
 
-def make_source(job_source: driver_pb2.JobSource, channel: grpc.aio.Channel, metadata: Metadata) -> Source | None:
-    """The source that Attach names; None: this sidecar runs no jobs. Raises FieldInvalid for one that is not built in."""
+def source_maker(
+    job_source: driver_pb2.JobSource,
+    channel: grpc.aio.Channel,
+    metadata: Metadata,
+    service: str,
+    secrets: Callable[[set[str]], Mapping[str, str]],
+) -> Callable[[Reject], Source] | None:
+    """Makes the source that Attach names, for one who is told of each record that is no job. None: this sidecar runs no jobs.
+
+    `secrets` gives the texts of secrets by name. Raises FieldInvalid for a source that is not installed.
+    """
     kind = job_source.WhichOneof("dispatch")
     if kind is None or job_source.slots == 0:
         return None
-    if kind != "embedded":
-        raise FieldInvalid(f"job_source.{kind}", "this sidecar takes jobs by `embedded` dispatch only")
-    return EmbeddedSource(channel, metadata)
+    if kind == "embedded":
+        return lambda _reject: EmbeddedSource(channel, metadata)
+    if kind != "kafka":
+        raise FieldInvalid(f"job_source.{kind}", "this sidecar takes jobs by `embedded` and `kafka` dispatch only")
+    try:
+        from onecontainer.driver.kafka import KafkaSource
+        from onecontainer.rpc.kafka import client_options
+    except ImportError:
+        raise FieldInvalid(
+            "job_source.kafka", "this sidecar has no Kafka client: pip install 'onecontainer[kafka]' in its environment"
+        ) from None
+    client = client_options(job_source.kafka.client_settings, secrets)
+    return lambda reject: KafkaSource(job_source.kafka, channel, metadata, service, client, reject)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import grpc
 from google.protobuf import any_pb2
@@ -17,7 +18,7 @@ from onecontainer.driver.artifacts import Metadata
 from onecontainer.driver.attempts import Attempt, Outcome
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.reports import Backoff, OnSettled, Reports
-from onecontainer.driver.source import Source, make_source
+from onecontainer.driver.source import Reject, Source, source_maker
 from onecontainer.errors import (
     CredentialsInvalid,
     Draining,
@@ -42,10 +43,15 @@ class Worker:
     """
 
     def __init__(
-        self, sidecar: Sidecar, source: Source, channel: grpc.aio.Channel, metadata: Metadata, slots: int
+        self,
+        sidecar: Sidecar,
+        source: Callable[[Reject], Source],
+        channel: grpc.aio.Channel,
+        metadata: Metadata,
+        slots: int,
     ) -> None:
         self._sidecar = sidecar
-        self._source = source
+        self._source = source(self._reject)
         self._slots = slots
         self._loop = asyncio.get_running_loop()
         stub: job_lease_service_pb2_grpc.JobLeaseServiceAsyncStub = job_lease_service_pb2_grpc.JobLeaseServiceStub(
@@ -138,6 +144,10 @@ class Worker:
             run.outcome(run.attempt, lease_pb2.Released(cause=error.message))
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
             run.outcome(run.attempt, status.to_status(error, hop="sidecar", metadata=run.facts()))
+
+    def _reject(self, record: lease_pb2.Rejected) -> None:
+        """Reports a record that is no job: the ledger's dead letters are the truth about it."""
+        self._reports.add(lease_pb2.Report(rejected=record), None)
 
     @property
     def sidecar(self) -> Sidecar:
@@ -280,7 +290,7 @@ def start_worker(
     sidecar: Sidecar, job_source: driver_pb2.JobSource, channel: grpc.aio.Channel, metadata: Metadata
 ) -> Worker | None:
     """A worker that runs, None if Attach names no source of jobs. Raises FieldInvalid for a source that is not built in."""
-    source = make_source(job_source, channel, metadata)
+    source = source_maker(job_source, channel, metadata, sidecar.facts["service"], sidecar.settings.secrets)
     if source is None:
         return None
     worker = Worker(sidecar, source, channel, metadata, job_source.slots)

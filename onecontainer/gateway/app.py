@@ -43,13 +43,15 @@ from onecontainer.gateway.routing import JobDirectory, Routes
 from onecontainer.jobs import mapping
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
+from onecontainer.jobs.dispatch.port import Dispatch
 from onecontainer.jobs.jobs import Jobs
 from onecontainer.jobs.ledger import Ledger
 from onecontainer.jobs.servicer import JobServicer
 from onecontainer.jobs.servicer_lease import JobLeaseServicer
 from onecontainer.jobs.sql import SqlLedger
+from onecontainer.jobs.sql_outbox import SqlOutbox
 from onecontainer.rpc.server import Call, service_handler
-from onecontainer.settings import Settings, private_folder, runtime_dir
+from onecontainer.settings import Settings, kafka_servers, private_folder, runtime_dir
 from onecontainer.sidecars.folders import Folders
 from onecontainer.sidecars.model import Target
 from onecontainer.sidecars.policy import Policy
@@ -103,10 +105,16 @@ class Gateway:
             lease=settings.lease_duration,
             retention=settings.job_retention,
             request_id_retention=settings.request_id_retention,
+            record_events=bool(kafka_servers(settings.dispatch_url)),
         )
         store = await stack.enter_async_context(FileArtifactStore(folder_of_url(settings.artifact_url)))
         artifacts = Artifacts(database, store, LedgerView(), clock, max_bytes=settings.max_artifact_bytes)
-        dispatch = EmbeddedDispatch(ledger, changes)
+        secrets = SecretStore(settings.secrets_dir)
+
+        def limits(service: str) -> tuple[int, int]:
+            return routes.job_limits(service)  # there by the time that it is asked
+
+        dispatch, publishing = _dispatch(settings, database, ledger, changes, clock, secrets, limits)
 
         def job_source(target: Target) -> driver_pb2.JobSource:
             source = dispatch.source(target.uid)
@@ -116,7 +124,6 @@ class Gateway:
 
         # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases.
         await ledger.lose(other_gateways_than=self._name)
-        secrets = SecretStore(settings.secrets_dir)
         supervisor = Supervisor(
             [ProcessRuntime(), AttachedRuntime()],
             folders=Folders(settings.data_dir, private_folder(self._run_dir())),
@@ -156,6 +163,8 @@ class Gateway:
         tasks = _Tasks()
         await stack.enter_async_context(tasks)
         tasks.start(watch.run(), "instance watch")
+        if publishing is not None:
+            tasks.start(publishing(), "publishing to the broker")
         tasks.start(_sweep(ledger, changes, settings.job_sweep_interval), "job sweeper")
         sweeper = ArtifactSweeper(database, store, LedgerView(), clock)
         tasks.start(sweeper.run(settings.artifact_sweep_interval), "artifact sweeper")
@@ -261,6 +270,31 @@ class Gateway:
         log.info("draining")
         await health_servicer.enter_graceful_shutdown()
         await public.stop(self.settings.gateway_drain_timeout)
+
+
+def _dispatch(
+    settings: Settings,
+    database: Database,
+    ledger: Ledger,
+    changes: Changes,
+    clock: Clock,
+    secrets: SecretStore,
+    limits: Callable[[str], tuple[int, int]],
+) -> tuple[Dispatch, Callable[[], Awaitable[None]] | None]:
+    """The dispatch that is set, and what it does in the background."""
+    servers = kafka_servers(settings.dispatch_url)
+    if not servers:
+        return EmbeddedDispatch(ledger, changes), None
+    # Here, so that a gateway without Kafka starts without its client.
+    from onecontainer.jobs.dispatch.kafka import KafkaDispatch, KafkaSettings
+    from onecontainer.rpc.kafka import client_options
+
+    kafka = KafkaSettings(
+        servers, settings.kafka_partitions, settings.kafka_replication_factor, dict(settings.kafka_client)
+    )
+    client = client_options(settings.kafka_client, secrets.read_all)
+    dispatch = KafkaDispatch(SqlOutbox(database, clock), changes, clock, kafka, limits, client)
+    return dispatch, dispatch.run
 
 
 def _driver_folders(settings: Settings) -> list[tuple[Path, DriverSource]]:

@@ -65,6 +65,10 @@ class Routes:
         limits = Limits(record.job_limits.max_running or slots, record.max_queued, record.default_max_attempts)
         return Entry(record.name, record.uid, methods, None, limits, record.assigned_driver)
 
+    def job_limits(self, service: str) -> tuple[int, int]:
+        """Slots that a service's sidecar announces, and how many jobs may run at once if its operator limits that (0: not)."""
+        return self.entry(service).limits.max_running, self._catalog.resolve(service).job_limits.max_running
+
     def endpoint(self, entry: Entry) -> Endpoint:
         endpoint = self._supervisor.endpoint(entry.uid)
         if endpoint is not None:

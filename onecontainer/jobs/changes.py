@@ -40,6 +40,7 @@ class Changes:
         self._jobs: dict[str, set[Bell]] = {}
         self._queues: dict[str, set[Bell]] = {}
         self._listeners: list[Listener] = []
+        self._on_work: list[Callable[[str], None]] = []
         self._closed = False
 
     def close(self) -> None:
@@ -60,6 +61,10 @@ class Changes:
         """Calls ``listener`` with every change, in order; it must not block."""
         self._listeners.append(listener)
 
+    def on_work(self, callback: Callable[[str], None]) -> None:
+        """Calls ``callback`` with a service's uid when it may have a job to take; it must not block."""
+        self._on_work.append(callback)
+
     def publish(self, changed: Iterable[Changed]) -> None:
         """Tells of changes that are committed."""
         for change in changed:
@@ -77,6 +82,8 @@ class Changes:
 
     def work(self, service_uid: str) -> None:
         """Tells the workers of a service to look."""
+        for callback in self._on_work:
+            callback(service_uid)
         for bell in self._queues.get(service_uid, ()):
             bell.ring()
 

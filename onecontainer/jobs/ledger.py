@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 from google.rpc import status_pb2
@@ -43,6 +44,15 @@ class Granted:
     cancel_mode: int
 
 
+class Decision(Enum):
+    """Why a record's claim gave no grant."""
+
+    SKIP = "skip"
+    """Taken by another, ended, or of an old fence: the record is done with."""
+    RETRY_LATER = "retry later"
+    """The service's concurrency is used up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reported:
     """One report of a worker, decoded: ``kind`` is the name of the oneof's case in ``job.v1.Report``."""
@@ -76,6 +86,7 @@ class Changed:
     left_lease: bool = False
     lost: bool = False
     """True: its attempt was given up without the worker's word; the worker, if it lives, is to stop."""
+    old_state: State | None = None
     orders: bool = False
     """True: this change asks the worker to end the attempt; ``state`` and ``cancel_mode`` tell how."""
 
@@ -137,11 +148,25 @@ class AttemptArtifacts(Protocol):
         ...
 
 
+class Outbox(Protocol):
+    """What has yet to be told to a broker. Rows have the columns of ``jobs`` that a record needs."""
+
+    async def waiting_services(self) -> list[tuple[str, str]]: ...
+    async def to_publish(self, service_uid: str, window: int, max_running: int) -> list[Any]: ...
+    async def published(self, rows: Sequence[Any]) -> None: ...
+    async def publish_again(self, before: int) -> int: ...
+    async def oldest_events(self, limit: int) -> list[Any]: ...
+    async def events_sent(self, last_position: int) -> None: ...
+
+
 class Ledger(Protocol):
     """The truth about jobs. Every method is one transaction; what it returns is committed."""
 
     async def create(self, new: Sequence[NewJob]) -> list[Created]: ...
     async def claim(self, worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]: ...
+    async def claim_records(
+        self, worker: Worker, wanted: Sequence[tuple[str, int]], max_running: int
+    ) -> tuple[list[Granted | Decision], Outcome]: ...
     async def regrant(self, worker: Worker, fences: Sequence[tuple[str, int]]) -> list[Granted]: ...
     async def report(self, worker: Worker, reports: Sequence[Reported]) -> Outcome: ...
     async def cancel(self, job: str, mode: CancelMode) -> Outcome: ...

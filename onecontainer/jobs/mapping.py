@@ -10,7 +10,7 @@ from google.rpc import status_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2, job_pb2
 from onecontainer.api.type.v1 import job_options_pb2, progress_pb2
 from onecontainer.jobs.ledger import Granted, JobView
-from onecontainer.jobs.model import LEASED, TERMINAL, AttemptState, NewJob, State
+from onecontainer.jobs.model import LEASED, TERMINAL, AttemptState, NewJob, State, shown
 
 ANY_PREFIX = "type.googleapis.com/"
 
@@ -35,12 +35,11 @@ def job_to_proto(view: JobView, now: int = 0, *, summary: bool = False) -> job_p
     """A job; as a summary without result and attempts. ``now`` is for run_duration."""
     row = view.row
     state = State(row.state)
-    shown = State.CANCELLING if state == State.EXPIRING else state
     job = job_pb2.Job(
         name=f"jobs/{row.id}",
         service=row.service,
         method=row.method,
-        state=job_pb2.JobState.ValueType(int(shown)),
+        state=job_pb2.JobState.ValueType(int(shown(state))),
         options=job_options_pb2.JobOptions.FromString(row.options),
         principal=row.principal,
         attempt_count=row.attempt if row.attempt_start_time else row.attempt - 1,

@@ -29,6 +29,11 @@ class State(IntEnum):
     """Its total timeout passed while an attempt ran; the attempt is being aborted."""
 
 
+def shown(state: State) -> State:
+    """The state as the contract has it."""
+    return State.CANCELLING if state == State.EXPIRING else state
+
+
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 LEASED = frozenset({State.RUNNING, State.CANCELLING, State.EXPIRING})
 """States in which an attempt holds the lease."""

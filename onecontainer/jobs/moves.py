@@ -312,6 +312,7 @@ def _freed(row: Row, *, attempt: int) -> dict[str, Any]:
         "attempt_deadline": 0,
         "lease_expiry": 0,
         "progress_time": 0,
+        "published_time": 0,
     }
 
 

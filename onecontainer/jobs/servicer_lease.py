@@ -19,13 +19,15 @@ from onecontainer.errors import (
 from onecontainer.jobs import mapping
 from onecontainer.jobs.changes import Bell, Changes
 from onecontainer.jobs.dispatch.port import Dispatch
-from onecontainer.jobs.ledger import Changed, Ledger, Reported, Worker
+from onecontainer.jobs.ledger import Changed, Decision, Granted, Ledger, Reported, Worker
 from onecontainer.jobs.model import CancelMode, State
 from onecontainer.jobs.servicer import job_id
 from onecontainer.rpc.server import Context, current_call
 from onecontainer.rpc.status import to_status
 
 MAX_GRANTS = 1000
+RETRY_LATER_MICROS = 200_000
+"""After so long a record that met a full service may be claimed again."""
 MAX_BACKLOG = 10_000
 """Reports of one worker that may wait for the ledger; then its stream is not read on, which is the back-pressure."""
 
@@ -68,8 +70,30 @@ class JobLeaseServicer:
         return lease_pb2.PollJobsResponse(grants=[mapping.grant_to_proto(grant, self._lease) for grant in grants])
 
     async def ClaimJobs(self, request: lease_pb2.ClaimJobsRequest, context: Context) -> lease_pb2.ClaimJobsResponse:
-        self._worker()
-        raise StateInvalid("jobs are dispatched by polling here, not over Kafka; use PollJobs")
+        worker, max_running = self._worker()
+        if len(request.claims) > MAX_GRANTS or not 0 <= request.best_queued <= MAX_GRANTS:
+            raise FieldInvalid("claims", f"at most {MAX_GRANTS} claims, and best_queued 0 to {MAX_GRANTS}")
+        response = lease_pb2.ClaimJobsResponse()
+        if request.claims:
+            wanted = [(job_id(claim.job, f"claims[{i}].job"), claim.fence) for i, claim in enumerate(request.claims)]
+            answers, outcome = await self._ledger.claim_records(worker, wanted, max_running)
+            self._changes.publish(outcome.changed)
+            response.results.extend(self._claim_result(answer) for answer in answers)
+        if request.best_queued:
+            grants, outcome = await self._ledger.claim(worker, request.best_queued, max_running)
+            self._changes.publish(outcome.changed)
+            response.grants.extend(mapping.grant_to_proto(grant, self._lease) for grant in grants)
+        return response
+
+    def _claim_result(self, answer: Granted | Decision) -> lease_pb2.ClaimResult:
+        if isinstance(answer, Granted):
+            grant = mapping.grant_to_proto(answer, self._lease)
+            return lease_pb2.ClaimResult(decision=lease_pb2.CLAIM_DECISION_GRANTED, grant=grant)
+        if answer is Decision.SKIP:
+            return lease_pb2.ClaimResult(decision=lease_pb2.CLAIM_DECISION_SKIP)
+        return lease_pb2.ClaimResult(
+            decision=lease_pb2.CLAIM_DECISION_RETRY_LATER, retry_after=mapping.micros(RETRY_LATER_MICROS)
+        )
 
     async def ReportJobs(
         self, requests: AsyncIterator[lease_pb2.ReportJobsRequest], context: Context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from google.rpc import status_pb2
@@ -14,11 +14,12 @@ from onecontainer.clock import Clock
 from onecontainer.database import Database
 from onecontainer.errors import OneContainerError, StateInvalid
 from onecontainer.ids import new_id
-from onecontainer.jobs import moves, sql_leases, sql_reads, sql_writes
+from onecontainer.jobs import moves, sql_leases, sql_outbox, sql_reads, sql_writes
 from onecontainer.jobs.ledger import (
     AttemptArtifacts,
     Changed,
     Created,
+    Decision,
     Granted,
     JobView,
     Outcome,
@@ -29,6 +30,7 @@ from onecontainer.jobs.ledger import (
 from onecontainer.jobs.model import LEASED, SECOND, TERMINAL, CancelMode, NewJob, State
 from onecontainer.jobs.tables import IN_LEASE, LIVE, NONE, QUEUED, WAITING, dead_letters, facts, jobs, request_ids
 
+T = TypeVar("T")
 LAST_SWEEP = "last_sweep"
 _DATABASE_NOW = sa.select(
     sa.cast(sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp()) * SECOND), sa.BigInteger)
@@ -50,8 +52,11 @@ class SqlLedger:
         request_id_retention: float = 7 * 86400.0,
         rng: random.Random | None = None,
         database_clock: bool | None = None,
+        record_events: bool = False,
     ) -> None:
         """Durations in seconds: of a lease, how long ended jobs are kept, and how long request_ids are.
+
+        With ``record_events`` each transition goes to the outbox of events in its transaction.
 
         One clock judges leases: the database's where several gateways share it (``database_clock``; by default on
         PostgreSQL), else ``clock``.
@@ -63,7 +68,22 @@ class SqlLedger:
         self._retention = int(retention * SECOND)
         self._request_id_retention = int(request_id_retention * SECOND)
         self._rng = rng or random.Random()
+        self._record_events = record_events
         self._database_clock = database.dialect == "postgresql" if database_clock is None else database_clock
+
+    async def _write(self, fn: Callable[[Connection], T]) -> T:
+        """One write transaction; what it changes goes to the outbox of events with it."""
+        if not self._record_events:
+            return await self._database.write(fn)
+
+        def run(connection: Connection) -> T:
+            result = fn(connection)
+            changed, created = _told(result)
+            rows = sql_outbox.event_rows(connection, changed, created, self._now(connection))
+            sql_outbox.record_events(connection, rows)
+            return result
+
+        return await self._database.write(run)
 
     def _now(self, connection: Connection) -> int:
         if not self._database_clock:
@@ -71,20 +91,25 @@ class SqlLedger:
         return int(connection.scalar(_DATABASE_NOW) or 0)
 
     async def create(self, new: Sequence[NewJob]) -> list[Created]:
-        return await self._database.write(
+        return await self._write(
             lambda c: sql_writes.create(c, new, self._now(c), self._request_id_retention, self._artifacts)
         )
 
     async def claim(self, worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]:
-        return await self._database.write(
-            lambda c: sql_leases.claim(c, worker, limit, max_running, self._now(c), self._lease)
+        return await self._write(lambda c: sql_leases.claim(c, worker, limit, max_running, self._now(c), self._lease))
+
+    async def claim_records(
+        self, worker: Worker, wanted: Sequence[tuple[str, int]], max_running: int
+    ) -> tuple[list[Granted | Decision], Outcome]:
+        return await self._write(
+            lambda c: sql_leases.claim_records(c, worker, wanted, max_running, self._now(c), self._lease)
         )
 
     async def regrant(self, worker: Worker, fences: Sequence[tuple[str, int]]) -> list[Granted]:
-        return await self._database.write(lambda c: sql_leases.regrant(c, worker, fences, self._now(c), self._lease))
+        return await self._write(lambda c: sql_leases.regrant(c, worker, fences, self._now(c), self._lease))
 
     async def report(self, worker: Worker, reports: Sequence[Reported]) -> Outcome:
-        return await self._database.write(
+        return await self._write(
             lambda c: sql_leases.report(c, worker, reports, self._artifacts, self._now(c), self._lease, self._rng)
         )
 
@@ -99,7 +124,7 @@ class SqlLedger:
                 sql_writes.apply(connection, [moves.cancel(row, now, mode)], self._artifacts, outcome, now)
             return outcome
 
-        return await self._database.write(run)
+        return await self._write(run)
 
     async def cancel_service(self, service_uid: str) -> Outcome:
         def move(row: Any, now: int) -> moves.Move:
@@ -108,7 +133,7 @@ class SqlLedger:
         return await self._move_all(move, jobs.c.service_uid == service_uid, LIVE)
 
     async def refuse_methods(self, service_uid: str, methods: Sequence[str], error: OneContainerError) -> Outcome:
-        return await self._database.write(
+        return await self._write(
             lambda c: sql_writes.refuse(c, service_uid, methods, error, self._artifacts, self._now(c))
         )
 
@@ -127,7 +152,7 @@ class SqlLedger:
             sql_writes.apply(connection, done, self._artifacts, outcome, now)
             return outcome
 
-        return await self._database.write(run)
+        return await self._write(run)
 
     async def sweep(self) -> Outcome:
         """One look at everything that time does to jobs; call it about once a second.
@@ -135,7 +160,7 @@ class SqlLedger:
         After a gap of half a lease since the last one, for example because the gateway was away, every lease is first
         given one full new term: the workers could not renew them.
         """
-        return await self._database.write(self._sweep)
+        return await self._write(self._sweep)
 
     def _sweep(self, connection: Connection) -> Outcome:
         now, outcome = self._now(connection), Outcome()
@@ -201,10 +226,10 @@ class SqlLedger:
                 raise StateInvalid(f"jobs/{job} has not ended (it is {State(rows[0].state).name}); cancel it first")
             sql_writes.delete(connection, [job], self._artifacts)
 
-        await self._database.write(run)
+        await self._write(run)
 
     async def expire(self, job: str) -> None:
-        await self._database.write(lambda c: sql_writes.expire(c, [job], self._artifacts))
+        await self._write(lambda c: sql_writes.expire(c, [job], self._artifacts))
 
     async def get(self, job: str, *, place: bool = False) -> JobView:
         return await self._database.read(lambda c: sql_reads.get(c, job, self._artifacts, place=place))
@@ -256,7 +281,7 @@ class SqlLedger:
         return await self._database.read(lambda c: sql_reads.letter(c, name))
 
     async def redriven(self, name: str, job: str) -> None:
-        await self._database.write(
+        await self._write(
             lambda c: c.execute(dead_letters.update().where(dead_letters.c.id == name).values(redriven_as=job))
         )
 
@@ -268,4 +293,16 @@ class SqlLedger:
             "origin": origin,
             "create_time": self._clock.now(),
         }
-        await self._database.write(lambda c: c.execute(dead_letters.insert(), [row]))
+        await self._write(lambda c: c.execute(dead_letters.insert(), [row]))
+
+
+def _told(result: object) -> tuple[list[Changed], list[str]]:
+    """The changes, and the ids of the jobs created, in what a write gives back."""
+    if isinstance(result, tuple):
+        result = next((part for part in result if isinstance(part, Outcome)), None)
+    if isinstance(result, Outcome):
+        return result.changed, []
+    if isinstance(result, list):
+        made = [one.id for one in result if isinstance(one, Created) and one.error is None and not one.replayed]
+        return [], made
+    return [], []

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from onecontainer.api.type.v1 import job_options_pb2
 from onecontainer.errors import LeaseLost
 from onecontainer.jobs import moves, sql_writes
-from onecontainer.jobs.ledger import AttemptArtifacts, Changed, Granted, Outcome, Reported, Worker
+from onecontainer.jobs.ledger import AttemptArtifacts, Changed, Decision, Granted, Outcome, Reported, Worker
 from onecontainer.jobs.model import LEASED, CancelMode, State
 from onecontainer.jobs.tables import IN_LEASE, NONE, QUEUED, jobs
 
@@ -44,19 +44,91 @@ def claim(
     connection: Connection, worker: Worker, limit: int, max_running: int, now: int, lease: int
 ) -> tuple[list[Granted], Outcome]:
     """Claims the best queued jobs of the worker's service: lane first, then age."""
-    if connection.dialect.name == "postgresql":
-        # Two gateways that count at the same time would both find the same room.
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(worker.service_uid))))
-    busy = connection.scalar(_BUSY, {"uid": worker.service_uid})
-    room = min(limit, max_running - int(busy or 0))
+    room = min(limit, _room(connection, worker.service_uid, max_running))
     if room <= 0:
         return [], Outcome()
-    rows = connection.execute(_BEST, {"uid": worker.service_uid, "now": now, "room": room}).all()
+    rows = connection.execute(
+        sa.select(*_GRANT)
+        .where(jobs.c.service_uid == worker.service_uid, *_claimable(now))
+        .order_by(jobs.c.priority.desc(), jobs.c.position)
+        .limit(room)
+        .with_for_update(skip_locked=True)
+    ).all()
+    return _claimed(connection, worker, rows, now, lease)
+
+
+def claim_records(
+    connection: Connection,
+    worker: Worker,
+    wanted: Sequence[tuple[str, int]],
+    max_running: int,
+    now: int,
+    lease: int,
+) -> tuple[list[Granted | Decision], Outcome]:
+    """Claims the jobs that records name, in their order: a grant each, or why there is none.
+
+    What the same instance holds already with this fence is granted again: the first answer may have been lost.
+    """
+    room = _room(connection, worker.service_uid, max_running)
+    fences = dict(wanted)
+    rows = connection.execute(
+        sa.select(*_GRANT, jobs.c.instance, jobs.c.queue_deadline)
+        .where(jobs.c.id.in_(fences), jobs.c.service_uid == worker.service_uid)
+        .with_for_update()
+    ).all()
+    current = {row.id: row for row in rows if row.fence == fences[row.id]}
+    held = [row for row in current.values() if State(row.state) in LEASED and row.instance == worker.instance]
+    free = [
+        current[job]
+        for job in fences
+        if job in current and current[job].state == State.QUEUED and not _is_late(current[job], now)
+    ]
+    sql_writes.update(connection, [{"b_position": row.position, "lease_expiry": now + lease} for row in held])
+    claimed, outcome = _claimed(connection, worker, free[:room] if room > 0 else [], now, lease)
+    grants = {grant.id: grant for grant in claimed}
+    grants |= {row.id: _grant(row, now, row.attempt_deadline, _options(row)) for row in held}
+    later = {row.id for row in free} - set(grants)
+    answers: list[Granted | Decision] = []
+    for job, fence in wanted:
+        # Popped, so that a second record of the same job in this batch is skipped.
+        grant = grants.pop(job, None) if job in current and fences[job] == fence else None
+        answers.append(grant or (Decision.RETRY_LATER if job in later else Decision.SKIP))
+    return answers, outcome
+
+
+def _is_late(row: Any, now: int) -> bool:
+    # What is past its time is the sweeper's, however late that is.
+    return bool(row.total_deadline <= now or 0 < row.queue_deadline <= now)
+
+
+def _room(connection: Connection, service_uid: str, max_running: int) -> int:
+    """How many more jobs of a service may run."""
+    if connection.dialect.name == "postgresql":
+        # Two gateways that count at the same time would both find the same room.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(service_uid))))
+    busy = connection.scalar(
+        sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == service_uid, IN_LEASE)
+    )
+    return max_running - int(busy or 0)
+
+
+def _claimable(now: int) -> tuple[sa.ColumnElement[bool], ...]:
+    # What is past its time is the sweeper's, however late that is.
+    return (
+        QUEUED,
+        jobs.c.total_deadline > now,
+        sa.or_(jobs.c.queue_deadline == NONE, jobs.c.queue_deadline > now),
+    )
+
+
+def _claimed(
+    connection: Connection, worker: Worker, rows: Sequence[Any], now: int, lease: int
+) -> tuple[list[Granted], Outcome]:
     outcome = Outcome()
     grants: list[Granted] = []
     updates: list[dict[str, Any]] = []
     for row in rows:
-        options = job_options_pb2.JobOptions.FromString(row.options)
+        options = _options(row)
         attempt_timeout = options.attempt_timeout.ToMicroseconds()
         deadline = now + attempt_timeout if attempt_timeout else 0
         grants.append(_grant(row, now, deadline, options))
@@ -75,10 +147,17 @@ def claim(
             }
         )
         outcome.changed.append(
-            Changed(row.id, row.service_uid, State.RUNNING, row.sequence + 1, row.attempt, row.fence, worker.instance)
+            Changed(
+                *(row.id, row.service_uid, State.RUNNING, row.sequence + 1, row.attempt, row.fence, worker.instance),
+                old_state=State.QUEUED,
+            )
         )
     sql_writes.update(connection, updates)
     return grants, outcome
+
+
+def _options(row: Any) -> job_options_pb2.JobOptions:
+    return job_options_pb2.JobOptions.FromString(row.options)
 
 
 def _grant(row: Any, now: int, attempt_deadline: int, options: job_options_pb2.JobOptions) -> Granted:
@@ -162,6 +241,7 @@ def report(
                     *(row.id, row.service_uid, State(row.state), row.sequence + 1, row.attempt, row.fence),
                     row.instance,
                     cancel_mode=row.cancel_mode,
+                    old_state=State(row.state),
                 )
             )
     sql_writes.update(connection, list(notes.values()))

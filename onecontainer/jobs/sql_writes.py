@@ -184,6 +184,7 @@ def apply(
             # Those of the attempt that this is about, not of the next one.
             *(move.row.attempt, move.row.fence, move.row.instance),
             cancel_mode=move.values.get("cancel_mode", move.row.cancel_mode),
+            old_state=State(move.row.state),
             left_lease=State(move.row.state) in LEASED and move.state not in LEASED,
             lost=move.lost,
             orders=move.state in (State.CANCELLING, State.EXPIRING),

@@ -60,6 +60,8 @@ jobs = sa.Table(
     _micros("attempt_start_time"),
     _micros("end_time"),
     _micros("due_time"),
+    # When this fence was brought to the broker; 0: it is not there. Without a broker always 0.
+    _micros("published_time"),
     _micros("queue_deadline"),
     _micros("total_deadline"),
     _micros("attempt_deadline"),
@@ -93,6 +95,7 @@ def _partial(name: str, *columns: sa.ColumnElement[object] | sa.Column[object], 
 
 
 _partial("jobs_ready", jobs.c.service_uid, jobs.c.priority.desc(), jobs.c.position, where=QUEUED)
+_partial("jobs_published", jobs.c.published_time, where=sa.and_(QUEUED, jobs.c.published_time > NONE))
 _partial("jobs_leased", jobs.c.service_uid, where=IN_LEASE)
 _partial("jobs_lease_expiry", jobs.c.lease_expiry, where=IN_LEASE)
 _partial("jobs_due", jobs.c.due_time, where=WAITING)
@@ -104,6 +107,15 @@ _partial("jobs_retry_of", jobs.c.retry_of, where=jobs.c.retry_of != sa.literal_c
 # Lists are newest first, of a service or of a state.
 sa.Index("jobs_service", jobs.c.service, jobs.c.position)
 sa.Index("jobs_state", jobs.c.state, jobs.c.position)
+
+events = sa.Table(
+    "job_events",
+    metadata,
+    # Transitions that have yet to be told to the broker, in their order. Without a broker it stays empty.
+    sa.Column("position", POSITION, primary_key=True, autoincrement=True),
+    sa.Column("job", sa.Text, nullable=False),
+    sa.Column("event", sa.LargeBinary, nullable=False),
+)
 
 attempts = sa.Table(
     "attempts",
