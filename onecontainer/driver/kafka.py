@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 0.05
 """Offsets are committed so often at the most."""
-PAUSED_POLL_MS = 500
+PAUSED_SECONDS = 0.5
+READ_MS = 500
+LEAST_READ_AHEAD = 16
 CLAIM_TIMEOUT = 10.0
 FIRST_LOOK, LAST_LOOK = 0.25, 2.0
 """Seconds without a record after which a worker with free slots asks for the best queued jobs, whatever was published."""
@@ -52,6 +54,7 @@ class KafkaSource:
         service: str,
         client: Mapping[str, Any],
         reject: Reject,
+        slots: int,
     ) -> None:
         self._dispatch = dispatch
         self._stub: job_lease_service_pb2_grpc.JobLeaseServiceAsyncStub = (
@@ -61,9 +64,11 @@ class KafkaSource:
         self._service = service
         self._client = dict(client)
         self._reject = reject
-        self._wanted = 0
+        # What is read ahead does not hold a job back: another worker that is free claims it from the ledger.
+        self._capacity = max(slots, LEAST_READ_AHEAD)
         self._records: deque[tuple[TopicPartition, int, lease_pb2.Claim]] = deque()
         self._arrived = asyncio.Event()
+        self._taken = asyncio.Event()
         self._offsets: dict[TopicPartition, int] = {}
         self._look = FIRST_LOOK
         self._reader: asyncio.Task[None] | None = None
@@ -77,30 +82,26 @@ class KafkaSource:
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
         look = loop.time() + (self._look if wait else 0.0)
-        self._wanted = free
-        try:
-            while True:
-                if self._records:
-                    grants = await self._claim(free)
-                    if grants:
-                        self._look = FIRST_LOOK
-                        return grants
-                    continue
-                left = min(end, look) - loop.time()
-                if left <= 0:
-                    # A record may have been lost, or the service's limit was reached when it came.
-                    grants = await self._best_queued(free)
-                    self._look = FIRST_LOOK if grants else min(self._look * 2, LAST_LOOK)
-                    look = loop.time() + self._look
-                    if grants or loop.time() >= end:
-                        return grants
-                    continue
-                self._arrived.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(left):
-                        await self._arrived.wait()
-        finally:
-            self._wanted = 0
+        while True:
+            if self._records:
+                grants = await self._claim(free)
+                if grants:
+                    self._look = FIRST_LOOK
+                    return grants
+                continue
+            left = min(end, look) - loop.time()
+            if left <= 0:
+                # A record may have been lost, or the service's limit was reached when it came.
+                grants = await self._best_queued(free)
+                self._look = FIRST_LOOK if grants else min(self._look * 2, LAST_LOOK)
+                look = loop.time() + self._look
+                if grants or loop.time() >= end:
+                    return grants
+                continue
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
 
     async def close(self) -> None:
         if self._reader is not None:
@@ -120,6 +121,7 @@ class KafkaSource:
                 if self._records[0][:2] == (partition, offset):
                     self._records.popleft()
             self._done(partition, offset)
+        self._taken.set()
         return [result.grant for result in response.results if result.decision == lease_pb2.CLAIM_DECISION_GRANTED]
 
     async def _best_queued(self, free: int) -> Sequence[lease_pb2.Grant]:
@@ -165,14 +167,18 @@ class KafkaSource:
         committing = asyncio.create_task(self._commit_loop(consumer), name="kafka commits")
         try:
             while True:
-                room = self._wanted - len(self._records)
-                assigned = consumer.assignment()
+                room = self._capacity - len(self._records)
                 if room <= 0:
-                    consumer.pause(*assigned)
-                    await consumer.getmany(timeout_ms=PAUSED_POLL_MS if not self._wanted else 10)
+                    # It goes on being polled, or it would be taken for dead and lose its partitions.
+                    consumer.pause(*consumer.assignment())
+                    await consumer.getmany(timeout_ms=0)
+                    self._taken.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(PAUSED_SECONDS):
+                            await self._taken.wait()
                     continue
                 consumer.resume(*consumer.paused())
-                found = await consumer.getmany(timeout_ms=100, max_records=room)
+                found = await consumer.getmany(timeout_ms=READ_MS, max_records=room)
                 for records in found.values():
                     for record in records:
                         self._take(record)

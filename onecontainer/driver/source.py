@@ -88,4 +88,4 @@ def source_maker(
             "job_source.kafka", "this sidecar has no Kafka client: pip install 'onecontainer[kafka]' in its environment"
         ) from None
     client = client_options(job_source.kafka.client_settings, secrets)
-    return lambda reject: KafkaSource(job_source.kafka, channel, metadata, service, client, reject)
+    return lambda reject: KafkaSource(job_source.kafka, channel, metadata, service, client, reject, job_source.slots)

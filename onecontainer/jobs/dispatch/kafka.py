@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.event.v1 import event_pb2
 from onecontainer.clock import Clock
-from onecontainer.errors import StateInvalid
+from onecontainer.errors import OneContainerError, StateInvalid
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.ledger import Granted, Outbox, Worker
 from onecontainer.jobs.model import SECOND
@@ -73,11 +73,16 @@ class KafkaDispatch:
         self._client = dict(client)
         self._topics: set[str] = set()
         self._wake = asyncio.Event()
-        self._waiting: dict[str, str] = {}
+        self._events = asyncio.Event()
+        self._touched: set[str] = set()
+        self._names: dict[str, str] = {}
         changes.on_work(self._work)
+        changes.listen(lambda _change: self._events.set())
 
     def _work(self, service_uid: str) -> None:
+        self._touched.add(service_uid)
         self._wake.set()
+        self._events.set()
 
     async def poll(
         self, worker: Worker, limit: int, max_running: int, wait: float, held: Sequence[tuple[str, int]]
@@ -125,19 +130,53 @@ class KafkaDispatch:
             backoff = min(backoff * 2, LAST_BACKOFF)
 
     async def _publish(self, producer: AIOKafkaProducer) -> None:
+        """Both halves, until one of them meets an error."""
+        halves = [asyncio.create_task(half(producer)) for half in (self._publish_jobs, self._publish_events)]
+        try:
+            await asyncio.gather(*halves)
+        finally:
+            for half in halves:
+                half.cancel()
+            await asyncio.wait(halves)
+
+    async def _publish_jobs(self, producer: AIOKafkaProducer) -> None:
+        loop = asyncio.get_running_loop()
+        look = loop.time()
         while True:
+            if loop.time() >= look:
+                look = loop.time() + LOOK_AGAIN
+                await self._outbox.publish_again(self._clock.now() - UNCLAIMED)
+                self._names.update((uid, name) for name, uid in await self._outbox.waiting_services())
+                self._touched |= self._names.keys()
+            touched, self._touched = self._touched, set()
             self._wake.clear()
-            await self._outbox.publish_again(self._clock.now() - UNCLAIMED)
-            sent = await self._send_events(producer)
-            for service, service_uid in await self._outbox.waiting_services():
-                sent += await self._send_jobs(producer, service, service_uid)
-            if not sent:
+            for service_uid in touched:
+                # One call tells of many jobs, and a full window is looked at again when a job has left it.
+                if await self._send_jobs(producer, service_uid):
+                    self._work(service_uid)
+            if not self._touched:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN):
+                    async with asyncio.timeout(max(0.0, look - loop.time())):
                         await self._wake.wait()
 
-    async def _send_jobs(self, producer: AIOKafkaProducer, service: str, service_uid: str) -> int:
-        slots, max_running = self._limits(service)
+    async def _publish_events(self, producer: AIOKafkaProducer) -> None:
+        while True:
+            self._events.clear()
+            if not await self._send_events(producer):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN):
+                        await self._events.wait()
+
+    async def _send_jobs(self, producer: AIOKafkaProducer, service_uid: str) -> int:
+        if service_uid not in self._names:
+            self._names.update((uid, name) for name, uid in await self._outbox.waiting_services())
+        if service_uid not in self._names:
+            return 0
+        try:
+            slots, max_running = self._limits(self._names[service_uid])
+        except OneContainerError:
+            del self._names[service_uid]  # its service is gone, and its jobs have been ended
+            return 0
         window = min(MOST_WINDOW, max(LEAST_WINDOW, 2 * slots))
         rows = await self._outbox.to_publish(service_uid, window, max_running)
         if not rows:

@@ -15,14 +15,10 @@ PUBLISHED = sa.text("state = 1 AND published_time > 0")
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("published_time", sa.BigInteger(), server_default="0", nullable=False))
-    op.create_index(
-        "jobs_published", "jobs", ["published_time"], sqlite_where=PUBLISHED, postgresql_where=PUBLISHED
-    )
+    op.create_index("jobs_published", "jobs", ["published_time"], sqlite_where=PUBLISHED, postgresql_where=PUBLISHED)
     op.create_table(
         "job_events",
-        sa.Column(
-            "position", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False
-        ),
+        sa.Column("position", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("job", sa.Text(), nullable=False),
         sa.Column("event", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("position"),
