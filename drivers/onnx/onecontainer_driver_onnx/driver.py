@@ -19,6 +19,7 @@ from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import Attachment, Context, InferenceDriver, ProbeResult, Requests, errors
 from onecontainer_driver_onnx import built_in
 from onecontainer_driver_onnx import predict as prediction
+from onecontainer_driver_onnx.batch import Batches
 from onecontainer_driver_onnx.calls import Calls
 from onecontainer_driver_onnx.config import checked, model_id, version_id
 from onecontainer_driver_onnx.mapping import list_models, model_to_proto, statistics_to_proto
@@ -46,6 +47,7 @@ class _Backend:
     repository: Repository
     sources: Sources
     calls: Calls
+    batches: Batches
     starting: list[Version]
     """Versions that were served before, and the built-in one: they come back before the service is ready."""
 
@@ -102,7 +104,9 @@ class OnnxDriver(InferenceDriver):
             workers,
             Limits(options["max_image_bytes"], options["max_image_pixels"]),
         )
-        self._backend = _Backend(repository, sources, calls, wanted)
+        batches = Batches(calls, attachment.state_dir / "batches", options["max_model_bytes"])
+        await asyncio.to_thread(batches.clean)
+        self._backend = _Backend(repository, sources, calls, batches, wanted)
         self._loader = asyncio.create_task(self._load_all(self._backend))
 
     async def _load_all(self, backend: _Backend) -> None:
@@ -249,6 +253,9 @@ class OnnxDriver(InferenceDriver):
                 yield answer
         finally:
             await answers.aclose()
+
+    async def batch_predict(self, request: pb.BatchPredictRequest, context: Context) -> pb.BatchPredictResult:
+        return await self._attached.batches.run(request, context)
 
 
 def _progress(context: Context) -> Report:

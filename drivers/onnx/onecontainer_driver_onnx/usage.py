@@ -89,6 +89,15 @@ def _functions(service: str) -> list[usage_pb2.UsageFunction]:
             "PredictStream", "Predict for item after item over one stream, a result or an error for each.", **kinds
         ),
         _function(
+            "BatchPredict",
+            "Predict for many artifacts, the files of an archive, or lines of JSON; the answers become an artifact.",
+            _example(
+                "All pictures in an archive",
+                pb.BatchPredictRequest(service=service, source=pb.BatchSource(archive="artifacts/ARCHIVE")),
+            ),
+            **kinds,
+        ),
+        _function(
             "ServeModel",
             "Serves an ONNX model beside those that are there.",
             _example("A classifier that torchvision has trained", serve),
