@@ -162,7 +162,7 @@ def models(session: Session, service: str, model: str) -> None:
 @click.option("--path", default="", help="The model file, in a folder that the service's operator has allowed.")
 @click.option("--built-in", default="", help="A model that comes with the driver.")
 @click.option("--format", "format_", default="", help="Format of the file. Default: found from it.")
-@click.option("--labels", type=FILE, help="Text file with one label a line, in the order of the classes.")
+@click.option("--labels", "label_file", type=FILE, help="Text file with one label a line, in the order of the classes.")
 @click.option("--config", type=JSON, help="Whole ModelConfig as JSON, instead of the options above.")
 @click.option("--replace", is_flag=True, help="Replace a version that has another config.")
 @click.option("--default", "make_default", is_flag=True, help="Make it the service's default model.")
@@ -178,7 +178,7 @@ def serve(
     path: str,
     built_in: str,
     format_: str,
-    labels: Path | None,
+    label_file: Path | None,
     config: list[Any] | None,
     replace: bool,
     make_default: bool,
@@ -197,8 +197,8 @@ def serve(
             setattr(wanted.source, field, value)
     if format_:
         wanted.source.format = format_
-    if labels is not None:
-        wanted.classification.labels.list.names.extend(labels.read_text().splitlines())
+    if label_file is not None:
+        wanted.classification.labels.list.names.extend(label_file.read_text().splitlines())
     job = session.client.ai.serve_model(
         service,
         model,
