@@ -35,4 +35,6 @@ def upgrade(engine: sa.Engine) -> None:
         try:
             command.upgrade(config, "head")
         except CommandError as error:
-            raise StateInvalid(f"the database is of a newer oneContainer than this one ({error}): install that one again") from error
+            raise StateInvalid(
+                f"the database is of a newer oneContainer than this one ({error}): install that one again"
+            ) from error
