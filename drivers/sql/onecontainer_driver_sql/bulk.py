@@ -139,9 +139,15 @@ class Source:
             await self._put(self._first, queue)
             async for request in requests:
                 await self._put(request, queue)
-        finally:
-            with contextlib.suppress(asyncio.CancelledError):
-                await queue.put(None)
+        except asyncio.CancelledError:
+            while not queue.empty():  # nobody makes room any more
+                queue.get_nowait()
+            queue.put_nowait(None)
+            raise
+        except BaseException:
+            await queue.put(None)
+            raise
+        await queue.put(None)
 
     async def _put(self, request: Request, queue: asyncio.Queue[Chunk | None]) -> None:
         if request.service not in ("", self._first.service) or request.table not in ("", self._first.table):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -123,6 +123,9 @@ class Backend(Protocol):
 
     def create_engine(self) -> AsyncEngine: ...
 
+    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+        """SQLAlchemy's execution options of a connection for that use."""
+
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
         """Raises BackendCapabilityMissing or FieldInvalid of ``path``."""
 
@@ -141,9 +144,6 @@ class Backend(Protocol):
 
     def minus(self, codec: Codec, left: Any, right: Any) -> Any: ...
 
-    async def interrupt(self, raw: Any) -> None:
-        """Ends the statement that runs on the driver's connection, whose caller has gone."""
-
     async def copy(
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
@@ -151,7 +151,7 @@ class Backend(Protocol):
 
     def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         """Chunks of ``size()`` rows from a cursor of the backend, read as they are asked for."""
 
     def translate(self, error: BaseException) -> errors.OneContainerError | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -65,6 +66,13 @@ class PostgresBackend:
         sa.event.listen(engine.sync_engine, "checkout", _on_checkout)
         return engine
 
+    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+        if write:
+            return {}
+        if snapshot:
+            return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        return {"isolation_level": "AUTOCOMMIT"}
+
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
         return storage(column_type, path)
 
@@ -110,9 +118,6 @@ class PostgresBackend:
     def minus(self, codec: Codec, left: Any, right: Any) -> Any:
         return left - right
 
-    async def interrupt(self, raw: Any) -> None:
-        """Nothing to do: asyncpg has asked the server to cancel when its caller went."""
-
     async def copy(
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
@@ -124,15 +129,22 @@ class PostgresBackend:
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         compiled = statement.compile(dialect=connection.dialect)
         parameters = compiled.construct_params()
         arguments = [parameters[name] for name in compiled.positiontup or ()]
         await connection.exec_driver_sql("SELECT 1")  # SQLAlchemy begins when it executes, a cursor needs it begun
         raw: Any = (await connection.get_raw_connection()).driver_connection
         cursor = await raw.cursor(str(compiled), *arguments)
-        while rows := await cursor.fetch(size()):
-            yield rows
+        # The server reads one chunk ahead while the caller has the one before.
+        ahead = asyncio.ensure_future(cursor.fetch(size()))
+        try:
+            while rows := await ahead:
+                ahead = asyncio.ensure_future(cursor.fetch(size()))
+                yield rows
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
 
     def translate(self, error: BaseException) -> errors.OneContainerError | None:
         return translate(error)
