@@ -8,13 +8,20 @@ from typing import Any
 import click
 from google.protobuf import json_format
 
-from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2
+from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2, model_pb2
 from onecontainer.cli.job import end_of, follow, options_of, show
 from onecontainer.cli.options import FILE, JSON, JSON_PAIR, job_options, service_option
 from onecontainer.cli.render import enum_name, size
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.ai import InputLike
 from onecontainer.client.names import short_name
+
+
+FORMS = {
+    "classes": inference_pb2.OUTPUT_KIND_CLASSIFICATION,
+    "tensors": inference_pb2.OUTPUT_KIND_TENSORS,
+    "json": inference_pb2.OUTPUT_KIND_JSON,
+}
 
 
 @click.group()
@@ -38,6 +45,11 @@ def ai() -> None:
 @click.option("--version", default="", help="Default: the model's default version.")
 @click.option("--top", type=click.IntRange(1, 1000), default=5, show_default=True, help="Classes per input.")
 @click.option(
+    "--form",
+    type=click.Choice(list(FORMS)),
+    help="Form of the answer. Default: classes of a classifier, else what the model gives.",
+)
+@click.option(
     "--parameter", "parameters", type=JSON_PAIR, multiple=True, help="KEY=VALUE for the model; may be repeated."
 )
 @connected
@@ -50,6 +62,7 @@ def predict(
     model: str,
     version: str,
     top: int,
+    form: str | None,
     parameters: tuple[tuple[str, Any], ...],
 ) -> None:
     """Ask a model of SERVICE about INPUTS: image files, or `artifacts/…` names.
@@ -70,6 +83,7 @@ def predict(
         model=model,
         version=version,
         top_k=top,
+        output=inference_pb2.OutputOptions(kind=FORMS[form]) if form else None,
         parameters=dict(parameters) or None,
         timeout=session.timeout,
     )
