@@ -16,7 +16,6 @@ from onecontainer.cli.session import Session, connected
 from onecontainer.client.ai import InputLike
 from onecontainer.client.names import short_name
 
-
 FORMS = {
     "classes": inference_pb2.OUTPUT_KIND_CLASSIFICATION,
     "tensors": inference_pb2.OUTPUT_KIND_TENSORS,
