@@ -38,6 +38,7 @@ def usage(repository: Repository, service: str, limits: Limits, max_model_bytes:
             max_image_pixels=limits.image_pixels,
             max_items=MAX_ITEMS,
             max_model_bytes=max_model_bytes,
+            max_loaded_models=repository.max_loaded,
             max_models=MAX_VERSIONS,
         ),
         image_media_types=MEDIA_TYPES,
