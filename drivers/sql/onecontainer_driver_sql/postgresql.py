@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -62,8 +63,8 @@ class PostgresBackend:
             connect_args=connect,
             json_deserializer=_same,  # JSON stays text: a float would lose digits
         )
-        sa.event.listen(engine.sync_engine, "connect", _on_connect)
-        sa.event.listen(engine.sync_engine, "checkout", _on_checkout)
+        event.listen(engine.sync_engine, "connect", _on_connect)
+        event.listen(engine.sync_engine, "checkout", _on_checkout)
         return engine
 
     def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
@@ -164,4 +165,4 @@ def _same(value: Any) -> Any:
 def _on_checkout(connection: Any, _: Any, __: Any) -> None:
     # The event loop has noticed when the server closed it: that costs no round trip to know.
     if connection.driver_connection.is_closed():
-        raise sa.exc.DisconnectionError("closed by the server")
+        raise exc.DisconnectionError("closed by the server")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event, exc
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -51,7 +52,7 @@ class SqliteBackend:
             pool_timeout=self._settings.connect_timeout,
             connect_args={"async_creator_fn": open_connection},
         )
-        sa.event.listen(engine.sync_engine, "begin", _on_begin)
+        event.listen(engine.sync_engine, "begin", _on_begin)
         return engine
 
     def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
@@ -205,9 +206,9 @@ _CODES = (
 
 def translate(error: BaseException) -> errors.OneContainerError | None:
     """SQLite's errors as typed ones, by its result codes (https://sqlite.org/rescode.html)."""
-    if isinstance(error, sa.exc.TimeoutError):
+    if isinstance(error, exc.TimeoutError):
         return errors.LimitExceeded("every connection of the pool is busy; raise `pool_size`", retry_after=1.0)
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
     if not isinstance(cause, sqlite3.Error):
         return None
     name = getattr(cause, "sqlite_errorname", "") or ""
