@@ -151,7 +151,8 @@ async def stream_records(
     most = request.batch_size or DEFAULT_BATCH
     by_column = request.encoding == record_pb2.BATCH_ENCODING_COLUMNS
     async with database.reading(snapshot=True) as connection:
-        table = await database.table(connection, request.table)
+        # What was answered cannot be taken back, so a stream does not start on what may be stale.
+        table = await database.fresh_table(connection, request.table)
         made = plan(database, table, request.query)
         statement = made.statement()
         if made.limit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 
 import asyncpg
@@ -83,6 +84,13 @@ async def test_creating_again_is_a_conflict_or_the_table_that_is_there(db: Datab
         db, pb.CreateTableRequest(service=SERVICE, table_id="t", table=other, if_not_exists=True)
     )
     assert again == first
+
+
+async def test_of_many_who_create_it_at_once_all_get_it(db: Database) -> None:
+    table = table_pb2.Table(columns=[column("id", K.TYPE_KIND_INT64)], partition_key=["id"])
+    request = pb.CreateTableRequest(service=SERVICE, table_id="t", table=table, if_not_exists=True)
+    created = await asyncio.gather(*(tables.create_table(db, request) for _ in range(8)))
+    assert all(one == created[0] for one in created)
 
 
 async def test_validate_only_creates_nothing(db: Database) -> None:
