@@ -234,6 +234,15 @@ async def test_nan_is_kept_or_refused(db: Database) -> None:
         assert math.isnan((await page(db, "t")).records[0].fields["v"].double_value)
 
 
+async def test_a_decimal_has_the_digits_that_are_declared(db: Database) -> None:
+    await create(db, "t", column("v", K.TYPE_KIND_DECIMAL, precision=30, scale=3), column("w", K.TYPE_KIND_DECIMAL))
+    number = decimal.Decimal("123456789012345678901234567.5")
+    await writing.insert_records(db, insertion("t", record(v=number, w=number)))
+    fields = (await page(db, "t")).records[0].fields
+    assert codecs.decimal_from_proto(fields["v"].decimal_value).as_tuple().exponent == -3
+    assert fields["w"] == value(number)
+
+
 async def test_numbers_are_taken_as_whole_numbers_too(db: Database) -> None:
     kinds = (K.TYPE_KIND_DOUBLE, K.TYPE_KIND_FLOAT, K.TYPE_KIND_DECIMAL, K.TYPE_KIND_VARINT)
     await create(db, "t", *(column(f"c{index}", kind) for index, kind in enumerate(kinds)))
