@@ -1,7 +1,8 @@
 """The gateway's database: many readers, one writer that commits in groups.
 
 Durability costs one fsync a commit. The writer thread therefore takes all the work that has queued up while the last commit
-was on its way, runs it in one transaction, and only then answers each caller: group commit, as databases do it inside.
+was on its way, runs it in one transaction, and only then answers each caller: group commit, as databases do it inside. Reads
+that wait for a thread share a transaction in the same way.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import asyncio
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 MAX_GROUP = 256
-READERS = 4
+MAX_READ_GROUP = 32
+READERS = 2
+"""More threads would not read more, they would wait for each other and for the interpreter."""
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process's lock on SQLite's file; only a tool can have one, and calls have deadlines."""
 
@@ -91,7 +94,7 @@ def _typed(error: BaseException) -> BaseException:
     return typed
 
 
-class _Write:
+class _Task:
     __slots__ = ("error", "fn", "future", "loop", "value")
 
     def __init__(self, fn: Callable[[Connection], Any], loop: asyncio.AbstractEventLoop) -> None:
@@ -120,43 +123,46 @@ class Database:
         self.url = url
         self.engine = open_engine(url, busy_timeout)
         self.dialect = self.engine.dialect.name
-        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
+        self._writes: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._reading = self.engine.execution_options(onecontainer_read=True)
-        self._writer = threading.Thread(target=self._write_loop, name="db-write", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._write_loop, name="db-write", daemon=True),
+            *(threading.Thread(target=self._read_loop, name=f"db-read-{n}", daemon=True) for n in range(READERS)),
+        ]
         self._open = False
 
     async def __aenter__(self) -> Database:
         self._open = True
-        self._writer.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         self._open = False
         self._writes.put(None)
-        await asyncio.to_thread(self._writer.join)
-        self._readers.shutdown(wait=True)
+        for _ in range(READERS):
+            self._reads.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
         self.engine.dispose()
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
-        """The result of ``fn`` on a connection in a read transaction.
+        """The result of ``fn`` on a connection in a read transaction, which may be shared with other reads.
 
         Raises:
             QueueUnreachable: the database is closed or out of reach.
             QueueCallFailed: it failed in a way that nobody foresaw.
         """
+        return await self._done(self._reads, fn)
 
+    async def _done(self, tasks: queue.SimpleQueue[_Task | None], fn: Callable[[Connection], T]) -> T:
         if not self._open:
             raise _closed()
-
-        def run() -> T:
-            try:
-                with self._reading.connect() as connection, connection.begin():
-                    return fn(connection)
-            except exc.SQLAlchemyError as error:
-                raise _typed(error) from error
-
-        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+        task = _Task(fn, asyncio.get_running_loop())
+        tasks.put(task)
+        result: T = await task.future
+        return result
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
         """The result of ``fn`` once it is committed.
@@ -168,36 +174,44 @@ class Database:
             QueueUnreachable: the database is closed, out of reach, locked or full.
             QueueCallFailed: it failed in a way that nobody foresaw.
         """
-        if not self._open:
-            raise _closed()
-        write = _Write(fn, asyncio.get_running_loop())
-        self._writes.put(write)
-        result: T = await write.future
-        return result
+        return await self._done(self._writes, fn)
+
+    def _read_loop(self) -> None:
+        running = True
+        while running:
+            group, running = _take(self._reads, MAX_READ_GROUP)
+            waiting = deque(group)
+            while waiting:
+                self._read(waiting)
+            self._settle(group)
+
+    def _read(self, waiting: deque[_Task]) -> None:
+        """Runs reads in one transaction. One that fails in the database ends it: the rest is for the next one."""
+        try:
+            with self._reading.connect() as connection, connection.begin():
+                while waiting:
+                    task = waiting[0]
+                    try:
+                        task.value = task.fn(connection)
+                    except exc.SQLAlchemyError:
+                        raise
+                    except BaseException as error:
+                        task.error = error
+                    waiting.popleft()
+        except BaseException as error:
+            if waiting:
+                waiting.popleft().error = _typed(error)
 
     def _write_loop(self) -> None:
         running = True
         while running:
-            first = self._writes.get()
-            if first is None:
-                break
-            group = [first]
-            while len(group) < MAX_GROUP:
-                try:
-                    more = self._writes.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    running = False
-                    break
-                group.append(more)
-            if not self._commit(group):
+            group, running = _take(self._writes, MAX_GROUP)
+            if group and not self._commit(group):
                 # Something in it failed. Once more, each behind a savepoint, so that it alone is undone.
                 self._commit(group, each_alone=True)
             self._settle(group)
-        self._refuse_rest()
 
-    def _commit(self, group: list[_Write], *, each_alone: bool = False) -> bool:
+    def _commit(self, group: list[_Task], *, each_alone: bool = False) -> bool:
         """Runs the group in one transaction. False: it was rolled back, and each has the error that did it."""
         try:
             with self.engine.begin() as connection:
@@ -216,7 +230,7 @@ class Database:
         return True
 
     @staticmethod
-    def _run_alone(connection: Connection, write: _Write) -> None:
+    def _run_alone(connection: Connection, write: _Task) -> None:
         savepoint = connection.begin_nested()
         try:
             write.value = write.fn(connection)
@@ -231,13 +245,13 @@ class Database:
             savepoint.commit()
 
     @staticmethod
-    def _settle(group: list[_Write]) -> None:
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
+    def _settle(group: list[_Task]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Task]] = {}
         for write in group:
             by_loop.setdefault(write.loop, []).append(write)
         for loop, writes in by_loop.items():
 
-            def settle(writes: list[_Write] = writes) -> None:
+            def settle(writes: list[_Task] = writes) -> None:
                 for write in writes:
                     write.settle()
 
@@ -245,14 +259,17 @@ class Database:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle)
 
-    def _refuse_rest(self) -> None:
-        rest: list[_Write] = []
-        while True:
-            try:
-                write = self._writes.get_nowait()
-            except queue.Empty:
-                break
-            if write is not None:
-                write.error = _closed()
-                rest.append(write)
-        self._settle(rest)
+
+def _take(tasks: queue.SimpleQueue[_Task | None], most: int) -> tuple[list[_Task], bool]:
+    """Waits for a task, and takes what has queued up behind it. False: there will be no more for this thread."""
+    group: list[_Task] = []
+    task = tasks.get()
+    while task is not None:
+        group.append(task)
+        if len(group) == most:
+            return group, True
+        try:
+            task = tasks.get_nowait()
+        except queue.Empty:
+            return group, True
+    return group, False

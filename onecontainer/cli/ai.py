@@ -8,13 +8,19 @@ from typing import Any
 import click
 from google.protobuf import json_format
 
-from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2
+from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2, model_pb2
 from onecontainer.cli.job import end_of, follow, options_of, show
 from onecontainer.cli.options import FILE, JSON, JSON_PAIR, job_options, service_option
 from onecontainer.cli.render import enum_name, size
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.ai import InputLike
 from onecontainer.client.names import short_name
+
+FORMS = {
+    "classes": inference_pb2.OUTPUT_KIND_CLASSIFICATION,
+    "tensors": inference_pb2.OUTPUT_KIND_TENSORS,
+    "json": inference_pb2.OUTPUT_KIND_JSON,
+}
 
 
 @click.group()
@@ -38,6 +44,11 @@ def ai() -> None:
 @click.option("--version", default="", help="Default: the model's default version.")
 @click.option("--top", type=click.IntRange(1, 1000), default=5, show_default=True, help="Classes per input.")
 @click.option(
+    "--form",
+    type=click.Choice(list(FORMS)),
+    help="Form of the answer. Default: classes of a classifier, else what the model gives.",
+)
+@click.option(
     "--parameter", "parameters", type=JSON_PAIR, multiple=True, help="KEY=VALUE for the model; may be repeated."
 )
 @connected
@@ -50,6 +61,7 @@ def predict(
     model: str,
     version: str,
     top: int,
+    form: str | None,
     parameters: tuple[tuple[str, Any], ...],
 ) -> None:
     """Ask a model of SERVICE about INPUTS: image files, or `artifacts/…` names.
@@ -70,6 +82,7 @@ def predict(
         model=model,
         version=version,
         top_k=top,
+        output=inference_pb2.OutputOptions(kind=FORMS[form]) if form else None,
         parameters=dict(parameters) or None,
         timeout=session.timeout,
     )
@@ -162,7 +175,7 @@ def models(session: Session, service: str, model: str) -> None:
 @click.option("--path", default="", help="The model file, in a folder that the service's operator has allowed.")
 @click.option("--built-in", default="", help="A model that comes with the driver.")
 @click.option("--format", "format_", default="", help="Format of the file. Default: found from it.")
-@click.option("--labels", type=FILE, help="Text file with one label a line, in the order of the classes.")
+@click.option("--labels", "label_file", type=FILE, help="Text file with one label a line, in the order of the classes.")
 @click.option("--config", type=JSON, help="Whole ModelConfig as JSON, instead of the options above.")
 @click.option("--replace", is_flag=True, help="Replace a version that has another config.")
 @click.option("--default", "make_default", is_flag=True, help="Make it the service's default model.")
@@ -178,7 +191,7 @@ def serve(
     path: str,
     built_in: str,
     format_: str,
-    labels: Path | None,
+    label_file: Path | None,
     config: list[Any] | None,
     replace: bool,
     make_default: bool,
@@ -197,8 +210,8 @@ def serve(
             setattr(wanted.source, field, value)
     if format_:
         wanted.source.format = format_
-    if labels is not None:
-        wanted.classification.labels.list.names.extend(labels.read_text().splitlines())
+    if label_file is not None:
+        wanted.classification.labels.list.names.extend(label_file.read_text().splitlines())
     job = session.client.ai.serve_model(
         service,
         model,

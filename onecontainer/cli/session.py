@@ -11,8 +11,13 @@ from google.protobuf import descriptor_pool
 
 from onecontainer.cli.options import connection_options
 from onecontainer.cli.render import Screen
-from onecontainer.client import DEFAULT_ADDRESS, Client, Tls
+from onecontainer.client import DEFAULT_ADDRESS, Client, RetryPolicy, Tls
 from onecontainer.client.reflection import Reflection
+from onecontainer.errors import OneContainerError
+
+DEFAULT_TIMEOUT = 60.0
+WORTH_A_WORD = 0.5
+"""Seconds of a wait from which on it is told."""
 
 
 class Session:
@@ -30,14 +35,27 @@ class Session:
         self._token = token
         self._tls = tls
         self._client: Client | None = None
+        self._told = False
         self.screen = Screen(output, self.find_types)
 
     @property
     def client(self) -> Client:
         """The client; made on first use."""
         if self._client is None:
-            self._client = Client(self.address, token=self._token, tls=self._tls, timeout=self.timeout or 60.0)
+            self._client = Client(
+                self.address,
+                token=self._token,
+                tls=self._tls,
+                timeout=self.timeout or DEFAULT_TIMEOUT,
+                retry=RetryPolicy(on_retry=self._tell_retry),
+            )
         return self._client
+
+    def _tell_retry(self, error: OneContainerError, wait: float) -> None:
+        """Says once why nothing seems to happen. Short breaks are not worth a word."""
+        if not self._told and wait > WORTH_A_WORD:
+            self._told = True
+            click.echo(f"not available yet, trying again (Ctrl-C ends it): {error.message}", err=True)
 
     def use_pool(self, pool: descriptor_pool.DescriptorPool) -> None:
         """Shows messages of this pool, too."""

@@ -39,6 +39,7 @@ class RetryPolicy:
         stream_attempts: tries of a stream that can be resumed, in a row without a message between them.
         initial_backoff, max_backoff: seconds before the second try, and the most before any.
         multiplier: growth from one wait to the next.
+        on_retry: is told the error and the seconds to the next try; it must not block.
     """
 
     max_attempts: int = 4
@@ -46,6 +47,7 @@ class RetryPolicy:
     initial_backoff: float = 0.1
     max_backoff: float = 3.0
     multiplier: float = 2.0
+    on_retry: Callable[[OneContainerError, float], object] | None = None
 
 
 class Deadline:
@@ -91,7 +93,11 @@ class Backoff:
             full = min(policy.initial_backoff * policy.multiplier ** (self._failures - 1), policy.max_backoff)
             wait = full * (0.5 + self._draw() / 2)
         left = self._deadline.remaining()
-        return None if left is not None and wait >= left else wait
+        if left is not None and wait >= left:
+            return None
+        if policy.on_retry is not None:
+            policy.on_retry(error, wait)
+        return wait
 
 
 class Caller:

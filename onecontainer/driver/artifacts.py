@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from onecontainer.api.artifact.v1 import artifact_pb2, artifact_pb2_grpc
-from onecontainer.errors import DataCorrupt, FieldInvalid
+from onecontainer.errors import Code, DataCorrupt, FieldInvalid, OneContainerError
 from onecontainer.rpc import status
 from onecontainer.rpc.writing import send_all
 
 if TYPE_CHECKING:
     from onecontainer.driver.context import JobAttempt
 
+log = logging.getLogger(__name__)
+
 CHUNK_BYTES = 1024 * 1024
+RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Waits between tries while the gateway is away; the last one is repeated."""
+
+T = TypeVar("T")
 
 Metadata = tuple[tuple[str, str], ...]
 Remaining = Callable[[], float | None]
@@ -33,6 +40,35 @@ def typed_errors() -> Iterator[None]:
         raise status.from_rpc_error(error) from error
 
 
+class Patience:
+    """Tries again while the gateway is away, for an attempt goes on without it. It may be away for longer than the lease."""
+
+    def __init__(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        self._given_up = given_up
+        self._tries = 0
+
+    def reset(self) -> None:
+        """It is there again."""
+        self._tries = 0
+
+    async def bear(self, error: OneContainerError) -> None:
+        """Waits before the next try. Raises the error if it is another one, or if nobody wants the result any more."""
+        if error.code is not Code.UNAVAILABLE or self._given_up():
+            raise error
+        wait = max(RETRY_SECONDS[min(self._tries, len(RETRY_SECONDS) - 1)], error.retry_after or 0.0)
+        self._tries += 1
+        log.info("the gateway is away, next try in %g s: %s", wait, error)
+        await asyncio.sleep(wait)
+
+    async def insist(self, bring: Callable[[], Awaitable[T]]) -> T:
+        """Brings something, in as many tries as that takes."""
+        while True:
+            try:
+                return await bring()
+            except OneContainerError as error:
+                await self.bear(error)
+
+
 class ArtifactLink:
     """The sidecar's way to the ArtifactService: one for all calls."""
 
@@ -41,31 +77,53 @@ class ArtifactLink:
         self.stub: artifact_pb2_grpc.ArtifactServiceAsyncStub = artifact_pb2_grpc.ArtifactServiceStub(channel)
         self.metadata = metadata
 
-    def for_call(self, job: JobAttempt | None, remaining: Remaining) -> Artifacts:
-        """The artifacts as one call, or one attempt, sees them."""
-        return Artifacts(self, job, remaining)
+    def for_call(
+        self, job: JobAttempt | None, remaining: Remaining, given_up: Callable[[], bool] = lambda: False
+    ) -> Artifacts:
+        """The artifacts as one call, or one attempt, sees them. `given_up`: whether it is not worth while to wait for the gateway."""
+        return Artifacts(self, job, remaining, given_up)
 
 
 class Artifacts:
     """Gets and puts artifacts. Every method raises the gateway's typed error: ResourceNotFound, LeaseLost, LimitExceeded, …
 
-    Names are full: `artifacts/{artifact}`.
+    Names are full: `artifacts/{artifact}`. In a job all of it waits for a gateway that is away, and a download goes on where it
+    broke off; in a direct call, whose caller waits, that is an error.
     """
 
-    def __init__(self, link: ArtifactLink, job: JobAttempt | None, remaining: Remaining) -> None:
+    def __init__(
+        self, link: ArtifactLink, job: JobAttempt | None, remaining: Remaining, given_up: Callable[[], bool]
+    ) -> None:
+        self._given_up = given_up if job is not None else lambda: True
         self._link = link
         self._job = job
         self._remaining = remaining
 
     async def get(self, name: str) -> artifact_pb2.Artifact:
         """What is known of an artifact, without its bytes."""
-        with typed_errors():
-            return await self._link.stub.GetArtifact(
-                artifact_pb2.GetArtifactRequest(name=name), metadata=self._link.metadata, timeout=self._remaining()
-            )
+
+        async def bring() -> artifact_pb2.Artifact:
+            with typed_errors():
+                return await self._link.stub.GetArtifact(
+                    artifact_pb2.GetArtifactRequest(name=name), metadata=self._link.metadata, timeout=self._remaining()
+                )
+
+        return await Patience(self._given_up).insist(bring)
 
     async def read(self, name: str, offset: int = 0) -> AsyncIterator[bytes]:
         """The bytes from an offset on, in pieces of at most 1 MiB."""
+        patience = Patience(self._given_up)
+        while True:
+            try:
+                async for piece in self._read_once(name, offset):
+                    patience.reset()
+                    offset += len(piece)
+                    yield piece
+                return
+            except OneContainerError as error:
+                await patience.bear(error)
+
+    async def _read_once(self, name: str, offset: int) -> AsyncIterator[bytes]:
         call = self._link.stub.Download(
             artifact_pb2.DownloadRequest(name=name, offset=offset),
             metadata=self._link.metadata,
@@ -119,7 +177,7 @@ class Artifacts:
         """Uploads a file. `filename` None: the file's own. In a job it is kept only if this attempt's outcome is accepted."""
         size = (await asyncio.to_thread(path.stat)).st_size
         header = self._header(path.name if filename is None else filename, media_type, size, labels)
-        return await self._upload(header, _pieces_of_file(path))
+        return await Patience(self._given_up).insist(lambda: self._upload(header, _pieces_of_file(path)))
 
     async def put_bytes(
         self,
@@ -130,7 +188,8 @@ class Artifacts:
         labels: Mapping[str, str] | None = None,
     ) -> artifact_pb2.Artifact:
         """Uploads bytes, as `put` does with a file."""
-        return await self._upload(self._header(filename, media_type, len(data), labels), _pieces_of_bytes(data))
+        header = self._header(filename, media_type, len(data), labels)
+        return await Patience(self._given_up).insist(lambda: self._upload(header, _pieces_of_bytes(data)))
 
     def _header(
         self, filename: str, media_type: str, size: int, labels: Mapping[str, str] | None

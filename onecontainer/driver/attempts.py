@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import status_pb2
@@ -21,7 +21,6 @@ from onecontainer.errors import (
     AttemptTimeout,
     Cancelled,
     CapabilityMissing,
-    Code,
     Draining,
     FieldRequired,
     LeaseLost,
@@ -38,13 +37,9 @@ log = logging.getLogger(__name__)
 
 INLINE_RESULT_BYTES = 1024 * 1024
 """A larger result is an artifact."""
-RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""Waits between tries to bring a request or a result over while the gateway is away; the last one is repeated."""
 
 Outcome: TypeAlias = lease_pb2.Succeeded | status_pb2.Status | lease_pb2.Stopped | lease_pb2.Released | None
 """How it ended: succeeded, failed, stopped, given back; None: the lease is lost, so there is nothing to report."""
-
-T = TypeVar("T")
 
 
 class Attempt:
@@ -114,7 +109,7 @@ class Attempt:
     async def _bring_request(self, method: DriverMethod) -> None:
         try:
             name, limit = self.grant.request_artifact, self._sidecar.settings.max_message_bytes
-            data = await self._insist(lambda: self._artifacts().read_bytes(name, limit))
+            data = await self._artifacts().read_bytes(name, limit)
             request = self._decode(method, data)
             if self._stop_error is not None:
                 raise self._stop_error
@@ -235,7 +230,7 @@ class Attempt:
         outcome: Outcome
         media_type = f"application/x-protobuf; type={execution.method.result_class.DESCRIPTOR.full_name}"
         try:
-            artifact = await self._insist(lambda: self._artifacts().put_bytes(data, media_type=media_type))
+            artifact = await self._artifacts().put_bytes(data, media_type=media_type)
             outcome = lease_pb2.Succeeded(result_artifact=artifact.name, ended_early=early)
         except asyncio.CancelledError:
             outcome = self._outcome_of(self._stop_error or Cancelled("the attempt was cancelled"))
@@ -282,20 +277,6 @@ class Attempt:
         if link is None:
             raise StateInvalid("this sidecar was attached without `job_source.internal_target`: it has no artifacts")
         return link.for_call(self._job, lambda: None)
-
-    async def _insist(self, bring: Callable[[], Awaitable[T]]) -> T:
-        """Tries again for as long as the gateway is away: the attempt goes on without it, and is told if it is to end."""
-        tries = 0
-        while True:
-            try:
-                return await bring()
-            except OneContainerError as error:
-                if error.code is not Code.UNAVAILABLE:
-                    raise
-                wait = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
-                log.info("the gateway is away; %s tries again in %g s: %s", self.grant.job, wait, error)
-                await asyncio.sleep(max(wait, error.retry_after or 0.0))
-                tries += 1
 
 
 def _seconds(duration: Duration) -> float:

@@ -31,7 +31,7 @@ def deadline_margin(remaining: float) -> float:
 
     It is relative because gRPC rounds a timeout up on its way here: by up to 1 %, by a second at the most.
     """
-    return min(remaining * 0.5, 0.025 + 0.01 * remaining, 2.0)
+    return min(remaining * 0.5, 0.05 + 0.02 * remaining, 2.0)
 
 
 class DriverServices(grpc.GenericRpcHandler):

@@ -202,7 +202,9 @@ class Context:
                 raise StateInvalid(
                     "this sidecar was attached without `job_source.internal_target`: it has no artifacts"
                 )
-            self._artifacts = self._artifact_link.for_call(self._facts.job, self.time_remaining)
+            self._artifacts = self._artifact_link.for_call(
+                self._facts.job, self.time_remaining, lambda: self._cancelled
+            )
         return self._artifacts
 
     def run_sync(self, coroutine: Coroutine[Any, Any, T]) -> T:

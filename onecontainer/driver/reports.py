@@ -85,7 +85,15 @@ class Reports:
     and checkpoints only the latest that was not sent yet is kept.
     """
 
-    def __init__(self, open_call: Callable[[], ReportCall], listener: Listener, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        open_call: Callable[[], ReportCall],
+        listener: Listener,
+        *,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._max_batch_bytes = max_batch_bytes
         self._open_call = open_call
         self._listener = listener
         self._backoff = backoff or Backoff()
@@ -181,7 +189,7 @@ class Reports:
     def _batch(self) -> list[lease_pb2.Report]:
         batch: list[lease_pb2.Report] = []
         size = 0
-        while (self._again or self._unsent) and len(batch) < MAX_BATCH_REPORTS and size < MAX_BATCH_BYTES:
+        while (self._again or self._unsent) and len(batch) < MAX_BATCH_REPORTS and size < self._max_batch_bytes:
             if self._again:
                 entry = self._again.popleft()
             else:

@@ -17,7 +17,7 @@ from onecontainer.api.type.v1 import progress_pb2
 from onecontainer.driver.artifacts import Metadata
 from onecontainer.driver.attempts import Attempt, Outcome
 from onecontainer.driver.lifecycle import Sidecar
-from onecontainer.driver.reports import Backoff, OnSettled, Reports
+from onecontainer.driver.reports import MAX_BATCH_BYTES, Backoff, OnSettled, Reports
 from onecontainer.driver.source import Reject, Source, source_maker
 from onecontainer.errors import (
     CredentialsInvalid,
@@ -57,7 +57,9 @@ class Worker:
         stub: job_lease_service_pb2_grpc.JobLeaseServiceAsyncStub = job_lease_service_pb2_grpc.JobLeaseServiceStub(
             channel
         )
-        self._reports = Reports(lambda: stub.ReportJobs(metadata=metadata), self)
+        # A batch may go over its bound by one report, which is at most 1 MiB.
+        batch = min(MAX_BATCH_BYTES, sidecar.settings.max_message_bytes // 2)
+        self._reports = Reports(lambda: stub.ReportJobs(metadata=metadata), self, max_batch_bytes=batch)
         self._held: dict[tuple[str, int], _Run] = {}
         """From the grant until its outcome is in the ledger."""
         self._busy = 0

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import shutil
 import signal
 import uuid
 from collections.abc import Awaitable, Callable
@@ -94,6 +95,8 @@ class Gateway:
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, clock = self.settings, self._clock
         folder = stack.enter_context(DataFolder(settings.data_dir))
+        # Sockets of a data folder whose path is too long for them; nothing in it outlives the gateway.
+        stack.callback(shutil.rmtree, runtime_dir(settings.data_dir), ignore_errors=True)
         database = await stack.enter_async_context(Database(settings.database_url))
         await asyncio.to_thread(migrations.upgrade, database.engine)
 

@@ -14,11 +14,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from onecontainer.artifacts import sql as artifact_tables
 from onecontainer.clock import ManualClock
 from onecontainer.database import Database
+from onecontainer.jobs import tables
 from onecontainer.jobs.ledger import Granted, Reported
 from onecontainer.jobs.model import NewJob
-from tests.fixtures.ledger_desk import WORKER, Desk, create_tables, new_job
+from tests.fixtures.ledger_desk import WORKER, Desk, new_job
 
 T = TypeVar("T")
 ROUNDS = ((1, 1), (1, 16), (10, 1), (100, 1), (100, 4))
@@ -70,7 +72,8 @@ async def measure(desk: Desk, count: int, size: int, callers: int) -> tuple[floa
 async def main(jobs: int, queued: int, profile: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with Database(f"sqlite:///{folder}/ledger.db") as database:
-            create_tables(database)
+            tables.metadata.create_all(database.engine)
+            artifact_tables.metadata.create_all(database.engine)
             desk = Desk(database)
             if queued:
                 for batch in batches([new_job(desk.clock, priority=1) for _ in range(queued)], 1000):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from onecontainer.database import Database
+from onecontainer.database import READERS, Database
 from onecontainer.errors import QueueCallFailed, QueueUnreachable, StateInvalid
 
 metadata = sa.MetaData()
@@ -151,6 +151,46 @@ async def test_readers_do_not_wait_for_the_writer(database: Database) -> None:
     go.set()
     await writing
     assert await database.read(names) == ["a", "b"]
+
+
+async def test_reads_share_a_transaction_and_fail_alone(database: Database) -> None:
+    await database.write(insert("a"))
+    held, go = [threading.Event() for _ in range(READERS)], threading.Event()
+
+    def hold(number: int) -> Callable[[sa.Connection], None]:
+        def run(_connection: sa.Connection) -> None:
+            held[number].set()
+            go.wait()
+
+        return run
+
+    def defect(_connection: sa.Connection) -> None:
+        raise ValueError("a defect")
+
+    def broken(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("SELECT * FROM nowhere")
+
+    holding = []
+    for number in range(READERS):
+        holding.append(asyncio.create_task(database.read(hold(number))))
+        await asyncio.to_thread(held[number].wait)
+    begun: list[object] = []
+    sa.event.listen(database.engine, "begin", begun.append)
+    reads = [asyncio.create_task(database.read(fn)) for fn in (names, defect, names, broken, names)]
+    await asyncio.sleep(0)
+    go.set()
+    results = await asyncio.gather(*reads, return_exceptions=True)
+    await asyncio.gather(*holding)
+    assert [results[0], results[2], results[4]] == [["a"]] * 3
+    assert isinstance(results[1], ValueError)
+    assert isinstance(results[3], QueueCallFailed)
+    assert len(begun) < len(reads)
+
+
+async def test_a_read_sees_what_was_committed_before_it_was_asked(database: Database) -> None:
+    for number in range(20):
+        await database.write(insert(f"n{number}"))
+        assert len(await database.read(names)) == number + 1
 
 
 async def test_a_caller_that_leaves_disturbs_nobody(database: Database) -> None:

@@ -8,6 +8,8 @@ from onecontainer.driver import errors
 
 # ffmpeg exits with the low byte of its (negative) error number.
 _REFUSED = frozenset({256 - 22, 8})  # EINVAL, and AVERROR(*_NOT_FOUND): a value that it does not take
+# Before version 6 it exits with 1, whatever the error is.
+_REFUSED_WORDS = ("Invalid argument", "Option not found")
 _TOO_LARGE, _NO_MEMORY = "File too large", "Cannot allocate memory"
 _LEVEL = re.compile(r"\[(fatal|error)\]")
 
@@ -33,10 +35,11 @@ def process_failure(return_code: int, lines: list[str], at: str) -> errors.OneCo
     told = [line for line in lines if _LEVEL.search(line)] or lines
     # The first ones tell the cause, the last ones what came of it.
     told = told if len(told) <= 5 else [*told[:3], *told[-2:]]
+    refused = return_code in _REFUSED or (return_code == 1 and any(word in text for word in _REFUSED_WORDS))
     how = f"was killed by signal {-return_code}" if return_code < 0 else f"ended with code {return_code}"
     return errors.BackendExecutionFailed(
         f"{at}: ffmpeg {how}: {' | '.join(told) or 'it said nothing'}",
-        code=errors.Code.INVALID_ARGUMENT if return_code in _REFUSED else errors.Code.INTERNAL,
+        code=errors.Code.INVALID_ARGUMENT if refused else errors.Code.INTERNAL,
         metadata={"return_code": str(return_code)},
         hop="backend",
     )

@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import av
+import av.error
 
 # FFmpeg's names for the numbers of its enums (libavutil/pixfmt.h, libavcodec/defs.h), as ffprobe prints them.
 COLOR_RANGES = {1: "tv", 2: "pc"}
@@ -58,7 +59,8 @@ def seconds(value: int | None, time_base: Fraction | None) -> str | None:
 
 
 def flags(disposition: Any) -> dict[str, int]:
-    return {member.name: int(bool(disposition & member)) for member in type(disposition) if member.name}
+    kind: Any = type(disposition)
+    return {member.name: int(bool(disposition & member)) for member in kind if member.name}
 
 
 def stream_facts(stream: Any) -> dict[str, Any]:
@@ -121,13 +123,15 @@ def rotation(container: Any) -> tuple[int, int] | None:
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
-    with av.open(
+    opened: Any = av.open(
         request["address"],
+        mode="r",
         format=request["demuxer"] or None,
         options=request["options"],
         timeout=(request["timeout"], request["timeout"]),
         metadata_errors="replace",
-    ) as container:
+    )
+    with opened as container:
         base = Fraction(1, 1_000_000)
         streams = [stream_facts(stream) for stream in container.streams]
         if turned := rotation(container):

@@ -127,6 +127,12 @@ def test_progress_never_goes_back() -> None:
     ("code", "line", "error", "grpc_code"),
     [
         (234, "[error] Option not found", errors.BackendExecutionFailed, errors.Code.INVALID_ARGUMENT),
+        (
+            1,
+            "[error] Error opening filter: Invalid argument",
+            errors.BackendExecutionFailed,
+            errors.Code.INVALID_ARGUMENT,
+        ),
         (1, "[error] what", errors.BackendExecutionFailed, errors.Code.INTERNAL),
         (-9, "", errors.BackendExecutionFailed, errors.Code.INTERNAL),
         (229, "", errors.LimitExceeded, errors.Code.RESOURCE_EXHAUSTED),

@@ -48,7 +48,7 @@ class Calls:
         context: Context,
     ) -> pb.PredictResponse:
         """Raises what the contract says of Predict."""
-        found, served = self.repository.enter(model_id(context.service, model), version_id(version))
+        found, served = await self.repository.enter(model_id(context.service, model), version_id(version))
         started, times = time.perf_counter(), CallTimes()
         try:
             fetched = await self.fetch(inputs, context)

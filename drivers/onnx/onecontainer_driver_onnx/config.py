@@ -57,8 +57,11 @@ def checked(config: model_pb2.ModelConfig) -> model_pb2.ModelConfig:
         raise errors.FieldInvalid("config.source.format", "must be `onnx` or empty")
     if config.HasField("dynamic_batching"):
         raise errors.FieldInvalid("config.dynamic_batching", "is not supported here; leave it out")
-    if config.residency.HasField("idle_timeout"):
-        raise errors.FieldInvalid("config.residency.idle_timeout", "is not supported here; leave it out")
+    idle = config.residency.idle_timeout.ToNanoseconds() / 1e9
+    if config.residency.HasField("idle_timeout") and idle and (idle < 1 or config.residency.pinned):
+        raise errors.FieldInvalid(
+            "config.residency.idle_timeout", "must be 1 s or more, and not together with `pinned`"
+        )
     if len(config.annotations) > 32:
         raise errors.FieldInvalid("config.annotations", "has more than 32 entries")
     for key, value in config.annotations.items():

@@ -19,12 +19,14 @@ from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import Attachment, Context, InferenceDriver, ProbeResult, Requests, errors
 from onecontainer_driver_onnx import built_in
 from onecontainer_driver_onnx import predict as prediction
+from onecontainer_driver_onnx.batch import Batches
 from onecontainer_driver_onnx.calls import Calls
 from onecontainer_driver_onnx.config import checked, model_id, version_id
 from onecontainer_driver_onnx.mapping import list_models, model_to_proto, statistics_to_proto
 from onecontainer_driver_onnx.repository import FIRST_VERSION, Repository
 from onecontainer_driver_onnx.request import Fetched, Limits, plan
 from onecontainer_driver_onnx.served import Served, try_out
+from onecontainer_driver_onnx.session import limit_arenas
 from onecontainer_driver_onnx.sources import Sources
 from onecontainer_driver_onnx.statistics import CallTimes
 from onecontainer_driver_onnx.store import Store
@@ -32,6 +34,7 @@ from onecontainer_driver_onnx.usage import usage
 from onecontainer_driver_onnx.version import Report, Version
 
 FIRST_RETRY, LAST_RETRY = 2.0, 60.0
+SWEEP_SECONDS = 1.0
 
 
 def cores() -> int:
@@ -46,6 +49,7 @@ class _Backend:
     repository: Repository
     sources: Sources
     calls: Calls
+    batches: Batches
     starting: list[Version]
     """Versions that were served before, and the built-in one: they come back before the service is ready."""
 
@@ -56,6 +60,7 @@ class OnnxDriver(InferenceDriver):
     def __init__(self) -> None:
         self._backend: _Backend | None = None
         self._loader: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
         self._broken: errors.OneContainerError | None = None
 
     @property
@@ -68,7 +73,7 @@ class OnnxDriver(InferenceDriver):
 
     async def attach(self, attachment: Attachment) -> None:
         options = attachment.options
-        for name in ("threads", "concurrency"):
+        for name in ("threads", "concurrency", "max_loaded_models"):
             if not 0 <= options[name] <= 1024:
                 raise errors.FieldInvalid(f"options.{name}", "must be 0 to 1024")
         for name in ("max_image_pixels", "max_image_bytes", "max_model_bytes"):
@@ -77,10 +82,10 @@ class OnnxDriver(InferenceDriver):
         folder = Path(options["model_dir"]) if options["model_dir"] else None
         if folder is not None and not (folder.is_absolute() and await asyncio.to_thread(folder.is_dir)):
             raise errors.FieldInvalid("options.model_dir", "must be an absolute path of a folder")
+        limit_arenas()
         workers = options["concurrency"] or cores()
         threads = options["threads"] or min(cores(), 8)
         store = Store(attachment.state_dir)
-        repository = Repository(store, threads)
         sources = Sources(
             store=store,
             cache=Path(options["cache_dir"] or platformdirs.user_cache_path("onecontainer") / "onnx"),
@@ -88,6 +93,7 @@ class OnnxDriver(InferenceDriver):
             folder=folder,
             max_bytes=options["max_model_bytes"],
         )
+        repository = Repository(store, threads, sources.fetch(None), options["max_loaded_models"])
         wanted = repository.restore(await asyncio.to_thread(store.open))
         if options["default_model"] == built_in.NAME:
             config = checked(built_in.config())
@@ -102,18 +108,20 @@ class OnnxDriver(InferenceDriver):
             workers,
             Limits(options["max_image_bytes"], options["max_image_pixels"]),
         )
-        self._backend = _Backend(repository, sources, calls, wanted)
+        batches = Batches(calls, attachment.state_dir / "batches", options["max_model_bytes"])
+        await asyncio.to_thread(batches.clean)
+        self._backend = _Backend(repository, sources, calls, batches, wanted)
         self._loader = asyncio.create_task(self._load_all(self._backend))
+        self._sweeper = asyncio.create_task(self._sweep(self._backend))
 
     async def _load_all(self, backend: _Backend) -> None:
         """Loads what is to be there. The built-in model is tried again until it is: its weights come over the network."""
-        fetch = backend.sources.fetch(None)
         delay = FIRST_RETRY
         while backend.starting:
             again = []
             for found in list(backend.starting):
                 try:
-                    await backend.repository.load_again(found, fetch)
+                    await backend.repository.load_again(found)
                     self._broken = None
                 except errors.OneContainerError as error:
                     if found.brought is not None:
@@ -125,11 +133,17 @@ class OnnxDriver(InferenceDriver):
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LAST_RETRY)
 
+    async def _sweep(self, backend: _Backend) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await backend.repository.unload_idle()
+
     async def detach(self) -> None:
-        if self._loader is not None:
-            self._loader.cancel()
-            await asyncio.gather(self._loader, return_exceptions=True)
-            self._loader = None
+        tasks = [task for task in (self._loader, self._sweeper) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._loader = self._sweeper = None
         backend, self._backend, self._broken = self._backend, None, None
         if backend is not None:
             await asyncio.to_thread(backend.calls.pool.shutdown, cancel_futures=True)
@@ -138,9 +152,10 @@ class OnnxDriver(InferenceDriver):
     async def probe(self) -> ProbeResult:
         """Ready when what was served before, and the built-in model, is back: the backend is this process."""
         backend = self._attached
-        if self._loader is not None and self._loader.done() and not self._loader.cancelled():
-            # A defect in the loader must not look like a long start.
-            self._loader.result()
+        for task in (self._loader, self._sweeper):
+            if task is not None and task.done():
+                # A defect in them must not look like a long start, or like nothing.
+                task.result()
         if backend.starting:
             if self._broken is not None:
                 raise self._broken
@@ -249,6 +264,9 @@ class OnnxDriver(InferenceDriver):
                 yield answer
         finally:
             await answers.aclose()
+
+    async def batch_predict(self, request: pb.BatchPredictRequest, context: Context) -> pb.BatchPredictResult:
+        return await self._attached.batches.run(request, context)
 
 
 def _progress(context: Context) -> Report:

@@ -35,7 +35,9 @@ def version_to_proto(found: Version) -> model_pb2.ModelVersion:
     message = model_pb2.ModelVersion(
         version=found.version,
         state=found.state,
-        unload_reason=found.unload_reason,
+        unload_reason=found.unload_reason
+        if found.state == model_pb2.MODEL_STATE_UNLOADED
+        else model_pb2.UNLOAD_REASON_UNSPECIFIED,
         config=found.config if found.served is not None or found.loading is None else found.loading,
         inputs=found.inputs,
         outputs=found.outputs,

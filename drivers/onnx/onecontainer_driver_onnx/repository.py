@@ -35,14 +35,22 @@ def _no_report(
 class Repository:
     """Models by name, and their versions in the order in which they were served."""
 
-    def __init__(self, store: Store, default_threads: int, clock: Clock = time.time) -> None:
+    def __init__(
+        self, store: Store, default_threads: int, reload: Fetch, max_loaded: int = 0, clock: Clock = time.time
+    ) -> None:
+        """`reload` gets the material of versions that are loaded again. `max_loaded` versions are in memory at most; 0: no cap."""
         self._store = store
         self._threads = default_threads
+        self._reload = reload
+        self.max_loaded = max_loaded
         self._clock = clock
         self._models: dict[str, dict[str, Version]] = {}
         self._default_version: dict[str, str] = {}
         self.default_model = ""
         self._saving = asyncio.Lock()
+        self._room = asyncio.Lock()
+        self._coming: set[Version] = set()
+        """Versions that have got room and are being loaded into it."""
 
     # --- looking -------------------------------------------------------------------------------------------------------
 
@@ -69,13 +77,16 @@ class Repository:
             raise errors.ModelNotFound(f"the model {model!r} has no version {version!r}; GetModel tells which it has")
         return found
 
-    def enter(self, model: str, version: str) -> tuple[Version, Served]:
-        """A version that answers. It is not unloaded before the caller says `served.leave()`.
+    async def enter(self, model: str, version: str) -> tuple[Version, Served]:
+        """A version that answers; one that went for idleness or for the cap comes back first. It is not unloaded before the caller says
+        `served.leave()`.
 
         Raises:
-            ModelNotFound, ModelNotReady
+            ModelNotFound, ModelNotReady, and what the load raises.
         """
         found = self.find(model, version)
+        if found.comes_back:
+            await self.load_again(found)
         if found.served is None or found.draining:
             raise found.not_ready()
         found.served.enter()
@@ -117,11 +128,12 @@ class Repository:
             self._default_version.setdefault(model, version)
         return versions[version]
 
-    async def load_again(self, found: Version, fetch: Fetch) -> None:
+    async def load_again(self, found: Version) -> None:
         """Loads a version as it was. Raises what the load raises; the version is FAILED with it."""
         async with found.lock:
-            if found.served is None and found.state != model_pb2.MODEL_STATE_UNLOADED:
-                self._store.let_go(await self._load(found, found.config, fetch, _no_report, try_out))
+            if found.served is None and (found.comes_back or found.state != model_pb2.MODEL_STATE_UNLOADED):
+                await self._load(found, found.config, self._reload, _no_report, try_out)
+                self._let_go(found)
 
     # --- loading -------------------------------------------------------------------------------------------------------
 
@@ -160,7 +172,7 @@ class Repository:
         if found.lock.locked():
             report(inference_service_pb2.SERVE_MODEL_PHASE_JOINED, "waits for another load or unload of this version")
         async with found.lock:
-            held = ""
+            old = None
             already = found.served is not None and found.config == config
             if not already:
                 if joined is not None and found.loads > joined and found.error is not None:
@@ -170,12 +182,17 @@ class Repository:
                 # It may have been forgotten while this call waited.
                 self._models.setdefault(model, {})[version] = found
                 self._default_version.setdefault(model, version)
-                held = await self._load(found, config, fetch, report, warm_up)
+                old = await self._load(found, config, fetch, report, warm_up)
             try:
                 self._make_default(found, of_model=make_default_version, of_service=make_default_model)
                 await self.save()
             finally:
-                self._store.let_go(held)
+                if not already:
+                    self._let_go(found)
+            if old is not None:
+                # Calls that began with the old model end with it.
+                await old.wait_idle()
+                await asyncio.to_thread(old.session.close)
         return found, already
 
     def _make_default(self, found: Version, *, of_model: bool, of_service: bool) -> None:
@@ -187,8 +204,8 @@ class Repository:
 
     async def _load(
         self, found: Version, config: model_pb2.ModelConfig, fetch: Fetch, report: Report, warm_up: WarmUp
-    ) -> str:
-        """Returns the digest of the store's file that is held until it is recorded; empty: none is."""
+    ) -> Served | None:
+        """Returns what the version answered with before. The store's file is held until `_let_go`."""
         previous = found.material if found.config == config else None
         state = found.state
         started = time.monotonic()
@@ -209,6 +226,8 @@ class Repository:
 
         try:
             told(inference_service_pb2.SERVE_MODEL_PHASE_FETCHING)
+            if found.served is None:
+                await self._make_room(found)
             material = await fetch(config, previous, told)
             told(inference_service_pb2.SERVE_MODEL_PHASE_LOADING)
             served = await asyncio.to_thread(_open, material, config, self._threads)
@@ -233,16 +252,40 @@ class Repository:
                 self._store.let_go(material.sha256)
             raise
         finally:
+            self._coming.discard(found)
             found.loading, found.phase = None, ""
             found.load_seconds = time.monotonic() - started
         old = found.served
         found.became_ready(served, material, config, self._clock())
         found.loads += 1
-        if old is not None:
-            # Calls that began with the old model end with it.
-            await old.wait_idle()
-            await asyncio.to_thread(old.session.close)
-        return material.sha256
+        return old
+
+    def _let_go(self, found: Version) -> None:
+        if found.material is not None:
+            self._store.let_go(found.material.sha256)
+
+    async def _make_room(self, wanted: Version) -> None:
+        """Unloads the least recently used versions until there is room for this one. Raises LimitExceeded."""
+        async with self._room:
+            while self.max_loaded:
+                inside = [found for found in self._all() if found.served is not None or found in self._coming]
+                if len(inside) < self.max_loaded:
+                    break
+                # One whose lock is held is being loaded or unloaded, and may wait for room itself.
+                free = [v for v in inside if v.served and not v.config.residency.pinned and not v.lock.locked()]
+                if not free:
+                    raise errors.LimitExceeded(
+                        f"{len(inside)} models are in memory, and none of them may go now:"
+                        " unload one, or raise `max_loaded_models`",
+                        retry_after=1.0,
+                    )
+                victim = min(free, key=lambda v: (v.served is not None and v.served.in_flight > 0, v.last_use))
+                async with victim.lock:
+                    await self._unload(victim, model_pb2.UNLOAD_REASON_EVICTED)
+            self._coming.add(wanted)
+
+    def _all(self) -> list[Version]:
+        return [found for versions in self._models.values() for found in versions.values()]
 
     # --- unloading -----------------------------------------------------------------------------------------------------
 
@@ -261,14 +304,26 @@ class Repository:
         try:
             for found in chosen:
                 async with found.lock:
-                    released += await self._unload(found)
+                    released += await self._unload(found, model_pb2.UNLOAD_REASON_REQUESTED)
                     if forget and found.brought is None:
                         self._forget(found)
         finally:
             await self.save()
         return released
 
-    async def _unload(self, found: Version) -> int:
+    async def unload_idle(self) -> None:
+        """Unloads the versions that nobody has called for their `idle_timeout`."""
+        for found in self._all():
+            timeout = found.config.residency.idle_timeout.ToNanoseconds() / 1e9
+            if timeout and self._is_idle(found, timeout) and not found.lock.locked():
+                async with found.lock:
+                    if self._is_idle(found, timeout):
+                        await self._unload(found, model_pb2.UNLOAD_REASON_IDLE)
+
+    def _is_idle(self, found: Version, timeout: float) -> bool:
+        return found.served is not None and not found.served.in_flight and self._clock() - found.last_use >= timeout
+
+    async def _unload(self, found: Version, reason: model_pb2.UnloadReason.ValueType) -> int:
         served = found.served
         if served is not None:
             found.draining = True
@@ -279,7 +334,7 @@ class Repository:
             found.served = None
             found.statistics.unloaded()
         found.state = model_pb2.MODEL_STATE_UNLOADED
-        found.unload_reason = model_pb2.UNLOAD_REASON_REQUESTED
+        found.unload_reason = reason
         found.memory_bytes, found.error = 0, None
         return 0 if served is None else await asyncio.to_thread(served.session.close)
 
@@ -297,20 +352,18 @@ class Repository:
 
     async def close(self) -> None:
         """Frees all models. No call runs any more."""
-        for versions in self._models.values():
-            for found in versions.values():
-                served, found.served = found.served, None
-                if served is not None:
-                    await asyncio.to_thread(served.session.close)
+        for found in self._all():
+            served, found.served = found.served, None
+            if served is not None:
+                await asyncio.to_thread(served.session.close)
 
     # --- recording -----------------------------------------------------------------------------------------------------
 
     async def save(self) -> None:
         """Records what is served, for the next start."""
         async with self._saving:
-            catalog = Catalog(default_model=self.default_model)
-            for versions in self._models.values():
-                catalog.records += [self._record(found) for found in versions.values() if found.worth_recording]
+            records = [self._record(found) for found in self._all() if found.worth_recording]
+            catalog = Catalog(records, self.default_model)
             await asyncio.to_thread(self._store.save, catalog)
 
     def _record(self, found: Version) -> Record:
@@ -319,7 +372,7 @@ class Repository:
             model=found.model,
             version=found.version,
             config=found.config,
-            loaded=found.state != model_pb2.MODEL_STATE_UNLOADED,
+            loaded=not found.stays_out,
             default_version=self._default_version.get(found.model) == found.version,
             sha256=material.sha256 if material is not None else "",
             labels=material.labels if material is not None and material.label_artifact else (),

@@ -24,6 +24,9 @@ from onecontainer_driver_onnx.tensors import dtype_from_onnx, dtype_name, numpy_
 
 Array = npt.NDArray[Any]
 
+# Of malloc.h; musl has neither it nor several heaps.
+_M_ARENA_MAX = -8
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 # Session settings of ONNX Runtime that a caller may set, and what they mean. None of them names a file.
@@ -246,6 +249,15 @@ def resident_bytes() -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def limit_arenas() -> None:
+    """Keeps the C library from giving each thread a heap of its own: what one thread has freed would stay there for it alone, and the
+    memory of models that come and go in changing threads would never be whole again."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 2)
 
 
 def release_memory() -> None:

@@ -38,6 +38,7 @@ def usage(repository: Repository, service: str, limits: Limits, max_model_bytes:
             max_image_pixels=limits.image_pixels,
             max_items=MAX_ITEMS,
             max_model_bytes=max_model_bytes,
+            max_loaded_models=repository.max_loaded,
             max_models=MAX_VERSIONS,
         ),
         image_media_types=MEDIA_TYPES,
@@ -87,6 +88,15 @@ def _functions(service: str) -> list[usage_pb2.UsageFunction]:
         ),
         _function(
             "PredictStream", "Predict for item after item over one stream, a result or an error for each.", **kinds
+        ),
+        _function(
+            "BatchPredict",
+            "Predict for many artifacts, the files of an archive, or lines of JSON; the answers become an artifact.",
+            _example(
+                "All pictures in an archive",
+                pb.BatchPredictRequest(service=service, source=pb.BatchSource(archive="artifacts/ARCHIVE")),
+            ),
+            **kinds,
         ),
         _function(
             "ServeModel",

@@ -81,9 +81,24 @@ class Version:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
+    def stays_out(self) -> bool:
+        """UnloadModel took it out of memory; only ServeModel brings it back."""
+        return self.state == model_pb2.MODEL_STATE_UNLOADED and not self.comes_back
+
+    @property
+    def comes_back(self) -> bool:
+        """It went because nobody called it, or to make room; the next call brings it back."""
+        return self.unload_reason in {model_pb2.UNLOAD_REASON_IDLE, model_pb2.UNLOAD_REASON_EVICTED}
+
+    @property
+    def last_use(self) -> float:
+        """When it was called last, or became ready after that; seconds since 1970."""
+        return max(self.statistics.last_use, self.ready_time)
+
+    @property
     def worth_recording(self) -> bool:
         """A version that never became READY did not come to be; one that comes along unchanged comes along next time, too."""
-        if self.state == model_pb2.MODEL_STATE_UNLOADED:
+        if self.stays_out:
             return True
         return self.recorded and self.config != self.brought
 

@@ -22,7 +22,7 @@ from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2
 from onecontainer.api.artifact.v1 import artifact_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2
 from onecontainer.api.type.v1 import progress_pb2
-from onecontainer.driver import Attachment, Context, errors
+from onecontainer.driver import Attachment, Context, JobAttempt, errors
 from onecontainer.driver.context import CallFacts
 from onecontainer.rpc.manifest import Manifest, load_manifest
 
@@ -89,6 +89,13 @@ class FakeArtifacts:
                 await self.hold.wait()
             yield data[at : at + (1 << 20)]
 
+    async def fetch(self, name: str, path: Path) -> None:
+        path.write_bytes(await self.read_bytes(name, 0))
+
+    async def put(self, path: Path, *, filename: str | None = None, media_type: str = "") -> artifact_pb2.Artifact:
+        name = self.add(path.read_bytes(), media_type)
+        return artifact_pb2.Artifact(name=name, filename=filename or path.name, media_type=media_type)
+
     async def read_bytes(self, name: str, limit_bytes: int) -> bytes:
         return b"".join([piece async for piece in self.read(name)])
 
@@ -98,11 +105,15 @@ class Events:
 
     def __init__(self) -> None:
         self.reports: list[progress_pb2.Progress] = []
+        self.checkpoints: list[any_pb2.Any] = []
+        self.moved = asyncio.Event()
 
     def progress(self, progress: progress_pb2.Progress) -> None:
         self.reports.append(progress)
 
-    def checkpoint(self, details: any_pb2.Any) -> None: ...
+    def checkpoint(self, details: any_pb2.Any) -> None:
+        self.checkpoints.append(details)
+        self.moved.set()
 
     async def started(self, started: job_lease_service_pb2.Started) -> None: ...
 
@@ -145,10 +156,10 @@ class Bench:
         await asyncio.wait_for(loader, 120)
         assert (await self.driver.probe()).ready
 
-    def context(self) -> Context:
+    def context(self, job: JobAttempt | None = None) -> Context:
         self.events = Events()
         return Context(
-            CallFacts(SERVICE),
+            CallFacts(SERVICE, job=job),
             asyncio.get_running_loop(),
             sink=self.events,
             artifacts=self.artifacts,  # type: ignore[arg-type]

@@ -612,3 +612,97 @@ async def test_a_stream_for_another_service_ends(cats: Any, cat: bytes) -> None:
         async for answer in cats.driver.predict_stream(items(), cats.context()):
             answers.append(answer)
     assert len(answers) == 1
+
+
+# --- memory -------------------------------------------------------------------------------------------------------------
+
+
+async def test_idle_models_go_and_come_back(bench: Any) -> None:
+    residency = model_pb2.Residency()
+    residency.idle_timeout.FromSeconds(60)
+    name = bench.artifacts.add(linear([[5]]))
+    await bench.serve("m", config=from_artifact(name, residency=residency))
+    await bench.serve("n", config=from_artifact(name))
+    repository = bench.driver._backend.repository
+    ready = repository.find("m", "").ready_time
+    repository._clock = lambda: ready + 59
+    await repository.unload_idle()
+    assert (await state(bench, "m")).state == READY
+    repository._clock = lambda: ready + 3600
+    await repository.unload_idle()
+    found = (await state(bench, "m")).versions[0]
+    assert (found.state, found.unload_reason) == (UNLOADED, model_pb2.UNLOAD_REASON_IDLE)
+    assert (await state(bench, "n")).state == READY
+    bench.artifacts.stored.clear()
+    answers = await asyncio.gather(*(bench.predict(tensor([[2]]), model="m") for _ in range(5)))
+    assert [values(answer) for answer in answers] == [[[10]]] * 5
+    request = pb.GetModelStatisticsRequest(model="m")
+    (found_statistics,) = (await bench.driver.get_model_statistics(request, bench.context())).models
+    assert (found_statistics.load_count, found_statistics.unload_count) == (2, 1)
+    # Idle when the sidecar restarts, too: it is served, after all.
+    repository._clock = lambda: ready + 10000
+    await repository.unload_idle()
+    await bench.restart(default_model="none")
+    await bench.ready()
+    assert (await state(bench, "m")).state == READY
+
+
+async def test_a_call_inside_keeps_an_idle_model(bench: Any) -> None:
+    residency = model_pb2.Residency()
+    residency.idle_timeout.FromSeconds(1)
+    await bench.serve("m", config=from_artifact(bench.artifacts.add(linear([[5]])), residency=residency))
+    repository = bench.driver._backend.repository
+    stored = bench.artifacts.add(np.asarray([[2]], np.float32).tobytes())
+    bench.artifacts.hold = asyncio.Event()
+    value = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[1, 1], artifact=stored)
+    call = asyncio.create_task(bench.predict(inference_pb2.Input(tensor=value)))
+    await settle()
+    repository._clock = lambda: repository.find("m", "").ready_time + 3600
+    await repository.unload_idle()
+    assert (await state(bench, "m")).state == READY
+    bench.artifacts.hold.set()
+    assert values(await call) == [[10]]
+
+
+async def test_the_least_recently_used_model_makes_room(bench: Any) -> None:
+    await bench.restart(default_model="none", max_loaded_models=2)
+    pinned = model_pb2.Residency(pinned=True)
+
+    async def serve(name: str, **fields: Any) -> None:
+        await bench.serve(name, config=from_artifact(bench.artifacts.add(linear([[ord(name)]])), **fields))
+
+    async def loaded() -> list[str]:
+        response = await bench.driver.list_models(pb.ListModelsRequest(filter='state = "READY"'), bench.context())
+        return [model.name[-1] for model in response.models]
+
+    await serve("a")
+    await serve("b")
+    await bench.predict(tensor([[1]]), model="a")
+    await serve("c")
+    assert await loaded() == ["a", "c"]
+    assert (await state(bench, "b")).versions[0].unload_reason == model_pb2.UNLOAD_REASON_EVICTED
+    assert values(await bench.predict(tensor([[1]]), model="b")) == [[ord("b")]]
+    assert await loaded() == ["b", "c"]
+    await serve("p", residency=pinned)
+    await serve("q", residency=pinned)
+    assert await loaded() == ["p", "q"]
+    with pytest.raises(errors.LimitExceeded, match="max_loaded_models"):
+        await bench.predict(tensor([[1]]), model="a")
+    # Serving one again in its own place needs no room.
+    await bench.serve("p", config=from_artifact(bench.artifacts.add(linear([[1]])), residency=pinned), replace=True)
+    await unload(bench, "q")
+    answers = await asyncio.gather(
+        *(bench.predict(tensor([[1]]), model=name) for name in "abcabc"), return_exceptions=True
+    )
+    assert [values(a) for a in answers if isinstance(a, pb.PredictResponse)]
+    for name, answer in zip("abcabc", answers, strict=True):
+        # Each is right, or says that there is no room at this moment; none is another's.
+        assert isinstance(answer, errors.LimitExceeded | errors.ModelNotReady) or values(answer) == [[ord(name)]]
+
+
+@pytest.mark.parametrize(("pinned", "seconds"), [(True, 5), (False, 0.5), (False, -1)])
+async def test_wrong_residency(bench: Any, pinned: bool, seconds: float) -> None:
+    residency = model_pb2.Residency(pinned=pinned)
+    residency.idle_timeout.FromNanoseconds(int(seconds * 1e9))
+    with pytest.raises(errors.FieldInvalid, match="idle_timeout"):
+        await bench.serve("m", config=from_artifact("artifacts/a", residency=residency))

@@ -67,9 +67,6 @@ async def test_what_is_announced(channel: grpc.aio.Channel, ai: Any) -> None:
     told = {name.rpartition("/")[2] for name in info.methods}
     usage = await ai.GetUsage(pb.GetUsageRequest(service=SERVICE))
     assert told == {function.method.rpartition("/")[2] for function in usage.functions}
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ai.BatchPredict(pb.BatchPredictRequest(service=SERVICE))
-    assert isinstance(status.from_rpc_error(caught.value), errors.CapabilityMissing)
 
 
 async def test_predict(ai: Any, cat: bytes) -> None:

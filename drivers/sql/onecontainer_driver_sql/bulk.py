@@ -27,8 +27,6 @@ CHUNK_ROWS = 10_000
 QUEUED_MESSAGES = 4
 DEFAULT_FAILURES, MAX_FAILURES = 1000, 10_000
 _NOT_TRIED = status_pb2.Status(code=code_pb2.CANCELLED, message="not tried: the call ended early")
-# Of a row, not of the call: the others may still be written.
-_OF_A_ROW = (errors.ResourceConflict, errors.DataInvalid, errors.BackendExecutionFailed)
 
 Request = database_pb2.BulkInsertRequest
 Row = tuple[Any, ...]
@@ -139,9 +137,15 @@ class Source:
             await self._put(self._first, queue)
             async for request in requests:
                 await self._put(request, queue)
-        finally:
-            with contextlib.suppress(asyncio.CancelledError):
-                await queue.put(None)
+        except asyncio.CancelledError:
+            while not queue.empty():  # nobody makes room any more
+                queue.get_nowait()
+            queue.put_nowait(None)
+            raise
+        except BaseException:
+            await queue.put(None)
+            raise
+        await queue.put(None)
 
     async def _put(self, request: Request, queue: asyncio.Queue[Chunk | None]) -> None:
         if request.service not in ("", self._first.service) or request.table not in ("", self._first.table):
@@ -222,7 +226,7 @@ class Writer:
                 skipped = await self._insert(connection, columns, rows)
         except Exception as error:
             found = self._database.backend.translate(error)
-            if not isinstance(found, _OF_A_ROW):
+            if found is None or not _is_of_a_row(found):
                 raise
             if len(rows) == 1:
                 written.append((1, _status(found), False))
@@ -257,6 +261,13 @@ class Writer:
             skipped.append(inserted[key] == 0)
             inserted[key] -= not skipped[-1]
         return skipped if any(skipped) else []
+
+
+def _is_of_a_row(error: errors.OneContainerError) -> bool:
+    """Whether the other rows may still be written: not without rights, without space, or with the connection lost."""
+    if isinstance(error, errors.BackendExecutionFailed):
+        return error.code in (errors.Code.FAILED_PRECONDITION, errors.Code.INVALID_ARGUMENT, errors.Code.INTERNAL)
+    return isinstance(error, errors.ResourceConflict | errors.DataInvalid)
 
 
 def _hashable(row: Any) -> tuple[Any, ...]:

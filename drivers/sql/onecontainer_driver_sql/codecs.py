@@ -68,12 +68,12 @@ class Codec:
 
     def write(self, value: value_pb2.Value) -> Any:
         kind = value.WhichOneof("kind")
+        if kind is None:
+            raise MissingKindError("no kind of value is set; null is null_value")
         if kind == self.kind:
             return self.load(getattr(value, kind))
         if kind == "null_value":
             return None
-        if kind is None:
-            raise MissingKindError("no kind of value is set; null is null_value")
         if kind == "int64_value" and self.from_int is not None:
             return self.from_int(value.int64_value)
         raise ValueError(f"is {kind}, but the column takes {self.kind}")

@@ -56,7 +56,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def reading(self, *, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
-        """A transaction that only reads; with ``snapshot`` all of its statements see the same moment."""
+        """Only reads. With ``snapshot`` all statements see the same moment; without, each is by itself, which saves round trips."""
         async with self._begun(write=False, snapshot=snapshot) as connection:
             yield connection
 
@@ -64,18 +64,9 @@ class Database:
     async def _begun(self, *, write: bool, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
         with self._translated():
             async with self._engine.connect() as connection:
-                options: dict[str, object] = {"write": write}
-                if snapshot and connection.dialect.name == "postgresql":
-                    options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-                await connection.execution_options(**options)
-                raw = (await connection.get_raw_connection()).driver_connection
+                await connection.execution_options(**self.backend.transaction_options(write=write, snapshot=snapshot))
                 async with connection.begin():
-                    try:
-                        yield connection
-                    except asyncio.CancelledError:
-                        # Before the rollback, which would wait for the statement to end by itself.
-                        await self.backend.interrupt(raw)
-                        raise
+                    yield connection
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 
 from google.protobuf import empty_pb2
@@ -74,8 +75,9 @@ class SqlDriver(DatabaseDriver):
     async def stream_records(
         self, request: pb.StreamRecordsRequest, context: Context
     ) -> AsyncIterator[pb.StreamRecordsResponse]:
-        async for response in reading.stream_records(self._db, request):
-            yield response
+        async with contextlib.aclosing(reading.stream_records(self._db, request)) as responses:
+            async for response in responses:
+                yield response
 
     async def bulk_insert(
         self, requests: AsyncIterator[pb.BulkInsertRequest], context: Context

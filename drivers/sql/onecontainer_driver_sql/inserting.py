@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onecontainer.api.db.v1 import database_pb2, record_pb2
@@ -86,7 +87,7 @@ async def _insert_alike(
     try:
         async with connection.begin_nested():
             await connection.execute(statement, rows)
-    except sa.exc.DBAPIError as error:
+    except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise
         # Which record it was is known only when they go one by one.
@@ -99,7 +100,7 @@ async def _located(
 ) -> sa.CursorResult[Any]:
     try:
         return await connection.execute(statement, row)
-    except sa.exc.DBAPIError as error:
+    except exc.DBAPIError as error:
         found = backend.translate(error)
         if found is None:
             raise

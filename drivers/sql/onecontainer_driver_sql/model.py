@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -123,11 +123,17 @@ class Backend(Protocol):
 
     def create_engine(self) -> AsyncEngine: ...
 
+    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+        """SQLAlchemy's execution options of a connection for that use."""
+        ...
+
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
         """Raises BackendCapabilityMissing or FieldInvalid of ``path``."""
+        ...
 
     def create_statements(self, table_id: str, table: table_pb2.Table) -> list[sa.Executable]:
         """Statements that create the table; the definition is checked here, against what the backend can do."""
+        ...
 
     async def table_ids(self, connection: AsyncConnection) -> list[str]: ...
 
@@ -135,24 +141,26 @@ class Backend(Protocol):
 
     def insert(self, table: sa.Table) -> Any:
         """The dialect's INSERT, which has ON CONFLICT."""
+        ...
 
     def plus(self, codec: Codec, left: Any, right: Any) -> Any:
         """Sum of two columns of that codec."""
+        ...
 
     def minus(self, codec: Codec, left: Any, right: Any) -> Any: ...
-
-    async def interrupt(self, raw: Any) -> None:
-        """Ends the statement that runs on the driver's connection, whose caller has gone."""
 
     async def copy(
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
         """Inserts the rows the fast way. False: there is none for this table."""
+        ...
 
     def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         """Chunks of ``size()`` rows from a cursor of the backend, read as they are asked for."""
+        ...
 
     def translate(self, error: BaseException) -> errors.OneContainerError | None:
         """The typed error of what a database driver raised. None: not one of its."""
+        ...

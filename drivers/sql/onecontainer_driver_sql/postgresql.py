@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -61,9 +63,16 @@ class PostgresBackend:
             connect_args=connect,
             json_deserializer=_same,  # JSON stays text: a float would lose digits
         )
-        sa.event.listen(engine.sync_engine, "connect", _on_connect)
-        sa.event.listen(engine.sync_engine, "checkout", _on_checkout)
+        event.listen(engine.sync_engine, "connect", _on_connect)
+        event.listen(engine.sync_engine, "checkout", _on_checkout)
         return engine
+
+    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+        if write:
+            return {}
+        if snapshot:
+            return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        return {"isolation_level": "AUTOCOMMIT"}
 
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
         return storage(column_type, path)
@@ -110,9 +119,6 @@ class PostgresBackend:
     def minus(self, codec: Codec, left: Any, right: Any) -> Any:
         return left - right
 
-    async def interrupt(self, raw: Any) -> None:
-        """Nothing to do: asyncpg has asked the server to cancel when its caller went."""
-
     async def copy(
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
@@ -124,15 +130,22 @@ class PostgresBackend:
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         compiled = statement.compile(dialect=connection.dialect)
         parameters = compiled.construct_params()
         arguments = [parameters[name] for name in compiled.positiontup or ()]
         await connection.exec_driver_sql("SELECT 1")  # SQLAlchemy begins when it executes, a cursor needs it begun
         raw: Any = (await connection.get_raw_connection()).driver_connection
         cursor = await raw.cursor(str(compiled), *arguments)
-        while rows := await cursor.fetch(size()):
-            yield rows
+        # The server reads one chunk ahead while the caller has the one before.
+        ahead = asyncio.ensure_future(cursor.fetch(size()))
+        try:
+            while rows := await ahead:
+                ahead = asyncio.ensure_future(cursor.fetch(size()))
+                yield rows
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
 
     def translate(self, error: BaseException) -> errors.OneContainerError | None:
         return translate(error)
@@ -152,4 +165,4 @@ def _same(value: Any) -> Any:
 def _on_checkout(connection: Any, _: Any, __: Any) -> None:
     # The event loop has noticed when the server closed it: that costs no round trip to know.
     if connection.driver_connection.is_closed():
-        raise sa.exc.DisconnectionError("closed by the server")
+        raise exc.DisconnectionError("closed by the server")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import asyncpg
-import sqlalchemy as sa
+from sqlalchemy import exc
 
 from onecontainer.driver import errors
 
@@ -36,7 +36,7 @@ def translate(error: BaseException) -> errors.OneContainerError | None:
     cause = _cause(error)
     if isinstance(cause, asyncpg.PostgresError):
         return _server_error(cause)
-    if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return _unreachable(f"the connection to PostgreSQL was lost: {cause}")
     if isinstance(cause, asyncpg.DataError | asyncpg.InterfaceError) and "invalid input for query argument" in str(
         cause
@@ -44,7 +44,7 @@ def translate(error: BaseException) -> errors.OneContainerError | None:
         return errors.DataInvalid("", str(cause)[:500])
     if isinstance(cause, asyncpg.InterfaceError | asyncpg.InternalClientError):
         return _unreachable(f"the connection to PostgreSQL failed: {cause}")
-    if isinstance(error, sa.exc.TimeoutError):
+    if isinstance(error, exc.TimeoutError):
         return errors.LimitExceeded("every connection of the pool is busy; raise `pool_size`", retry_after=RETRY_AFTER)
     if isinstance(cause, OSError | EOFError):
         return _unreachable(f"PostgreSQL cannot be reached: {str(cause) or type(cause).__name__}")
@@ -57,7 +57,7 @@ def _cause(error: BaseException) -> BaseException:
     while seen is not None:
         if isinstance(seen, asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError | OSError):
             return seen
-        below = seen.orig if isinstance(seen, sa.exc.DBAPIError) else None
+        below = seen.orig if isinstance(seen, exc.DBAPIError) else None
         seen = below or seen.__cause__
     return error
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import decimal
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from onecontainer.api.db.v1 import table_pb2, value_pb2
@@ -199,6 +201,7 @@ _WAY_OUT = {
 _FORMATTED = re.compile(
     r"(?P<base>[a-z ]+?)(?:\((?P<args>-?\d+(?:,-?\d+)?)\))?(?P<rest> with(?:out)? time zone)?(?P<array>\[\])?\Z"
 )
+_COARSE = re.compile(r"(?:timestamp|time|interval)\(([0-6])\)[a-z ]*\Z")
 _KINDS: dict[str, table_pb2.TypeKind.ValueType] = {name: kind for kind, (name, _) in _PLAIN.items()} | {
     "text": K.TYPE_KIND_TEXT,
     "character varying": K.TYPE_KIND_TEXT,
@@ -246,8 +249,24 @@ def stored_as(column_type: table_pb2.ColumnType) -> Storage:
         found = storage(column_type, "")
         if native.startswith("json") and not native.startswith("jsonb"):
             return Storage(native, native, codecs.json_text(codecs.text_check(None, nul=False), comparable=False))
+        if coarse := _COARSE.match(native):
+            exact = _no_finer(found.codec.load, int(coarse[1]))
+            return replace(found, codec=replace(found.codec, load=exact, load_array=None))
         return found
     return Storage(native, native, native_codec(native), as_text=True)
+
+
+def _no_finer(load: Callable[[Any], Any], digits: int) -> Callable[[Any], Any]:
+    """PostgreSQL would round what is finer than the column."""
+
+    def check(message: Any) -> Any:
+        loaded = load(message)
+        micros = loaded[2] if isinstance(loaded, tuple) else loaded.microsecond
+        if micros % 10 ** (6 - digits):
+            raise ValueError(f"has more than {digits} digits of a second, which the column takes")
+        return loaded
+
+    return check
 
 
 def native_codec(name: str) -> Codec:

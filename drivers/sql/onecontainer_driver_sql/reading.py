@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,7 +142,7 @@ async def select_records(
 
 async def stream_records(
     database: Database, request: database_pb2.StreamRecordsRequest
-) -> AsyncIterator[database_pb2.StreamRecordsResponse]:
+) -> AsyncGenerator[database_pb2.StreamRecordsResponse, None]:
     """The next rows are read from the backend when the caller has taken the ones before."""
     if not 0 <= request.batch_size <= MAX_BATCH:
         raise errors.FieldInvalid("batch_size", f"must be from 0 to {MAX_BATCH}")
@@ -150,7 +151,8 @@ async def stream_records(
     most = request.batch_size or DEFAULT_BATCH
     by_column = request.encoding == record_pb2.BATCH_ENCODING_COLUMNS
     async with database.reading(snapshot=True) as connection:
-        table = await database.table(connection, request.table)
+        # What was answered cannot be taken back, so a stream does not start on what may be stale.
+        table = await database.fresh_table(connection, request.table)
         made = plan(database, table, request.query)
         statement = made.statement()
         if made.limit is not None:
@@ -158,10 +160,12 @@ async def stream_records(
         first = database_pb2.StreamRecordsResponse(columns=made.result_columns())
         first.batch.columns.extend(column.name for column in made.columns)
         pending = first
-        async for batch in _batches(database, connection, made, statement, most, by_column=by_column):
-            pending.batch.MergeFrom(batch)
-            yield pending
-            pending = database_pb2.StreamRecordsResponse()
+        found = _batches(database, connection, made, statement, most, by_column=by_column)
+        async with contextlib.aclosing(found):
+            async for batch in found:
+                pending.batch.MergeFrom(batch)
+                yield pending
+                pending = database_pb2.StreamRecordsResponse()
         if pending is first:
             empty = next(batches.encode(made.columns, [], by_column=by_column))[0]
             pending.batch.MergeFrom(empty)
@@ -186,12 +190,15 @@ async def _batches(
     most: int,
     *,
     by_column: bool,
-) -> AsyncIterator[record_pb2.RecordBatch]:
+) -> AsyncGenerator[record_pb2.RecordBatch, None]:
     # Wide rows are fetched fewer at a time, so that memory is bounded by bytes and not by rows.
     pace = Pace(min(most, FIRST_FETCH))
-    async for rows in database.backend.stream(connection, statement, pace):
-        total = 0
-        for batch, bytes_ in batches.encode(made.columns, rows, by_column=by_column):
-            total += bytes_
-            yield batch
-        pace.size = max(1, min(most, batches.MAX_MESSAGE_BYTES * len(rows) // max(total, 1)))
+    chunks = database.backend.stream(connection, statement, pace)
+    # Closed here and not by the garbage collector: the connection goes back to the pool right after.
+    async with contextlib.aclosing(chunks):
+        async for rows in chunks:
+            total = 0
+            for batch, bytes_ in batches.encode(made.columns, rows, by_column=by_column):
+                total += bytes_
+                yield batch
+            pace.size = max(1, min(most, batches.MAX_MESSAGE_BYTES * len(rows) // max(total, 1)))

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import ctypes
-import decimal
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event, exc
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.codecs import EXACT, Codec
+from onecontainer_driver_sql.codecs import Codec
 from onecontainer_driver_sql.model import ColumnInfo, Storage, Stored, TableInfo
 from onecontainer_driver_sql.names import is_identifier, quoted
 from onecontainer_driver_sql.settings import Settings
-from onecontainer_driver_sql.sqlite_types import DECIMAL_COLLATION, column_type, decimal_text, storage, stored_as
+from onecontainer_driver_sql.sqlite_connection import open_connection
+from onecontainer_driver_sql.sqlite_types import column_type, storage, stored_as
 
 K = table_pb2.TypeKind
 _BOUNDS: dict[int, tuple[int, int]] = {
@@ -29,7 +29,6 @@ _BOUNDS: dict[int, tuple[int, int]] = {
     for kind, bits in ((K.TYPE_KIND_INT16, 16), (K.TYPE_KIND_INT32, 32), (K.TYPE_KIND_INT64, 64))
 }
 _LITERAL = re.compile(r"'(?:[^']|'')*'|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|TRUE|FALSE", re.IGNORECASE)
-BUSY_TIMEOUT_MS = 5000
 
 
 class SqliteBackend:
@@ -51,10 +50,13 @@ class SqliteBackend:
             pool_size=self._settings.pool_size,
             max_overflow=0,
             pool_timeout=self._settings.connect_timeout,
-            connect_args={"factory": _Connection, "isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000},
+            connect_args={"async_creator_fn": open_connection},
         )
-        sa.event.listen(engine.sync_engine, "begin", _on_begin)
+        event.listen(engine.sync_engine, "begin", _on_begin)
         return engine
+
+    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+        return {"begin": "BEGIN IMMEDIATE" if write else "BEGIN" if snapshot else ""}
 
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
         return storage(column_type, path)
@@ -151,9 +153,6 @@ class SqliteBackend:
             return sa.func.onecontainer_decimal_subtract(left, right)
         return sa.func.onecontainer_float32(left - right) if codec.kind == "float_value" else left - right
 
-    async def interrupt(self, raw: Any) -> None:
-        await raw.interrupt()
-
     async def copy(
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
@@ -167,7 +166,7 @@ class SqliteBackend:
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         compiled = statement.compile(dialect=connection.dialect)
         parameters = compiled.construct_params()
         arguments = [parameters[name] for name in compiled.positiontup or ()]
@@ -180,53 +179,11 @@ class SqliteBackend:
         return translate(error)
 
 
-class _Connection(sqlite3.Connection):
-    """A connection with what the stored forms need, made in the thread that the connection lives in."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.create_collation(DECIMAL_COLLATION, _compare)
-        self.create_function("onecontainer_decimal_add", 2, _add, deterministic=True)
-        self.create_function("onecontainer_decimal_subtract", 2, _subtract, deterministic=True)
-        self.create_function("onecontainer_float32", 1, _float32, deterministic=True)
-        for pragma in (
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            "case_sensitive_like = ON",
-            f"busy_timeout = {BUSY_TIMEOUT_MS}",
-        ):
-            self.execute(f"PRAGMA {pragma}")
-
-
-def _compare(left: str, right: str) -> int:
-    try:
-        a, b = decimal.Decimal(left), decimal.Decimal(right)
-    except decimal.InvalidOperation:  # text that another program put there
-        return (left > right) - (left < right)
-    return (a > b) - (a < b)
-
-
-def _add(left: str | None, right: str | None) -> str | None:
-    if left is None or right is None:
-        return None
-    return decimal_text(EXACT.add(decimal.Decimal(left), decimal.Decimal(right)))
-
-
-def _float32(number: float | None) -> float | None:
-    return None if number is None else ctypes.c_float(number).value
-
-
-def _subtract(left: str | None, right: str | None) -> str | None:
-    if left is None or right is None:
-        return None
-    return decimal_text(EXACT.subtract(decimal.Decimal(left), decimal.Decimal(right)))
-
-
 def _on_begin(connection: sa.Connection) -> None:
     # A transaction that reads first and writes later would fail when another writer came between.
-    write = connection.get_execution_options().get("write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    begin = connection.get_execution_options().get("begin", "BEGIN")
+    if begin:  # without, each statement is a transaction of its own
+        connection.exec_driver_sql(begin)
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
@@ -249,9 +206,9 @@ _CODES = (
 
 def translate(error: BaseException) -> errors.OneContainerError | None:
     """SQLite's errors as typed ones, by its result codes (https://sqlite.org/rescode.html)."""
-    if isinstance(error, sa.exc.TimeoutError):
+    if isinstance(error, exc.TimeoutError):
         return errors.LimitExceeded("every connection of the pool is busy; raise `pool_size`", retry_after=1.0)
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
     if not isinstance(cause, sqlite3.Error):
         return None
     name = getattr(cause, "sqlite_errorname", "") or ""

@@ -264,12 +264,17 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
 
 def _decimal(precision: int | None, scale: int) -> Codec:
     check = codecs.fitting_decimal(precision, scale)
+
+    def to_text(number: decimal.Decimal) -> str:
+        # With as many digits after the point as declared, as PostgreSQL has it.
+        return decimal_text(check(number)) if precision is None else format(check(number), f".{scale}f")
+
     return _text_form(
         "decimal_value",
         codecs.decimal_from_proto,
-        lambda number: decimal_text(check(number)),
+        to_text,
         lambda text: codecs.decimal_to_value(decimal.Decimal(text)),
-        from_int=lambda number: decimal_text(check(decimal.Decimal(number))),
+        from_int=lambda number: to_text(decimal.Decimal(number)),
         number=True,
     )
 

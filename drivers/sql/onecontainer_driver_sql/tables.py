@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from google.protobuf import empty_pb2
@@ -28,6 +29,20 @@ async def create_table(database: Database, request: database_pb2.CreateTableRequ
     if not request.HasField("table"):
         raise errors.FieldRequired("table")
     statements = database.backend.create_statements(request.table_id, request.table)
+    try:
+        found = await _create(database, request, statements)
+    except errors.ResourceConflict:
+        # Two who create it at once both find that it is not there.
+        if not request.if_not_exists:
+            raise
+        found = await _create(database, request, statements)
+    database.forget(request.table_id)
+    return to_proto(request.service, found)
+
+
+async def _create(
+    database: Database, request: database_pb2.CreateTableRequest, statements: Sequence[sa.Executable]
+) -> TableInfo:
     async with database.transaction() as connection:
         found = await database.backend.describe(connection, request.table_id)
         if found is None:
@@ -41,8 +56,7 @@ async def create_table(database: Database, request: database_pb2.CreateTableRequ
             )
         if request.validate_only:
             raise Rollback
-    database.forget(request.table_id)
-    return to_proto(request.service, found)
+    return found
 
 
 async def get_table(database: Database, request: database_pb2.GetTableRequest) -> table_pb2.Table:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onecontainer.api.db.v1 import database_pb2, record_pb2
@@ -223,7 +224,7 @@ async def _statement(
         if which == "update":
             return database_pb2.StatementResult(update=await update(database, connection, inner, at))
         return database_pb2.StatementResult(delete=await delete(database, connection, inner, at))
-    except sa.exc.DBAPIError as error:
+    except exc.DBAPIError as error:
         found = database.backend.translate(error)
         if found is None:
             raise

@@ -128,6 +128,14 @@ async def test_it_ends_early_after_too_many_failures(db: Database) -> None:
     assert len(await select(db, "people", page_size=1000)) == 100
 
 
+async def test_it_ends_early_with_more_on_the_way(db: Database) -> None:
+    await people(db, 1)
+    async with asyncio.timeout(10):
+        done = await load(db, "people", COLUMNS, [[0, "n", 0]] * 200, size=1, max_failures=1)
+    assert done.ended_early
+    covered(done)
+
+
 async def test_columns_may_change_between_messages(db: Database) -> None:
     await people(db)
     done = await send(

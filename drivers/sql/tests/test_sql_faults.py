@@ -13,6 +13,7 @@ from onecontainer_driver_sql import writing
 from onecontainer_driver_sql.database import Database
 from onecontainer_driver_sql.driver import open_database
 from onecontainer_driver_sql.settings import read_settings
+from sqlalchemy.engine import make_url
 
 from drivers.sql.tests.calls import K, column, create, equals, insertion, people, record, select, setting, updating
 from onecontainer.api.db.v1 import query_pb2
@@ -56,8 +57,6 @@ async def test_somebody_listens_and_says_nothing(tmp_path: Path) -> None:
 async def test_wrong_account_or_database(
     postgres: str, tmp_path: Path, change: dict[str, str], error: type[Exception], code: errors.Code
 ) -> None:
-    from sqlalchemy.engine import make_url
-
     url = make_url(postgres).set(**change).render_as_string(hide_password=False)
     async with open_database(read_settings({"url": url}, {}, tmp_path)) as database:
         with pytest.raises(error) as raised:

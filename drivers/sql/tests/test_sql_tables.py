@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime as dt
+
 import asyncpg
 import pytest
 from onecontainer_driver_sql import tables, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import SERVICE, K, column, create, insertion, record, value
+from drivers.sql.tests.calls import SERVICE, K, column, create, insertion, page, record, value
 from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import table_pb2
+from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
 
 
@@ -81,6 +84,13 @@ async def test_creating_again_is_a_conflict_or_the_table_that_is_there(db: Datab
         db, pb.CreateTableRequest(service=SERVICE, table_id="t", table=other, if_not_exists=True)
     )
     assert again == first
+
+
+async def test_of_many_who_create_it_at_once_all_get_it(db: Database) -> None:
+    table = table_pb2.Table(columns=[column("id", K.TYPE_KIND_INT64)], partition_key=["id"])
+    request = pb.CreateTableRequest(service=SERVICE, table_id="t", table=table, if_not_exists=True)
+    created = await asyncio.gather(*(tables.create_table(db, request) for _ in range(8)))
+    assert all(one == created[0] for one in created)
 
 
 async def test_validate_only_creates_nothing(db: Database) -> None:
@@ -239,7 +249,22 @@ async def test_tables_of_others_in_postgresql(pg: Database, postgres: str, schem
     assert second.fields["v"].native_value.text == "'dog'"
 
 
-async def test_tables_of_others_in_sqlite(lite: Database, tmp_path: object) -> None:
+async def test_times_are_not_rounded_to_a_coarser_column(pg: Database, schema: str) -> None:
+    async with pg.transaction() as connection:
+        await connection.exec_driver_sql(
+            f"CREATE TABLE {schema}.coarse (id int PRIMARY KEY, a timestamptz(3), b time(0), c interval(1), d timestamp(2))"
+        )
+    fine = dt.datetime(2020, 1, 1, 0, 0, 0, 123_000, tzinfo=dt.UTC)
+    await writing.insert_records(pg, insertion("coarse", record(id=1, a=fine)))
+    time = value_pb2.Value(time_value=value_pb2.Time(hours=1, nanos=500_000_000))
+    interval = value_pb2.Value(duration_value=value_pb2.CalendarDuration(nanos=10_000_000))
+    for name, bad in (("a", fine + dt.timedelta(microseconds=1)), ("b", time), ("c", interval)):
+        with pytest.raises(errors.DataInvalid, match="digits of a second"):
+            await writing.insert_records(pg, insertion("coarse", record(id=2, **{name: bad})))
+    assert (await select_raw(pg, "coarse"))[0].fields["a"] == value(fine)
+
+
+async def test_tables_of_others_in_sqlite(lite: Database) -> None:
     await create(lite, "ours", column("id", K.TYPE_KIND_INT64), key=["id"])
     async with lite.transaction() as connection:
         await connection.exec_driver_sql("CREATE TABLE theirs (id INTEGER PRIMARY KEY, n NUMERIC, d DATE, x, s TEXT)")
@@ -251,13 +276,9 @@ async def test_tables_of_others_in_sqlite(lite: Database, tmp_path: object) -> N
     assert rows[0].fields["s"] == value("7")
 
 
-def native(type_: str, text: str) -> object:
-    from onecontainer.api.db.v1 import value_pb2
-
+def native(type_: str, text: str) -> value_pb2.Value:
     return value_pb2.Value(native_value=value_pb2.NativeValue(type=type_, text=text))
 
 
-async def select_raw(database: Database, table: str) -> list[object]:
-    from drivers.sql.tests.calls import page
-
+async def select_raw(database: Database, table: str) -> list[record_pb2.Record]:
     return list((await page(database, table)).records)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onecontainer_driver_sql import codecs, reading, writing
+from onecontainer_driver_sql import bulk, codecs, reading, writing
 from onecontainer_driver_sql.database import Database
 
 from drivers.sql.tests.calls import SERVICE, K, column, create, insertion, load, page, record, value
@@ -122,7 +122,7 @@ EXAMPLES = settings(
 
 
 @pytest.mark.parametrize("name", [*TYPES, *LISTS])
-async def test_values_come_back_as_they_were(request: pytest.FixtureRequest, db: Database, name: str) -> None:
+async def test_values_come_back_as_they_were(db: Database, name: str) -> None:
     if name in LISTS and db.backend.name == "SQLite":
         with pytest.raises(errors.BackendCapabilityMissing):
             await create(db, "t", table_pb2.Column(name="v", type=LISTS[name][0]))
@@ -146,8 +146,6 @@ async def test_values_come_back_as_they_were(request: pytest.FixtureRequest, db:
         yield pb.BulkInsertRequest(service=SERVICE, table="copy")
         for response in batches:
             yield pb.BulkInsertRequest(batch=response.batch)
-
-    from onecontainer_driver_sql import bulk
 
     done = await bulk.bulk_insert(db, requests())
     assert done.inserted == len(expected), done
@@ -234,6 +232,15 @@ async def test_nan_is_kept_or_refused(db: Database) -> None:
     else:
         await write
         assert math.isnan((await page(db, "t")).records[0].fields["v"].double_value)
+
+
+async def test_a_decimal_has_the_digits_that_are_declared(db: Database) -> None:
+    await create(db, "t", column("v", K.TYPE_KIND_DECIMAL, precision=30, scale=3), column("w", K.TYPE_KIND_DECIMAL))
+    number = decimal.Decimal("123456789012345678901234567.5")
+    await writing.insert_records(db, insertion("t", record(v=number, w=number)))
+    fields = (await page(db, "t")).records[0].fields
+    assert codecs.decimal_from_proto(fields["v"].decimal_value).as_tuple().exponent == -3
+    assert fields["w"] == value(number)
 
 
 async def test_numbers_are_taken_as_whole_numbers_too(db: Database) -> None:

@@ -17,6 +17,7 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.api.media.v1 import pipeline_pb2
 from onecontainer.cli.main import cli
+from onecontainer.errors import DriverUnreachable
 
 Oca = Callable[..., Result]
 
@@ -63,6 +64,14 @@ def test_nobody_there_exits_with_4() -> None:
     result = CliRunner().invoke(cli, ["service", "list", "-a", "127.0.0.1:1", "--timeout", "5s"])
     assert result.exit_code == 4
     assert "no gateway answers at 127.0.0.1:1" in result.stderr
+
+
+def test_a_pause_is_explained_once(oca, blocking, elsewhere) -> None:
+    elsewhere.run(blocking[1].put_service, "cats", resources_pb2.SERVICE_STATE_READY)
+    blocking[1].faults["GetService"] = [DriverUnreachable("it is starting", retry_after=0.51)] * 2
+    result = oca("service", "get", "cats")
+    assert result.exit_code == 0
+    assert result.stderr == "not available yet, trying again (Ctrl-C ends it): it is starting\n"
 
 
 def test_a_wait_that_is_too_short_exits_with_5(oca, blocking, elsewhere) -> None:

@@ -58,6 +58,15 @@ def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
     assert waits.wait_for(error) is None
 
 
+def test_who_wants_to_know_is_told_of_each_next_try_and_not_of_the_end() -> None:
+    told: list[tuple[str, float]] = []
+    policy = RetryPolicy(on_retry=lambda error, wait: told.append((error.message, wait)))
+    waits = Backoff(policy, 2, Deadline(None), draw=lambda: 1.0)
+    error = DriverUnreachable("starting")
+    assert [waits.wait_for(error), waits.wait_for(error)] == [0.1, None]
+    assert told == [("starting", 0.1)]
+
+
 def test_deadline_counts_down_to_zero_and_infinity_is_none() -> None:
     clock = Clock()
     deadline = Deadline(2.0, clock)
