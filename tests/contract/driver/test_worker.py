@@ -92,7 +92,7 @@ async def test_a_job_runs_and_its_result_is_reported(worker: Calls, gateway: Fak
 
 
 async def test_any_unary_method_is_a_job(worker: Calls, gateway: FakeGateway) -> None:
-    await gateway.submit(grant(method="onecontainer.test.echo.v1.EchoService/EchoBlocking", text="hi"))
+    await gateway.submit(grant(method="onecontainer.test.sdk.v1.EchoService/EchoBlocking", text="hi"))
     assert (await gateway.outcome("jobs/1")).succeeded.result.startswith(b"\x1a")
 
 
@@ -130,7 +130,7 @@ async def test_an_answer_that_got_lost_is_given_again(worker: Calls, gateway: Fa
 async def test_failures_carry_job_and_attempt(worker: Calls, gateway: FakeGateway) -> None:
     await gateway.submit(
         grant("1", text="typed"),
-        grant("2", method="onecontainer.test.echo.v1.EchoService/Absent"),
+        grant("2", method="onecontainer.test.sdk.v1.EchoService/Absent"),
         grant("3", method="a.B/C"),
     )
     failed = from_status((await gateway.outcome("jobs/1")).failed)
@@ -280,7 +280,7 @@ async def test_large_results_and_requests_go_as_artifacts(worker: Calls, gateway
     name = (await gateway.outcome("jobs/1")).succeeded.result_artifact
     artifact, data = gateway.artifacts[name]
     assert WorkResult.FromString(data).text == "y" * size
-    assert artifact.media_type == "application/x-protobuf; type=onecontainer.test.echo.v1.WorkResult"
+    assert artifact.media_type == "application/x-protobuf; type=onecontainer.test.sdk.v1.WorkResult"
     [header] = gateway.uploads
     assert (header.attempt.job, header.attempt.attempt, header.attempt.fence) == ("jobs/1", 1, 1)
 
