@@ -137,9 +137,9 @@ def _insert_values(job: NewJob) -> dict[str, Any]:
     }
 
 
-def select_for_update(connection: Connection, *where: sa.ColumnElement[bool]) -> list[Any]:
+def select_for_update(connection: Connection, *where: sa.ColumnElement[bool], limit: int | None = None) -> list[Any]:
     """The deciding columns of the jobs that fit, locked on databases with row locks."""
-    return list(connection.execute(sa.select(*DECIDING).where(*where).with_for_update()).all())
+    return list(connection.execute(sa.select(*DECIDING).where(*where).limit(limit).with_for_update()).all())
 
 
 def apply(
