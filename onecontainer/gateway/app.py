@@ -117,8 +117,10 @@ class Gateway:
             source.slots = target.slots
             return source
 
-        # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases.
-        await ledger.lose(other_gateways_than=self._name)
+        if database.dialect == "sqlite":
+            # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases. Where several
+            # gateways share a database the others may be alive, and the leases tell.
+            await ledger.lose(other_gateways_than=self._name)
         secrets = SecretStore(settings.secrets_dir)
         supervisor = Supervisor(
             [ProcessRuntime(), AttachedRuntime()],
