@@ -66,7 +66,7 @@ def test_rows_there_and_back(oca: Oca) -> None:
     oca("db", "create-table", "rows", "items", "-c", "id=int64", "-c", "price=decimal(10,2)", "--key", "id")
     oca("db", "insert", "rows", "items", "-", stdin='{"id": 1, "price": "9.90"}\n{"id": 2, "price": 5}')
     assert oca.json("db", "select", "rows", "items", "--order-by", "-id") == [
-        {"id": 2, "price": "5"},
+        {"id": 2, "price": "5.00"},
         {"id": 1, "price": "9.90"},
     ]
     assert "changed  1" in oca("db", "update", "rows", "items", "--set", "price=7", "--where", "id=1").stdout
