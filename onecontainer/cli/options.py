@@ -145,9 +145,6 @@ data_dir_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the gateway's data. Default: the user's data folder.",
 )
-service_option = click.option(
-    "--service", "-s", required=True, metavar="SERVICE", help="Service, `NAME` or `services/NAME`."
-)
 
 
 def job_options(function: F) -> F:

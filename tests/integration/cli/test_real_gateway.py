@@ -103,7 +103,7 @@ def test_streams_by_reflection(oca: Oca) -> None:
 
 
 def test_any_call_as_a_job(oca: Oca) -> None:
-    shown = oca("job", "create", "-s", "rows", "DatabaseService/ListTables", "{}", "--wait").stdout
+    shown = oca("job", "create", "rows", "DatabaseService/ListTables", "{}", "--wait").stdout
     assert "SUCCEEDED" in shown
     (job,) = oca.json("job", "list", "--service", "rows", "--limit", "1")  # type: ignore[misc]
     assert oca.json("job", "result", job["name"]) == {

@@ -72,7 +72,7 @@ def test_the_root_lists_all_commands_without_loading_what_they_need() -> None:
     ("arguments", "says"),
     [
         (["nope"], "No such command"),
-        (["job", "create", "-s", "x", "A/B", "{"], "no JSON"),
+        (["job", "create", "x", "A/B", "{"], "no JSON"),
         (["db", "delete", "x", "t"], "--where or --all"),
         (["db", "create-table", "x", "t", "-c", "id=serial8"], "the types are bool"),
         (["driver", "match"], "either a SERVICE or --app"),
