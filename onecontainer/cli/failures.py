@@ -39,7 +39,7 @@ HINTS: Mapping[Reason, str] = {
     Reason.CAPABILITY_MISSING: "This service's driver does not do that; `oca driver get NAME` lists what it does.",
     Reason.METHOD_UNKNOWN: "Check the spelling: `oca call` without arguments lists all services.",
     Reason.DRAINING: "The gateway is stopping; run it again when it is back.",
-    Reason.QUEUE_UNREACHABLE: "Jobs cannot be accepted at the moment; run it again.",
+    Reason.QUEUE_UNREACHABLE: "The gateway's database cannot be used at the moment; run it again.",
     Reason.OUTCOME_UNKNOWN: "It may have taken effect. Check the backend, then `oca job retry NAME`.",
     Reason.NOT_FINISHABLE: "It cannot end early: cancel it without --finish.",
     Reason.RESULT_EXPIRED: "Run the job again: `oca job retry NAME`.",

@@ -98,9 +98,19 @@ JSON_PAIR = JsonPair()
 JSON = JsonInput()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+
+def _note_output(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    # Before all else: an error in another option has to be shown in this form already.
+    if value is not None:
+        ctx.meta["onecontainer.output"] = value
+    return value
+
+
 output_option = click.option(
     "--output",
     "-o",
+    is_eager=True,
+    callback=_note_output,
     envvar="ONECONTAINER_OUTPUT",
     type=click.Choice(OUTPUTS),
     help="For people (table, the default) or for programs (json).",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,6 @@ from onecontainer.cli.render import Screen, screen_of
 from onecontainer.errors import OneContainerError
 from onecontainer.gateway.lock import Note
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 STOP_MARGIN = 30.0
 
 
@@ -68,8 +66,9 @@ def up(
         return
     # Imported here: the gateway brings its database and all else with it.
     from onecontainer.gateway.app import serve
+    from onecontainer.gateway.logs import configure
 
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    configure(settings.log_level, settings.log_format)
 
     def ready(address: str) -> None:
         if screen.is_json:

@@ -36,7 +36,7 @@ from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
 from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch
-from onecontainer.gateway.listeners import bind_internal, bind_public, new_server, public_authenticator
+from onecontainer.gateway.listeners import bind_internal, bind_public, check_free, new_server, public_authenticator
 from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
@@ -92,6 +92,7 @@ class Gateway:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, clock = self.settings, self._clock
+        check_free(settings.listen)
         folder = stack.enter_context(DataFolder(settings.data_dir))
         # Sockets of a data folder whose path is too long for them; nothing in it outlives the gateway.
         stack.callback(shutil.rmtree, runtime_dir(settings.data_dir), ignore_errors=True)
