@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, Engine
 
-from onecontainer.errors import OneContainerError, QueueCallFailed, QueueUnreachable
+from onecontainer.errors import LimitExceeded, OneContainerError, QueueCallFailed, QueueUnreachable
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,11 @@ def _typed(error: BaseException) -> BaseException:
         typed: OneContainerError = QueueUnreachable(
             f"the gateway's database does not answer: {cause or error}", retry_after=1.0
         )
+        if getattr(cause, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"):
+            # Trying again does not help until somebody has made room.
+            typed = LimitExceeded(
+                "the disk with the gateway's data folder is full, so nothing can be recorded: make room on it, then try again"
+            )
     else:
         log.error("the database failed in an unforeseen way", exc_info=error)
         typed = QueueCallFailed("the gateway's database failed in an unforeseen way; its log tells more")
@@ -171,7 +176,8 @@ class Database:
         its only effect must be on the connection. What it raises is raised here, and it has then changed nothing.
 
         Raises:
-            QueueUnreachable: the database is closed, out of reach, locked or full.
+            QueueUnreachable: the database is closed, out of reach or locked.
+            LimitExceeded: its disk is full.
             QueueCallFailed: it failed in a way that nobody foresaw.
         """
         return await self._done(self._writes, fn)

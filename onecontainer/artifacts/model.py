@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from onecontainer.errors import DataInvalid, FieldInvalid, FieldRequired, FieldViolation
+from onecontainer.rpc.labels import label_violations, request_id_violations
 
 COLLECTION = "artifacts/"
 CHUNK_BYTES = 1024 * 1024
@@ -23,13 +24,9 @@ MAX_PART_BYTES = 4 * 1024 * 1024
 """Most bytes of an Upload message."""
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
 MAX_FILENAME = 255
-MAX_REQUEST_ID = 128
-MAX_LABELS = 32
-MAX_LABEL_VALUE = 256
 SHA256_BYTES = 32
 
 _ID = re.compile(r"[0-9a-f]{32}")
-_LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 # RFC 9110: type/subtype, then parameters.
 _MEDIA_TYPE = re.compile(
     r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -137,15 +134,8 @@ def check_upload(upload: Upload) -> None:
         wrong("sha256", f"has {len(upload.sha256)} bytes; a SHA-256 has {SHA256_BYTES}")
     if upload.ttl < 0:
         wrong("ttl", "must not be negative")
-    if len(upload.request_id) > MAX_REQUEST_ID:
-        wrong("request_id", f"has more than {MAX_REQUEST_ID} characters")
-    if len(upload.labels) > MAX_LABELS:
-        wrong("labels", f"has {len(upload.labels)} labels; at most {MAX_LABELS} are allowed")
-    for key, value in upload.labels.items():
-        if not _LABEL_KEY.fullmatch(key):
-            wrong(f"labels[{key[:64]!r}]", f"the key does not match {_LABEL_KEY.pattern}")
-        if len(value) > MAX_LABEL_VALUE:
-            wrong(f"labels[{key[:64]!r}]", f"the value has more than {MAX_LABEL_VALUE} characters")
+    found.extend(request_id_violations(upload.request_id, "header.request_id"))
+    found.extend(label_violations(upload.labels, "header.labels"))
     if upload.attempt is not None:
         if not upload.attempt.job.startswith("jobs/"):
             wrong("attempt.job", "is not jobs/{job}")

@@ -30,13 +30,13 @@ from onecontainer.errors import (
     ResourceConflict,
 )
 from onecontainer.rpc.filters import Term
+from onecontainer.rpc.labels import MAX_REQUEST_ID, request_id_violations
 from onecontainer.rpc.server import current_call
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext
 
 CREATE = "CreateService"
-MAX_REQUEST_ID = 128
 DEFAULT_HEARTBEAT_TIMEOUT = 5.0
 MAX_HEARTBEAT_TIMEOUT = 60.0
 DEFAULT_TAIL = 100
@@ -341,9 +341,7 @@ def _create_violations(request: pb.CreateServiceRequest) -> list[FieldViolation]
         found.append(FieldViolation("service_id", "is required"))
     elif not SERVICE_ID.fullmatch(request.service_id):
         found.append(FieldViolation("service_id", "must match [a-z][a-z0-9-]{0,62}"))
-    if len(request.request_id) > MAX_REQUEST_ID:
-        found.append(FieldViolation("request_id", f"has more than {MAX_REQUEST_ID} characters"))
-    return found
+    return [*found, *request_id_violations(request.request_id)]
 
 
 def _request_hash(request: pb.CreateServiceRequest) -> bytes:

@@ -13,6 +13,7 @@ from onecontainer.catalog.mapping import HIDDEN
 from onecontainer.catalog.model import DriverRecord, ServiceRecord
 from onecontainer.catalog.ports import Secrets
 from onecontainer.errors import FieldInvalid, FieldRequired, FieldViolation
+from onecontainer.rpc.labels import label_violations
 from onecontainer.rpc.manifest import option_violations, secret_name, secret_names
 from onecontainer.settings import is_loopback
 from onecontainer.sidecars.model import RuntimeKind
@@ -21,11 +22,8 @@ MAX_DESCRIPTION = 4096
 MAX_APP = 128
 MAX_ENDPOINTS = 256
 MAX_ENDPOINT = 2048
-MAX_LABELS = 32
-MAX_LABEL_VALUE = 256
 MAX_OPTION_BYTES = 64 * 1024
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
 DRIVER_NAME = re.compile(r"drivers/[a-z][a-z0-9-]{0,62}[A-Za-z0-9.+!-]{0,64}")
 REQUIRED = "is required"
 
@@ -52,7 +50,7 @@ def service_violations(
     if record.driver and not DRIVER_NAME.fullmatch(record.driver):
         wrong("driver", "must be `drivers/{driver}`, or `drivers/{name}` for the highest version")
     _endpoints(record, wrong)
-    _labels(record, wrong)
+    found += label_violations(record.labels, "service.labels")
     _runtime(record, runtimes, secrets, wrong)
     _limits(record, wrong)
     try:
@@ -119,16 +117,6 @@ def _address_problem(address: str) -> str:
     if not colon or not host or not number.isdigit() or not 1 <= int(number) <= 65535:
         return "must be `host:port` with a port from 1 to 65535, or a URL"
     return ""
-
-
-def _labels(record: ServiceRecord, wrong: Wrong) -> None:
-    if len(record.labels) > MAX_LABELS:
-        wrong("labels", f"has {len(record.labels)} labels; at most {MAX_LABELS} are allowed")
-    for key, value in record.labels.items():
-        if not LABEL_KEY.fullmatch(key):
-            wrong(f"labels[{key[:64]!r}]", f"the key does not match {LABEL_KEY.pattern}")
-        if len(value) > MAX_LABEL_VALUE:
-            wrong(f"labels[{key[:64]!r}]", f"the value has more than {MAX_LABEL_VALUE} characters")
 
 
 def _runtime(record: ServiceRecord, runtimes: Collection[str], secrets: Secrets, wrong: Wrong) -> None:

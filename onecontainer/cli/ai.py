@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2, model_pb2
 from onecontainer.cli.job import end_of, follow, options_of, show
-from onecontainer.cli.options import FILE, JSON, JSON_PAIR, job_options, service_option
+from onecontainer.cli.options import FILE, JSON, JSON_PAIR, job_options
 from onecontainer.cli.render import enum_name, size
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.ai import InputLike
@@ -30,8 +30,8 @@ def ai() -> None:
     \b
     Examples:
       oca ai predict cats photo.jpg --top 3
-      oca ai models -s cats
-      oca ai serve -s cats mynet --artifact artifacts/01jd… --format onnx --wait
+      oca ai models cats
+      oca ai serve cats mynet --artifact artifacts/01jd… --format onnx --wait
     """
 
 
@@ -113,7 +113,7 @@ def _file(value: str) -> Path:
 
 
 @ai.command()
-@service_option
+@click.argument("service")
 @connected
 def usage(session: Session, service: str) -> None:
     """What the service can do: functions, limits, formats, examples."""
@@ -136,7 +136,7 @@ def usage(session: Session, service: str) -> None:
 
 
 @ai.command()
-@service_option
+@click.argument("service")
 @click.argument("model", default="")
 @connected
 def models(session: Session, service: str, model: str) -> None:
@@ -168,7 +168,7 @@ def models(session: Session, service: str, model: str) -> None:
 
 
 @ai.command()
-@service_option
+@click.argument("service")
 @click.argument("model")
 @click.option("--version", default="", help="Default: as the driver counts.")
 @click.option("--artifact", default="", help="The model file, uploaded: artifacts/…")
@@ -229,7 +229,7 @@ def serve(
 
 
 @ai.command()
-@service_option
+@click.argument("service")
 @click.argument("model")
 @click.option("--version", default="", help="Default: the default version.")
 @click.option("--forget", is_flag=True, help="Also forget its config.")
@@ -241,7 +241,7 @@ def unload(session: Session, service: str, model: str, version: str, forget: boo
 
 
 @ai.command()
-@service_option
+@click.argument("service")
 @click.argument("model", default="")
 @connected
 def statistics(session: Session, service: str, model: str) -> None:

@@ -9,7 +9,7 @@ from google.protobuf import any_pb2, json_format, message_factory
 
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.cli.bars import JobBar, amount, duration
-from onecontainer.cli.options import JSON, job_options, service_option
+from onecontainer.cli.options import JSON, job_options
 from onecontainer.cli.render import enum_name, moment
 from onecontainer.cli.session import Session, connected
 from onecontainer.client import Job, job_error, job_state
@@ -38,7 +38,7 @@ def job() -> None:
       oca job list --state RUNNING
       oca job watch 01jd…
       oca job cancel 01jd… --finish
-      oca job create -s cats onecontainer.api.ai.v1.InferenceService/GetUsage '{}'
+      oca job create cats onecontainer.api.ai.v1.InferenceService/GetUsage '{}'
     """
 
 
@@ -100,7 +100,7 @@ def show(session: Session, record: job_pb2.Job) -> None:
 
 
 @job.command()
-@service_option
+@click.argument("service")
 @click.argument("method")
 @click.argument("request", type=JSON, default="{}")
 @job_options
@@ -113,7 +113,7 @@ def create(session: Session, service: str, method: str, request: list[Any], wait
 
     \b
     Example:
-      oca job create -s cats InferenceService/GetUsage '{}' --wait
+      oca job create cats InferenceService/GetUsage '{}' --wait
     """
     if len(request) != 1:
         raise click.UsageError("REQUEST must be one JSON object")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,18 @@ import click
 from click.shell_completion import CompletionItem
 
 EXIT_INTERRUPTED = 130
+
+
+def usage_as_dict(error: click.UsageError) -> dict[str, object]:
+    """A command that is used wrongly, for programs: in the form of the gateway's errors."""
+    return {
+        "reason": "FIELD_INVALID",
+        "code": "INVALID_ARGUMENT",
+        "message": error.format_message(),
+        "violations": [],
+        "metadata": {"command": error.ctx.command_path} if error.ctx is not None else {},
+        "retry_after": None,
+    }
 
 
 class LazyGroup(click.Group):
@@ -58,6 +71,11 @@ class LazyGroup(click.Group):
                 raise
             click.echo(f"Error: this needs the package {package}: pip install 'onecontainer[gateway,cli]'", err=True)
             ctx.exit(1)
+        except click.UsageError as error:
+            if ctx.meta.get("onecontainer.output") != "json":
+                raise
+            click.echo(json.dumps({"error": usage_as_dict(error)}, ensure_ascii=False), err=True)
+            ctx.exit(error.exit_code)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:

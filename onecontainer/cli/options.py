@@ -98,9 +98,19 @@ JSON_PAIR = JsonPair()
 JSON = JsonInput()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
+
+def _note_output(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    # Before all else: an error in another option has to be shown in this form already.
+    if value is not None:
+        ctx.meta["onecontainer.output"] = value
+    return value
+
+
 output_option = click.option(
     "--output",
     "-o",
+    is_eager=True,
+    callback=_note_output,
     envvar="ONECONTAINER_OUTPUT",
     type=click.Choice(OUTPUTS),
     help="For people (table, the default) or for programs (json).",
@@ -144,9 +154,6 @@ data_dir_option = click.option(
     envvar="ONECONTAINER_DATA_DIR",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the gateway's data. Default: the user's data folder.",
-)
-service_option = click.option(
-    "--service", "-s", required=True, metavar="SERVICE", help="Service, `NAME` or `services/NAME`."
 )
 
 

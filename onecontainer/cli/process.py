@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import click
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from onecontainer.errors import DeadlineExceeded, StateInvalid
+from onecontainer.errors import DeadlineExceeded, FieldInvalid, FieldViolation, StateInvalid
 from onecontainer.gateway.lock import Note, read_note
 from onecontainer.settings import Settings, private_folder
 
@@ -31,8 +31,12 @@ def settings_of(data_dir: Path | None, **values: object) -> Settings:
     try:
         return Settings(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors())
-        raise click.UsageError(wrong) from None
+        raise FieldInvalid(violations=[_violation(item) for item in error.errors()]) from None
+
+
+def _violation(item: ErrorDetails) -> FieldViolation:
+    # A rule of ours speaks for itself; pydantic puts the name of the exception before it.
+    return FieldViolation(".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, "))
 
 
 def start_detached(settings: Settings, *, timeout: float) -> Note:
@@ -47,6 +51,7 @@ def start_detached(settings: Settings, *, timeout: float) -> Note:
         "ONECONTAINER_DATA_DIR": str(settings.data_dir),
         "ONECONTAINER_LISTEN": settings.listen,
         "ONECONTAINER_LOG_LEVEL": settings.log_level,
+        "ONECONTAINER_DISPATCH_URL": settings.dispatch_url,
         LOG_FILE_VARIABLE: str(log),
     }
     # Not subprocess: its Popen belongs to whoever waits for the child, and this one is to outlive us.

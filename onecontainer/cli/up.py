@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,6 @@ from onecontainer.cli.render import Screen, screen_of
 from onecontainer.errors import OneContainerError
 from onecontainer.gateway.lock import Note
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 STOP_MARGIN = 30.0
 
 
@@ -28,6 +26,12 @@ STOP_MARGIN = 30.0
     envvar="ONECONTAINER_LISTEN",
     metavar="HOST:PORT",
     help="Default: 127.0.0.1:50051; port 0 takes a free one.",
+)
+@click.option(
+    "--jobs",
+    envvar="ONECONTAINER_DISPATCH_URL",
+    metavar="URL",
+    help="How jobs reach workers: embedded:// (the default) or kafka://HOST:PORT,HOST:PORT.",
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 @click.option(
@@ -42,6 +46,7 @@ def up(
     detach: bool,
     data_dir: Path | None,
     listen: str | None,
+    jobs: str | None,
     log_level: str | None,
     start_timeout: float,
     output: str | None,
@@ -56,8 +61,9 @@ def up(
       oca up                                  here, until Ctrl-C
       oca up --detach --data-dir /srv/oca     in the background
       oca up --listen 127.0.0.1:0             on a free port
+      oca up --jobs kafka://127.0.0.1:9092    jobs go over a broker
     """
-    settings = settings_of(data_dir, listen=listen, log_level=log_level)
+    settings = settings_of(data_dir, listen=listen, dispatch_url=jobs, log_level=log_level)
     screen = screen_of(output)
     if detach:
         running = note_of(settings.data_dir)
@@ -68,8 +74,9 @@ def up(
         return
     # Imported here: the gateway brings its database and all else with it.
     from onecontainer.gateway.app import serve
+    from onecontainer.gateway.logs import configure
 
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+    configure(settings.log_level, settings.log_format)
 
     def ready(address: str) -> None:
         if screen.is_json:

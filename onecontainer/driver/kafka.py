@@ -163,9 +163,9 @@ class KafkaSource:
         )
         listener = _Rebalance(self, consumer)
         consumer.subscribe([self._dispatch.topic], listener=listener)
-        await consumer.start()
         committing = asyncio.create_task(self._commit_loop(consumer), name="kafka commits")
         try:
+            await consumer.start()
             while True:
                 room = self._capacity - len(self._records)
                 if room <= 0:

@@ -36,7 +36,7 @@ from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
 from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch
-from onecontainer.gateway.listeners import bind_internal, bind_public, new_server, public_authenticator
+from onecontainer.gateway.listeners import bind_internal, bind_public, check_free, new_server, public_authenticator
 from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
@@ -94,6 +94,7 @@ class Gateway:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         settings, clock = self.settings, self._clock
+        check_free(settings.listen)
         folder = stack.enter_context(DataFolder(settings.data_dir))
         # Sockets of a data folder whose path is too long for them; nothing in it outlives the gateway.
         stack.callback(shutil.rmtree, runtime_dir(settings.data_dir), ignore_errors=True)
@@ -125,8 +126,10 @@ class Gateway:
             source.slots = target.slots
             return source
 
-        # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases.
-        await ledger.lose(other_gateways_than=self._name)
+        if database.dialect == "sqlite":
+            # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases. Where several
+            # gateways share a database the others may be alive, and the leases tell.
+            await ledger.lose(other_gateways_than=self._name)
         supervisor = Supervisor(
             [ProcessRuntime(), AttachedRuntime()],
             folders=Folders(settings.data_dir, private_folder(self._run_dir())),

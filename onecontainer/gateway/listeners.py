@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +29,24 @@ def new_server(settings: Settings, handlers: Sequence[grpc.GenericRpcHandler]) -
     server = grpc.aio.server(options=server_options(settings.max_message_bytes))
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
+
+
+def check_free(address: str) -> None:
+    """Whether the public listener can have its address; asked before anything is made or migrated.
+
+    Raises:
+        StateInvalid: somebody else listens there, or it is not of this machine.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _name, place in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+    except OSError as error:
+        why = "somebody else listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        raise StateInvalid(f"cannot listen on {address}: {why}; choose another address (--listen)") from None
 
 
 def bind_public(server: grpc.aio.Server, settings: Settings) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from google.protobuf import duration_pb2
@@ -10,15 +9,12 @@ from google.protobuf import duration_pb2
 from onecontainer.api.type.v1 import job_options_pb2
 from onecontainer.errors import FieldInvalid, FieldViolation
 from onecontainer.jobs.model import SECOND, RetryPolicy
+from onecontainer.rpc.labels import label_violations, request_id_violations
 
 DEFAULT_TOTAL_TIMEOUT = 24 * 3600 * SECOND
 DEFAULT_RESULT_TTL = 3600 * SECOND
 MAX_DURATION = 315_576_000_000 * SECOND
 """What ``google.protobuf.Duration`` allows."""
-MAX_REQUEST_ID = 128
-MAX_LABELS = 32
-LABEL_KEY = re.compile(r"[a-z][a-z0-9_.-]{0,62}")
-MAX_LABEL_VALUE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +46,7 @@ def check(options: job_options_pb2.JobOptions, path: str, *, default_max_attempt
 
     result = job_options_pb2.JobOptions()
     result.CopyFrom(options)
-    if len(options.request_id) > MAX_REQUEST_ID:
-        wrong("request_id", f"has {len(options.request_id)} characters; at most {MAX_REQUEST_ID} are allowed")
+    found.extend(request_id_violations(options.request_id, f"{path}.request_id"))
     if options.priority not in job_options_pb2.Priority.values():
         wrong("priority", f"{options.priority} is not a Priority")
     if result.priority == job_options_pb2.PRIORITY_UNSPECIFIED:
@@ -75,13 +70,7 @@ def check(options: job_options_pb2.JobOptions, path: str, *, default_max_attempt
         wrong("keep_result", "must not be set together with result_ttl")
     if not options.keep_result and not options.HasField("result_ttl"):
         result.result_ttl.FromMicroseconds(DEFAULT_RESULT_TTL)
-    if len(options.labels) > MAX_LABELS:
-        wrong("labels", f"has {len(options.labels)} labels; at most {MAX_LABELS} are allowed")
-    for key, value in options.labels.items():
-        if not LABEL_KEY.fullmatch(key):
-            wrong(f"labels[{key[:64]!r}]", f"the key does not match {LABEL_KEY.pattern}")
-        if len(value) > MAX_LABEL_VALUE:
-            wrong(f"labels[{key[:64]!r}]", f"the value has more than {MAX_LABEL_VALUE} characters")
+    found.extend(label_violations(options.labels, f"{path}.labels"))
     policy = _policy(options.retry_policy, wrong, default_max_attempts)
     if found:
         raise FieldInvalid(violations=found)

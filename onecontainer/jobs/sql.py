@@ -36,6 +36,8 @@ _DATABASE_NOW = sa.select(
     sa.cast(sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp()) * SECOND), sa.BigInteger)
 )
 SWEEP_BATCH = 500
+SWEEP_MOVES = 2000
+"""At most so many jobs of a kind in one sweep, so that calls do not wait for it; the next one takes the rest."""
 
 
 class SqlLedger:
@@ -171,20 +173,21 @@ class SqlLedger:
             connection.execute(facts.update().where(facts.c.name == LAST_SWEEP).values(value=now))
         if last is not None and now - last > self._lease // 2:
             self._renew_all(connection, now)
-        looks: list[tuple[Callable[[Any], moves.Move | None], tuple[sa.ColumnElement[bool], ...]]] = [
-            (lambda row: moves.total_timeout(row, now), (LIVE, jobs.c.total_deadline <= now)),
-            (
-                lambda row: moves.queue_timeout(row, now),
-                (QUEUED, jobs.c.queue_deadline > NONE, jobs.c.queue_deadline <= now),
-            ),
-            (lambda row: moves.lose(row, now, self._rng), (IN_LEASE, jobs.c.lease_expiry <= now)),
-            (lambda row: moves.overdue(row, now, self._rng), (IN_LEASE,)),
-            (lambda row: moves.due(row, now), (WAITING, jobs.c.due_time <= now)),
+        # Those in their grace do not move yet, and must not take the places of others.
+        moving = sa.or_(jobs.c.state != int(State.EXPIRING), jobs.c.total_deadline < now - moves.ABORT_GRACE)
+        looks: list[tuple[Callable[[Any], moves.Move | None], sa.Column[int], tuple[sa.ColumnElement[bool], ...]]] = [
+            (lambda row: moves.total_timeout(row, now), jobs.c.total_deadline, (LIVE, moving)),
+            (lambda row: moves.queue_timeout(row, now), jobs.c.queue_deadline, (QUEUED, jobs.c.queue_deadline > NONE)),
+            (lambda row: moves.lose(row, now, self._rng), jobs.c.lease_expiry, (IN_LEASE,)),
+            (lambda row: moves.due(row, now), jobs.c.due_time, (WAITING,)),
         ]
-        for move, where in looks:
-            rows = sql_writes.select_for_update(connection, *where)
+        for move, time, where in looks:
+            rows = sql_writes.select_due(connection, time, now, SWEEP_MOVES, *where)
             done = [found for row in rows if (found := move(row)) is not None]
             sql_writes.apply(connection, done, self._artifacts, outcome, now)
+        rows = sql_writes.select_for_update(connection, IN_LEASE)
+        late = [found for row in rows if (found := moves.overdue(row, now, self._rng)) is not None]
+        sql_writes.apply(connection, late, self._artifacts, outcome, now)
         self._tidy(connection, now)
         return outcome
 

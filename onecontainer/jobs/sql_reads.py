@@ -43,6 +43,13 @@ _GET = sa.select(*_ALL).where(jobs.c.id == _job)
 _VIEWS = sa.select(*_ALL).where(jobs.c.id.in_(_ids))
 _ENDED = sa.select(attempts).where(attempts.c.job == _job).order_by(attempts.c.fence.desc()).limit(KEPT_ATTEMPTS)
 
+_waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == sa.bindparam("uid"), QUEUED)
+# Two ranges of the queue's index: the lanes above, and what is older in its own.
+_AHEAD = (
+    _waiting.where(jobs.c.priority > sa.bindparam("priority")),
+    _waiting.where(jobs.c.priority == sa.bindparam("priority"), jobs.c.position < sa.bindparam("position")),
+)
+
 
 def get(connection: Connection, job: str, artifacts: AttemptArtifacts, *, place: bool = False) -> JobView:
     """A job with its attempts and artifacts, and with ``place`` its place in the queue, which takes the longer the deeper it is.
@@ -58,13 +65,8 @@ def get(connection: Connection, job: str, artifacts: AttemptArtifacts, *, place:
         ended = connection.execute(_ENDED, {"job": job}).all()
     position = None
     if place and row.state == State.QUEUED:
-        ahead = sa.or_(
-            jobs.c.priority > row.priority,
-            sa.and_(jobs.c.priority == row.priority, jobs.c.position < row.position),
-        )
-        position = connection.scalar(
-            sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == row.service_uid, QUEUED, ahead)
-        )
+        values = {"uid": row.service_uid, "priority": row.priority, "position": row.position}
+        position = sum(int(connection.scalar(query, values) or 0) for query in _AHEAD)
     made = artifacts.of_job(connection, job) if row.state in TERMINAL else ()
     return JobView(row, tuple(reversed(ended)), made, position)
 

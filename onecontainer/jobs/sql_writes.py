@@ -22,6 +22,7 @@ from onecontainer.jobs.tables import (
     inputs,
     jobs,
     labels,
+    rarely,
     request_ids,
 )
 
@@ -140,6 +141,14 @@ def _insert_values(job: NewJob) -> dict[str, Any]:
 def select_for_update(connection: Connection, *where: sa.ColumnElement[bool]) -> list[Any]:
     """The deciding columns of the jobs that fit, locked on databases with row locks."""
     return list(connection.execute(sa.select(*DECIDING).where(*where).with_for_update()).all())
+
+
+def select_due(
+    connection: Connection, time: sa.Column[int], now: int, limit: int, *where: sa.ColumnElement[bool]
+) -> list[Any]:
+    """The same of the jobs whose ``time`` has come, the longest overdue first."""
+    query = sa.select(*DECIDING).where(rarely(time <= now), *where).order_by(time).limit(limit)
+    return list(connection.execute(query.with_for_update()).all())
 
 
 def apply(

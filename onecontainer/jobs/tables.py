@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from onecontainer.jobs.model import LEASED, TERMINAL, State
 
@@ -107,6 +112,25 @@ _partial("jobs_retry_of", jobs.c.retry_of, where=jobs.c.retry_of != sa.literal_c
 # Lists are newest first, of a service or of a state.
 sa.Index("jobs_service", jobs.c.service, jobs.c.position)
 sa.Index("jobs_state", jobs.c.state, jobs.c.position)
+
+
+class rarely(FunctionElement[int]):  # noqa: N801 - used as SQL functions are
+    """A condition that few rows meet. SQLite, which counts nothing by itself, then takes the index for it."""
+
+    # Not Boolean: SQLAlchemy would write `= 1` behind it.
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(rarely)
+def _as_it_is(element: rarely, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(element.clauses, **options)
+
+
+@compiles(rarely, "sqlite")
+def _with_likelihood(element: rarely, compiler: SQLCompiler, **options: Any) -> str:
+    return f"likelihood({compiler.process(element.clauses, **options)}, 0.000001)"
+
 
 events = sa.Table(
     "job_events",

@@ -81,3 +81,14 @@ def test_links_between_pages_lead_somewhere() -> None:
             if not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert not broken
+
+
+def test_each_guarantee_names_a_test_that_is_there() -> None:
+    missing = []
+    for reference in re.findall(r"`(tests/[^`]+)`", (ROOT / "docs" / "guarantees.md").read_text()):
+        path, _, test = reference.partition("::")
+        name = test.partition("[")[0]
+        found = ROOT / path
+        if not found.exists() or (name and f"def {name}(" not in found.read_text()):
+            missing.append(reference)
+    assert not missing

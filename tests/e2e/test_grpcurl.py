@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from onecontainer.client import Client
 from tests.fixtures.processes import GatewayProcess
 
+ROOT = Path(__file__).resolve().parents[2]
 ECHO = "onecontainer.test.echo.v1.EchoService"
 
 
@@ -115,3 +117,76 @@ def test_shows_errors_with_decoded_details(grpcurl: str, gateway: GatewayProcess
     assert '"field": "payload"' in said
     said = run(grpcurl, gateway, f"{ECHO}/Missing", data={"service": "services/echo"}, fails=True)
     assert '"reason": "CAPABILITY_MISSING"' in said
+
+
+@pytest.fixture(scope="module")
+def three_services(gateway: GatewayProcess) -> None:
+    """The bundled drivers' services, READY: sql, onnx, ffmpeg."""
+    with Client(gateway.address) as client:
+        for app in ("sql", "onnx", "ffmpeg"):
+            client.services.create(app, app=app)
+        client.services.wait_ready("sql", "onnx", "ffmpeg", timeout=120)
+
+
+@pytest.mark.usefixtures("three_services")
+def test_calls_the_database_service(grpcurl: str, gateway: GatewayProcess) -> None:
+    database = "onecontainer.api.db.v1.DatabaseService"
+    columns = [
+        {"name": "id", "type": {"kind": "TYPE_KIND_INT64"}},
+        {"name": "name", "type": {"kind": "TYPE_KIND_TEXT"}},
+    ]
+    table = {"service": "services/sql", "table_id": "pets", "table": {"columns": columns, "partition_key": ["id"]}}
+    run(grpcurl, gateway, f"{database}/CreateTable", data=table)
+    record = {"fields": {"id": {"int64_value": "1"}, "name": {"text_value": "O'Brien"}}}
+    written = {"service": "services/sql", "table": "pets", "records": [record]}
+    run(grpcurl, gateway, f"{database}/InsertRecords", data=written)
+    read = json.loads(
+        run(grpcurl, gateway, f"{database}/SelectRecords", data={"service": "services/sql", "table": "pets"})
+    )
+    assert read["records"] == [{"fields": {"id": {"int64Value": "1"}, "name": {"textValue": "O'Brien"}}}]
+
+
+@pytest.mark.usefixtures("three_services")
+def test_calls_the_inference_service(grpcurl: str, gateway: GatewayProcess) -> None:
+    photo = ROOT / "drivers/onnx/onecontainer_driver_onnx/assets/chelsea.png"
+    # On stdin: as an argument the picture would be too long for the system.
+    data = {"service": "services/onnx", "inputs": [{"image": base64.b64encode(photo.read_bytes()).decode()}]}
+    result = subprocess.run(
+        [grpcurl, "-plaintext", "-d", "@", gateway.address, "onecontainer.api.ai.v1.InferenceService/Predict"],
+        input=json.dumps(data),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    best = json.loads(result.stdout)["predictions"][0]["classification"]["classes"][0]
+    assert "cat" in best["label"]
+    said = run(
+        grpcurl,
+        gateway,
+        "onecontainer.api.ai.v1.InferenceService/Predict",
+        data={"service": "services/onnx", "inputs": [{"image": base64.b64encode(b"no image").decode()}]},
+        fails=True,
+    )
+    assert '"reason": "DATA_INVALID"' in said
+    assert '"field": "inputs[0].image"' in said
+
+
+@pytest.mark.usefixtures("three_services")
+def test_calls_the_media_service(grpcurl: str, gateway: GatewayProcess, tmp_path: Path) -> None:
+    from onecontainer_driver_ffmpeg.demo import make_demo_clip
+
+    media = "onecontainer.api.media.v1.MediaService"
+    with Client(gateway.address) as client:
+        clip = client.artifacts.upload(make_demo_clip(tmp_path / "clip.mp4", seconds=2, width=320, height=180)).name
+    source = {"artifact": clip}
+    probed = json.loads(run(grpcurl, gateway, f"{media}/Probe", data={"service": "services/ffmpeg", "source": source}))
+    assert {"h264", "aac"} == {stream["codec"] for stream in probed["mediaInfo"]["streams"]}
+    pipeline = {
+        "service": "services/ffmpeg",
+        "inputs": [{"source": source}],
+        "outputs": [{"key": "main", "file": {"container": "mkv"}}],
+    }
+    job = json.loads(run(grpcurl, gateway, f"{media}/RunPipeline", data=pipeline))["name"]
+    ended = json.loads(run(grpcurl, gateway, "onecontainer.api.job.v1.JobService/WaitJob", data={"name": job}))
+    assert ended["state"] == "JOB_STATE_SUCCEEDED"
+    assert ended["result"]["outputs"][0]["state"] == "OUTPUT_STATE_SUCCEEDED"

@@ -85,8 +85,13 @@ def test_elsewhere_than_on_loopback_both_are_needed(tmp_path: Path, certificate:
 
 def test_a_taken_address_is_told(gateway: GatewayProcess, tmp_path: Path) -> None:
     process = GatewayProcess(tmp_path / "data", listen=gateway.address)
-    with pytest.raises(RuntimeError, match=f"cannot listen on {gateway.address}"):
+    with pytest.raises(
+        RuntimeError, match=f"cannot listen on {gateway.address}: somebody else listens there"
+    ) as raised:
         process.start()
+    # Told before anything is made, and nothing but that is told.
+    assert not process.data_dir.exists()
+    assert len(str(raised.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer guessed"),)], ids=["no-token", "wrong-token"])

@@ -144,7 +144,7 @@ class FakeGateway:
                 if request.reports:
                     self.messages += 1
                     await self._notify()
-                await self.acknowledge.wait()
+                    await self.acknowledge.wait()
                 response = pb.ReportJobsResponse()
                 for report in request.reports:
                     if report.sequence <= last:

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from onecontainer.database import READERS, Database
-from onecontainer.errors import QueueCallFailed, QueueUnreachable, StateInvalid
+from onecontainer.errors import LimitExceeded, QueueCallFailed, QueueUnreachable, StateInvalid
 
 metadata = sa.MetaData()
 things = sa.Table("things", metadata, sa.Column("name", sa.Text, primary_key=True))
@@ -242,8 +242,8 @@ async def test_a_full_disk_is_typed_and_passes(database: Database) -> None:
 
     await database.write(lambda connection: bound(connection, 10))
     results = await Group(database).run(insert("a"), fill, insert("b"))
-    assert isinstance(results[1], QueueUnreachable)
-    assert "full" in results[1].message
+    assert isinstance(results[1], LimitExceeded)
+    assert "make room" in results[1].message
     await database.write(lambda connection: bound(connection, 1_000_000))
     await database.write(fill)
 

@@ -238,6 +238,24 @@ async def test_validate_only_runs_nothing(bench: Bench, clip: Path) -> None:
     assert list(bench.artifacts.stored) == [source]
 
 
+@pytest.mark.parametrize(("params", "expected"), [({}, "4"), ({"cpu-used": ParamValue(integer=1)}, "1")])
+async def test_slow_encoders_are_used_at_an_everyday_speed(
+    bench: Bench, clip: Path, params: dict[str, ParamValue], expected: str
+) -> None:
+    source = bench.artifacts.add(clip)
+    stream = ElementaryStream(key="v", video=VideoStream(codec="vp9", params=params))
+    result = await run(
+        bench,
+        inputs=[artifact_input(source)],
+        elementary_streams=[stream],
+        outputs=[file_output("out", "webm", "v")],
+        validate_only=True,
+    )
+    command = list(result.outputs[0].command)
+    places = [index for index, word in enumerate(command) if word.startswith("-cpu-used")]
+    assert [command[index + 1] for index in places] == [expected]
+
+
 async def test_one_failure_leaves_the_others(bench: Bench, clip: Path) -> None:
     source = bench.artifacts.add(clip)
     streams = [

@@ -94,6 +94,14 @@ class InterruptibleConnection(aiosqlite.Connection):
         self._calls = calls
         self._thread.daemon = True  # as SQLAlchemy does it for connections that it opens itself
 
+    async def _connect(self) -> aiosqlite.Connection:
+        try:
+            return await super()._connect()
+        except BaseException:
+            # The thread has been told to end, and tells the loop so: it must not find the loop closed.
+            await asyncio.to_thread(self._thread.join)
+            raise
+
     async def _execute(self, fn: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         call = object()
 

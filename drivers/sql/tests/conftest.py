@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import ctypes
 import itertools
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,31 +51,52 @@ def postgres() -> Iterator[str]:
         os.chown(folder, account.pw_uid, account.pw_gid)
         user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [str(programs / program), *arguments],
-            check=True,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"], "HOME": str(folder)},
-            **user,
-        )
-
+    common: dict[str, Any] = {
+        "cwd": folder,
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.DEVNULL,
+        "env": {"LC_ALL": "C.UTF-8", "PATH": os.environ["PATH"], "HOME": str(folder)},
+        **user,
+    }
     data = str(folder / "data")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
-        run("initdb", "-D", data, "-U", "tester", "--auth=trust", "--no-sync", "--encoding=UTF8")
-        settings = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off -c full_page_writes=off"
-        run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", settings, "start")
+        initdb = [str(programs / "initdb"), "-D", data, "-U", "tester", "--auth=trust", "--no-sync", "--encoding=UTF8"]
+        subprocess.run(initdb, check=True, **common)
+        settings = [f"-p{port}", "-h127.0.0.1", f"-k{folder}", "-cfsync=off", "-cfull_page_writes=off"]
+        server = subprocess.Popen(
+            [str(programs / "postgres"), "-D", data, *settings],
+            stderr=subprocess.PIPE,
+            preexec_fn=_end_with_parent,
+            **common,
+        )
+        assert server.stderr is not None
+        log = iter(server.stderr.readline, b"")
+        said = []
+        for line in log:
+            said.append(line.decode())
+            if "ready to accept connections" in said[-1]:
+                break
+        else:
+            pytest.fail("PostgreSQL did not start:\n" + "".join(said))
+        reader = threading.Thread(target=collections.deque, args=(log, 0))  # or the pipe would fill
+        reader.start()
         try:
             yield f"postgresql://tester@127.0.0.1:{port}/postgres"
         finally:
-            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+            server.send_signal(signal.SIGQUIT)
+            server.wait()
+            reader.join()
+            server.stderr.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """Between fork and exec: a test run that is killed leaves no server behind (prctl, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from onecontainer.api.options.v1 import options_pb2
 from onecontainer.driver import Attachment, Context, Driver, ProbeResult, errors
 from onecontainer.rpc.manifest import Manifest, Option
 
-PACKAGE = "onecontainer.test.echo.v1"
+PACKAGE = "onecontainer.test.sdk.v1"
 Field = descriptor_pb2.FieldDescriptorProto
 
 
 def _declare() -> Any:
     file = descriptor_pb2.FileDescriptorProto(
-        name="onecontainer/test/echo/v1/echo.proto",
+        name="onecontainer/test/sdk/v1/echo.proto",
         package=PACKAGE,
         syntax="proto3",
         dependency=[job_pb2.DESCRIPTOR.name, options_pb2.DESCRIPTOR.name],

@@ -121,7 +121,7 @@ async def test_a_stop_iteration_of_a_thread_is_not_lost(calls: Calls) -> None:
 
 
 async def test_bytes_that_do_not_decode(calls: Calls) -> None:
-    raw = calls.channel.unary_unary("/onecontainer.test.echo.v1.EchoService/Echo")
+    raw = calls.channel.unary_unary("/onecontainer.test.sdk.v1.EchoService/Echo")
     assert (await error_of(raw(b"\xff\xff\xff"))).reason is errors.Reason.DATA_INVALID
 
 

@@ -257,8 +257,8 @@ async def test_run_declares_before_it_goes_on(calls: Calls, driver: EchoDriver) 
 @pytest.mark.parametrize(
     ("grant_", "expected"),
     [
-        (grant("onecontainer.test.echo.v1.EchoService/Absent"), errors.Reason.CAPABILITY_MISSING),
-        (grant("onecontainer.test.echo.v1.EchoService/Chat"), errors.Reason.CAPABILITY_MISSING),
+        (grant("onecontainer.test.sdk.v1.EchoService/Absent"), errors.Reason.CAPABILITY_MISSING),
+        (grant("onecontainer.test.sdk.v1.EchoService/Chat"), errors.Reason.CAPABILITY_MISSING),
         (grant("no.Such/Method"), errors.Reason.CAPABILITY_MISSING),
         (grant(payload=b"\xff\xff"), errors.Reason.DATA_INVALID),
         (lease_pb2.Grant(), errors.Reason.FIELD_REQUIRED),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ async def test_a_job_runs_and_its_result_is_reported(worker: Calls, gateway: Fak
 
 
 async def test_any_unary_method_is_a_job(worker: Calls, gateway: FakeGateway) -> None:
-    await gateway.submit(grant(method="onecontainer.test.echo.v1.EchoService/EchoBlocking", text="hi"))
+    await gateway.submit(grant(method="onecontainer.test.sdk.v1.EchoService/EchoBlocking", text="hi"))
     assert (await gateway.outcome("jobs/1")).succeeded.result.startswith(b"\x1a")
 
 
@@ -130,7 +131,7 @@ async def test_an_answer_that_got_lost_is_given_again(worker: Calls, gateway: Fa
 async def test_failures_carry_job_and_attempt(worker: Calls, gateway: FakeGateway) -> None:
     await gateway.submit(
         grant("1", text="typed"),
-        grant("2", method="onecontainer.test.echo.v1.EchoService/Absent"),
+        grant("2", method="onecontainer.test.sdk.v1.EchoService/Absent"),
         grant("3", method="a.B/C"),
     )
     failed = from_status((await gateway.outcome("jobs/1")).failed)
@@ -280,7 +281,7 @@ async def test_large_results_and_requests_go_as_artifacts(worker: Calls, gateway
     name = (await gateway.outcome("jobs/1")).succeeded.result_artifact
     artifact, data = gateway.artifacts[name]
     assert WorkResult.FromString(data).text == "y" * size
-    assert artifact.media_type == "application/x-protobuf; type=onecontainer.test.echo.v1.WorkResult"
+    assert artifact.media_type == "application/x-protobuf; type=onecontainer.test.sdk.v1.WorkResult"
     [header] = gateway.uploads
     assert (header.attempt.job, header.attempt.attempt, header.attempt.fence) == ("jobs/1", 1, 1)
 
@@ -392,7 +393,13 @@ async def test_a_worker_that_is_dismissed_stops(worker: Calls, gateway: FakeGate
     assert gateway.outcomes == {}
 
 
-async def test_no_dispatch_that_is_not_built_in(server: SidecarServer, gateway: FakeGateway) -> None:
+async def test_kafka_without_its_client_is_refused(
+    server: SidecarServer, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("onecontainer.driver.kafka", "onecontainer.rpc.kafka"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "aiokafka", None)
+    monkeypatch.setitem(sys.modules, "aiokafka.helpers", None)
     request = driver_pb2.AttachRequest()
     request.CopyFrom(ATTACH)
     request.job_source.internal_target = gateway.target

@@ -85,9 +85,26 @@ async def test_only_instances_may_poll_claim_and_report(gateway: Gateway) -> Non
     assert await gateway.poll(worker=STRANGER) == []
 
 
-async def test_jobs_are_polled_here_and_not_claimed(gateway: Gateway) -> None:
-    error = await failure(gateway.lease.ClaimJobs(lease_pb2.ClaimJobsRequest(), metadata=token(WORKER.instance)))
-    assert (error.reason, error.code) == (Reason.STATE_INVALID, Code.FAILED_PRECONDITION)
+async def test_jobs_can_be_claimed_by_their_names(gateway: Gateway) -> None:
+    first, second = await create(gateway), await create(gateway)
+    claims = [
+        lease_pb2.Claim(job=second, attempt=1, fence=1),
+        lease_pb2.Claim(job=second, attempt=1, fence=1),
+        lease_pb2.Claim(job=first, attempt=2, fence=2),
+        lease_pb2.Claim(job="jobs/unknown", attempt=1, fence=1),
+    ]
+    request = lease_pb2.ClaimJobsRequest(claims=claims, best_queued=5)
+    answer = await gateway.lease.ClaimJobs(request, metadata=token(WORKER.instance))
+    granted, skip = lease_pb2.CLAIM_DECISION_GRANTED, lease_pb2.CLAIM_DECISION_SKIP
+    assert [result.decision for result in answer.results] == [granted, skip, skip, skip]
+    assert answer.results[0].grant.job == second
+    # Whatever was published, the best of what is queued.
+    assert [grant.job for grant in answer.grants] == [first]
+    # The same instance and fence again: the answer may have been lost.
+    again = await gateway.lease.ClaimJobs(
+        lease_pb2.ClaimJobsRequest(claims=claims[:1]), metadata=token(WORKER.instance)
+    )
+    assert again.results[0].grant == answer.results[0].grant
 
 
 async def test_a_lost_answer_is_given_again(gateway: Gateway) -> None:

@@ -399,6 +399,17 @@ async def test_progress_is_no_stall(desk: Desk) -> None:
     assert await desk.state(job) == State.RUNNING
 
 
+async def test_a_sweep_is_bounded_and_the_next_one_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onecontainer.jobs.sql.SWEEP_MOVES", 3)
+    jobs = [await desk.create(total_timeout=10) for _ in range(4)]
+    running = [grant.id for grant in await desk.claim(4)]
+    jobs += [await desk.create(total_timeout=10) for _ in range(4)]
+    desk.clock.advance(10)
+    moved = [change.id for _ in range(3) for change in (await desk.sweep()).changed]
+    assert sorted(moved) == sorted(jobs), "those that wait for their grace hold up nobody"
+    assert {await desk.state(job) for job in running} == {State.EXPIRING}
+
+
 # --- after the end ----------------------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ def test_rows_there_and_back(oca: Oca) -> None:
     oca("db", "create-table", "rows", "items", "-c", "id=int64", "-c", "price=decimal(10,2)", "--key", "id")
     oca("db", "insert", "rows", "items", "-", stdin='{"id": 1, "price": "9.90"}\n{"id": 2, "price": 5}')
     assert oca.json("db", "select", "rows", "items", "--order-by", "-id") == [
-        {"id": 2, "price": "5"},
+        {"id": 2, "price": "5.00"},
         {"id": 1, "price": "9.90"},
     ]
     assert "changed  1" in oca("db", "update", "rows", "items", "--set", "price=7", "--where", "id=1").stdout
@@ -103,7 +103,7 @@ def test_streams_by_reflection(oca: Oca) -> None:
 
 
 def test_any_call_as_a_job(oca: Oca) -> None:
-    shown = oca("job", "create", "-s", "rows", "DatabaseService/ListTables", "{}", "--wait").stdout
+    shown = oca("job", "create", "rows", "DatabaseService/ListTables", "{}", "--wait").stdout
     assert "SUCCEEDED" in shown
     (job,) = oca.json("job", "list", "--service", "rows", "--limit", "1")  # type: ignore[misc]
     assert oca.json("job", "result", job["name"]) == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_the_root_lists_all_commands_without_loading_what_they_need() -> None:
     ("arguments", "says"),
     [
         (["nope"], "No such command"),
-        (["job", "create", "-s", "x", "A/B", "{"], "no JSON"),
+        (["job", "create", "x", "A/B", "{"], "no JSON"),
         (["db", "delete", "x", "t"], "--where or --all"),
         (["db", "create-table", "x", "t", "-c", "id=serial8"], "the types are bool"),
         (["driver", "match"], "either a SERVICE or --app"),
@@ -89,6 +90,15 @@ def test_usage_errors_say_what_is_wrong_and_exit_with_2(arguments: list[str], sa
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 2, result.output
     assert says in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ai", "predict", "x"], ["job", "create", "x", "A/B", "{"], ["up", "--listen", "0.0.0.0:1"]]
+)
+def test_programs_get_usage_errors_as_json_too(arguments: list[str]) -> None:
+    result = CliRunner().invoke(cli, ["-o", "json", *arguments])
+    assert result.exit_code == 2, result.output
+    assert json.loads(result.stderr)["error"]["code"] == "INVALID_ARGUMENT"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -184,6 +184,7 @@ class ManagementServiceServicer:
         Errors:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such service.
         - FAILED_PRECONDITION / RESOURCE_IN_USE: it has live jobs; wait, cancel them, or set `force`.
+        - FAILED_PRECONDITION / STATE_INVALID: another call is deleting it; when that is done this one is NOT_FOUND.
         - ABORTED / ETAG_MISMATCH: somebody else changed it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

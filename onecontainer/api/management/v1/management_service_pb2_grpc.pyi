@@ -78,6 +78,7 @@ class ManagementServiceStub:
     Errors:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such service.
     - FAILED_PRECONDITION / RESOURCE_IN_USE: it has live jobs; wait, cancel them, or set `force`.
+    - FAILED_PRECONDITION / STATE_INVALID: another call is deleting it; when that is done this one is NOT_FOUND.
     - ABORTED / ETAG_MISMATCH: somebody else changed it.
     """
     CheckHeartbeat: _grpc.UnaryUnaryMultiCallable[_management_service_pb2.CheckHeartbeatRequest, _management_service_pb2.CheckHeartbeatResponse]
@@ -206,6 +207,7 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
     Errors:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such service.
     - FAILED_PRECONDITION / RESOURCE_IN_USE: it has live jobs; wait, cancel them, or set `force`.
+    - FAILED_PRECONDITION / STATE_INVALID: another call is deleting it; when that is done this one is NOT_FOUND.
     - ABORTED / ETAG_MISMATCH: somebody else changed it.
     """
     CheckHeartbeat: _aio.UnaryUnaryMultiCallable[_management_service_pb2.CheckHeartbeatRequest, _management_service_pb2.CheckHeartbeatResponse]  # type: ignore[assignment]
@@ -361,6 +363,7 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such service.
         - FAILED_PRECONDITION / RESOURCE_IN_USE: it has live jobs; wait, cancel them, or set `force`.
+        - FAILED_PRECONDITION / STATE_INVALID: another call is deleting it; when that is done this one is NOT_FOUND.
         - ABORTED / ETAG_MISMATCH: somebody else changed it.
         """
 

@@ -27,6 +27,9 @@ class LongRunning(_message.Message):
     Such a method MUST return `onecontainer.api.job.v1.Job`, and its request MUST have `string service = 1` and
     `onecontainer.api.type.v1.JobOptions job_options = 2`. The gateway turns a call of it into a job. A sidecar that is called
     directly answers FAILED_PRECONDITION / NEEDS_GATEWAY; its handler is reached through `DriverService.Run`.
+
+    The call itself checks the route and `job_options` only. What is wrong with the method's own fields is found by the handler: the job is then FAILED, with
+    INVALID_ARGUMENT and the paths of the fields in its error, and is not retried.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
