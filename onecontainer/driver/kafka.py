@@ -152,7 +152,7 @@ class KafkaSource:
 
     async def _consume(self) -> None:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=list(self._dispatch.bootstrap_servers),
+            bootstrap_servers=",".join(self._dispatch.bootstrap_servers),
             group_id=self._dispatch.group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
@@ -221,7 +221,7 @@ class KafkaSource:
         for partition in list(partitions):
             self._offsets.pop(partition, None)
 
-    async def _commit_loop(self, consumer: AIOKafkaConsumer[bytes | None, bytes | None]) -> None:
+    async def _commit_loop(self, consumer: AIOKafkaConsumer) -> None:
         while True:
             await asyncio.sleep(COMMIT_SECONDS)
             try:
@@ -229,7 +229,7 @@ class KafkaSource:
             except (KafkaError, OSError) as error:
                 log.info("offsets are not committed now (%s): what is read again is skipped by its claim", error)
 
-    async def _commit(self, consumer: AIOKafkaConsumer[bytes | None, bytes | None]) -> None:
+    async def _commit(self, consumer: AIOKafkaConsumer) -> None:
         assigned = consumer.assignment()
         offsets = {partition: offset for partition, offset in self._offsets.items() if partition in assigned}
         if not offsets:
@@ -243,16 +243,21 @@ class KafkaSource:
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no type for it
     """Before partitions go, what was claimed from them is committed; running attempts are not touched."""
 
-    def __init__(self, source: KafkaSource, consumer: AIOKafkaConsumer[bytes | None, bytes | None]) -> None:
+    def __init__(self, source: KafkaSource, consumer: AIOKafkaConsumer) -> None:
         self._source = source
         self._consumer = consumer
 
-    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+    # aiokafka takes coroutines here, its types do not say so.
+    async def on_partitions_revoked(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, revoked: set[TopicPartition]
+    ) -> None:
         with suppress(KafkaError, OSError):
             await self._source._commit(self._consumer)
         self._source._drop(revoked)
 
-    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+    async def on_partitions_assigned(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, assigned: set[TopicPartition]
+    ) -> None:
         """The consumer goes on from what is committed."""
 
 

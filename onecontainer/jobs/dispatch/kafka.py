@@ -108,7 +108,7 @@ class KafkaDispatch:
         backoff = FIRST_BACKOFF
         while True:
             producer = AIOKafkaProducer(
-                bootstrap_servers=list(self._settings.bootstrap_servers),
+                bootstrap_servers=",".join(self._settings.bootstrap_servers),
                 enable_idempotence=True,
                 acks="all",
                 linger_ms=1,
@@ -200,7 +200,7 @@ class KafkaDispatch:
         """Makes a topic before the first record goes to it."""
         if topic in self._topics:
             return
-        admin = AIOKafkaAdminClient(bootstrap_servers=list(self._settings.bootstrap_servers), **self._client)
+        admin = AIOKafkaAdminClient(bootstrap_servers=",".join(self._settings.bootstrap_servers), **self._client)
         await admin.start()
         try:
             new = NewTopic(topic, self._settings.partitions, self._settings.replication_factor)
