@@ -16,7 +16,7 @@ from onecontainer.errors import (
     MessageTooLarge,
     OneContainerError,
 )
-from onecontainer.jobs.jobs import Entry
+from onecontainer.jobs.directory import Entry
 from onecontainer.rpc import status
 from onecontainer.rpc.server import Context
 from onecontainer.sidecars.model import Endpoint

@@ -26,7 +26,7 @@ from onecontainer.errors import (
     MethodUnknown,
 )
 from onecontainer.gateway import onward
-from onecontainer.jobs.jobs import Entry
+from onecontainer.jobs.directory import Entry
 from onecontainer.rpc.server import Authenticator, Call, Context, end, header
 from onecontainer.rpc.streams import confirmed
 from onecontainer.rpc.writing import send_all

@@ -13,7 +13,7 @@ from onecontainer.catalog.methods import Method
 from onecontainer.catalog.model import ServiceRecord
 from onecontainer.errors import DriverNotAvailable, DriverUnreachable, OneContainerError
 from onecontainer.gateway.relay import Shape
-from onecontainer.jobs.jobs import Entry
+from onecontainer.jobs.directory import Entry
 from onecontainer.jobs.model import Limits
 from onecontainer.sidecars.model import Endpoint, ServiceState
 from onecontainer.sidecars.supervisor import Supervisor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -16,11 +15,9 @@ from onecontainer.clock import Clock
 from onecontainer.errors import (
     CapabilityMissing,
     DataInvalid,
-    DriverNotAvailable,
     FieldInvalid,
     FieldRequired,
     LimitExceeded,
-    MethodUnknown,
     NotFinishable,
     OneContainerError,
     StateInvalid,
@@ -28,56 +25,13 @@ from onecontainer.errors import (
 from onecontainer.ids import new_id
 from onecontainer.jobs import options as job_options
 from onecontainer.jobs.changes import Changes
+from onecontainer.jobs.directory import CatalogMethod, Directory, Entry, method_of
 from onecontainer.jobs.ledger import Created, JobView, Ledger
-from onecontainer.jobs.model import TERMINAL, CancelMode, Limits, Method, NewJob, State
+from onecontainer.jobs.model import TERMINAL, CancelMode, Method, NewJob, State
 
 ARTIFACT_NAME = re.compile(rb"artifacts/([0-9a-f]{32})")
 QUEUE_COUNT_AGE = 2_000_000
 """Microseconds for which the length of a queue is reckoned on instead of counted."""
-
-
-class LongRunningMethod(Protocol):
-    @property
-    def finishable(self) -> bool: ...
-
-
-class CatalogMethod(Protocol):
-    """What is needed of a method in the catalog."""
-
-    @property
-    def full_name(self) -> str: ...
-    @property
-    def request_type(self) -> str: ...
-    @property
-    def client_streaming(self) -> bool: ...
-    @property
-    def server_streaming(self) -> bool: ...
-    @property
-    def idempotent(self) -> bool: ...
-    @property
-    def result_type(self) -> str: ...
-    @property
-    def long_running(self) -> LongRunningMethod | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A service as jobs see it. ``methods`` is None without a driver; ``implemented`` is None until its sidecar has said so."""
-
-    name: str
-    uid: str
-    methods: Mapping[str, CatalogMethod] | None
-    implemented: frozenset[str] | None
-    limits: Limits
-    driver: str = ""
-
-
-class Directory(Protocol):
-    """Finds services."""
-
-    def entry(self, service: str) -> Entry:
-        """The service ``services/{service}``. Raises ResourceNotFound."""
-        ...
 
 
 class Payloads(Protocol):
@@ -347,32 +301,6 @@ class Jobs:
         view = await self._created(await self._again(row.job, options, principal, traceparent))
         await self.ledger.redriven(letter, view.row.id)
         return view
-
-
-def method_of(entry: Entry, full_name: str) -> CatalogMethod:
-    """The method of a service's driver.
-
-    Raises:
-        DriverNotAvailable: the service has no driver.
-        MethodUnknown: its driver's services have no such method.
-        CapabilityMissing: the driver does not implement it.
-    """
-    if entry.methods is None:
-        raise DriverNotAvailable(
-            f"{entry.name} has no driver; call MatchDrivers to see which fit, then AssignDriver",
-            metadata={"service": entry.name},
-        )
-    method = entry.methods.get(full_name)
-    if method is None:
-        raise MethodUnknown(
-            f"{entry.driver} has no method {full_name!r}; GetDriver lists its methods", metadata={"service": entry.name}
-        )
-    if entry.implemented is not None and full_name not in entry.implemented:
-        raise CapabilityMissing(
-            f"{entry.driver}, the driver of {entry.name}, does not implement {full_name}",
-            metadata={"service": entry.name, "driver": entry.driver},
-        )
-    return method
 
 
 def _addressed(payload: bytes, service: str, method: CatalogMethod) -> tuple[bytes, job_options_pb2.JobOptions | None]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from onecontainer.errors import DriverUnreachable, ResourceNotFound
 from onecontainer.gateway.relay import Shape
-from onecontainer.jobs.jobs import CatalogMethod, Entry
+from onecontainer.jobs.directory import CatalogMethod, Entry
 from onecontainer.jobs.model import Limits
 from onecontainer.sidecars.model import Endpoint
 
