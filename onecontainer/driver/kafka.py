@@ -146,7 +146,9 @@ class KafkaSource:
             except Exception:
                 # Without a reader the sidecar would look well and get no jobs.
                 log.exception("reading from the broker failed")
-            self._drop(self._offsets)
+            # The consumer is closed: whatever was read ahead is read again, by us or by another.
+            self._records.clear()
+            self._offsets.clear()
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, 5.0)
 
@@ -215,10 +217,10 @@ class KafkaSource:
             raise RecordInvalid(f"is for {message.service[:100]!r}, this worker is for {self._service!r}")
         return lease_pb2.Claim(job=message.job, attempt=message.attempt, fence=message.fence)
 
-    def _drop(self, partitions: Mapping[TopicPartition, int] | set[TopicPartition]) -> None:
+    def _drop(self, partitions: set[TopicPartition]) -> None:
         """Forgets what is not ours any more: whoever gets the partitions reads it again."""
         self._records = deque(entry for entry in self._records if entry[0] not in partitions)
-        for partition in list(partitions):
+        for partition in partitions:
             self._offsets.pop(partition, None)
 
     async def _commit_loop(self, consumer: AIOKafkaConsumer) -> None:

@@ -47,13 +47,7 @@ def claim(
     room = min(limit, _room(connection, worker.service_uid, max_running))
     if room <= 0:
         return [], Outcome()
-    rows = connection.execute(
-        sa.select(*_GRANT)
-        .where(jobs.c.service_uid == worker.service_uid, *_claimable(now))
-        .order_by(jobs.c.priority.desc(), jobs.c.position)
-        .limit(room)
-        .with_for_update(skip_locked=True)
-    ).all()
+    rows = connection.execute(_BEST, {"uid": worker.service_uid, "now": now, "room": room}).all()
     return _claimed(connection, worker, rows, now, lease)
 
 
@@ -106,19 +100,8 @@ def _room(connection: Connection, service_uid: str, max_running: int) -> int:
     if connection.dialect.name == "postgresql":
         # Two gateways that count at the same time would both find the same room.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(service_uid))))
-    busy = connection.scalar(
-        sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == service_uid, IN_LEASE)
-    )
+    busy = connection.scalar(_BUSY, {"uid": service_uid})
     return max_running - int(busy or 0)
-
-
-def _claimable(now: int) -> tuple[sa.ColumnElement[bool], ...]:
-    # What is past its time is the sweeper's, however late that is.
-    return (
-        QUEUED,
-        jobs.c.total_deadline > now,
-        sa.or_(jobs.c.queue_deadline == NONE, jobs.c.queue_deadline > now),
-    )
 
 
 def _claimed(
