@@ -225,6 +225,27 @@ class Jobs:
                 if answer.update.job.state in TERMINAL:
                     return
 
+    async def wait_all(
+        self, names: Sequence[str], *, timeout: float | None = None
+    ) -> AsyncGenerator[tuple[str, job_pb2.Job | OneContainerError]]:
+        """Each of up to 1000 jobs once it has ended, whatever the end, in the order in which they do; or why it cannot be waited for.
+
+        A broken stream is taken up again with those that are left.
+        """
+        left = dict.fromkeys(full_name("jobs", name) for name in names)
+
+        def start(remaining: float | None) -> AsyncGenerator[pb.WaitJobsResponse]:
+            return self._caller.stream(self.stub.WaitJobs, pb.WaitJobsRequest(names=left), timeout=remaining)
+
+        async with aclosing(self._caller.resumed(start, timeout=timeout)) as answers:
+            async for answer in answers:
+                for result in answer.results:
+                    if result.name in left:
+                        del left[result.name]
+                        yield result.name, result.job if result.HasField("job") else from_status(result.error)
+                if not left:
+                    return
+
     async def cancel(self, name: str, *, finish: bool = False, timeout: float | None = None) -> job_pb2.Job:
         """Asks a job to stop at once, or with `finish` to end early and keep what is done."""
         mode = job_pb2.CANCEL_MODE_FINISH if finish else job_pb2.CANCEL_MODE_ABORT

@@ -134,6 +134,7 @@ class Jobs(_Group):
     get = blocking(jobs.Jobs.get)
     list = blocking(jobs.Jobs.list)
     watch = iterating(jobs.Jobs.watch)
+    wait_all = iterating(jobs.Jobs.wait_all)
     cancel = blocking(jobs.Jobs.cancel)
     retry = making_job(jobs.Jobs.retry)
     delete = blocking(jobs.Jobs.delete)

@@ -47,6 +47,7 @@ from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
 from onecontainer.jobs.dispatch.port import Dispatch
 from onecontainer.jobs.jobs import Jobs
 from onecontainer.jobs.ledger import Ledger
+from onecontainer.jobs.model import NewJob
 from onecontainer.jobs.servicer import JobServicer
 from onecontainer.jobs.servicer_lease import JobLeaseServicer
 from onecontainer.jobs.sql import SqlLedger
@@ -223,7 +224,7 @@ class Gateway:
     def _public_server(
         self, catalog: Catalog, routes: Routes, jobs: Jobs, artifacts: Artifacts
     ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-        settings = self.settings
+        settings, clock = self.settings, self._clock
         authenticator = public_authenticator(settings)
         servicers: tuple[object, ...] = (
             ManagementServicer(catalog, request_id_retention=settings.request_id_retention),
@@ -232,8 +233,9 @@ class Gateway:
         )
 
         async def long_call(service: str, method: str, request: bytes, call: Call) -> bytes:
-            view = await jobs.call(service, method, request, call.principal, call.traceparent)
-            return mapping.job_to_proto(view, self._clock.now()).SerializeToString()
+            job = await jobs.call(service, method, request, call.principal, call.traceparent)
+            answer = mapping.new_to_proto(job) if isinstance(job, NewJob) else mapping.job_to_proto(job, clock.now())
+            return answer.SerializeToString()
 
         reflection = Reflection(
             [service.file for service in PUBLIC_SERVICES], [service.full_name for service in PUBLIC_SERVICES]

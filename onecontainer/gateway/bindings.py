@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -18,15 +18,16 @@ from onecontainer.jobs.ledger import Ledger
 from onecontainer.jobs.model import LEASED, SECOND, State
 from onecontainer.jobs.tables import jobs
 from onecontainer.sidecars.model import InstanceIdentity
+from onecontainer.statements import Texts, among
 
 KEPT_AFTER_END = 8 * 86400 * SECOND
 """A request in the artifact store outlives its job's record (7 days), so that the job can be run again; microseconds."""
 
-_STAGED = (
-    sa.select(artifact_rows.artifacts.c.job)
-    .where(artifact_rows.artifacts.c.job.in_(sa.bindparam("jobs", expanding=True)))
-    .where(artifact_rows.artifacts.c.state == ArtifactState.STAGED.value)
-    .distinct()
+_MADE = (
+    # Not by state: SQLite would go through all that are STAGED.
+    sa.select(artifact_rows.artifacts.c.job, artifact_rows.artifacts.c.state).where(
+        among(artifact_rows.artifacts.c.job, sa.bindparam("jobs", type_=Texts))
+    )
 )
 
 
@@ -40,7 +41,8 @@ class AttemptArtifacts:
         if not names:
             return
         # Most jobs make no artifacts: one look tells which of them did.
-        staged = set(connection.scalars(_STAGED, {"jobs": names}))
+        made = connection.execute(_MADE, {"jobs": names})
+        staged = {row.job for row in made if row.state == ArtifactState.STAGED.value}
         for job, fence in accepted:
             if f"jobs/{job}" in staged:
                 artifact_rows.promote(connection, f"jobs/{job}", fence)
@@ -49,8 +51,9 @@ class AttemptArtifacts:
             if f"jobs/{job}" in staged:
                 artifact_rows.discard(connection, f"jobs/{job}")
 
-    def of_job(self, connection: Connection, job: str) -> tuple[str, ...]:
-        return tuple(artifact_rows.names_of_job(connection, f"jobs/{job}"))
+    def of_jobs(self, connection: Connection, jobs: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        names = artifact_rows.names_of_jobs(connection, [f"jobs/{job}" for job in jobs])
+        return {job.removeprefix("jobs/"): tuple(found) for job, found in names.items()}
 
     def discard(self, connection: Connection, jobs: Sequence[str]) -> None:
         for job in jobs:

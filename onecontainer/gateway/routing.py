@@ -88,11 +88,19 @@ class JobDirectory:
     def __init__(self, routes: Routes, supervisor: Supervisor) -> None:
         self._routes = routes
         self._supervisor = supervisor
+        self._entries: dict[str, tuple[Entry, frozenset[str], Entry]] = {}
 
     def entry(self, service: str) -> Entry:
         entry = self._routes.entry(service)
         endpoint = self._supervisor.endpoint(entry.uid)
-        return entry if endpoint is None else replace(entry, implemented=endpoint.methods)
+        if endpoint is None:
+            return entry
+        cached = self._entries.get(service)
+        if cached is not None and cached[0] is entry and cached[1] is endpoint.methods:
+            return cached[2]
+        found = replace(entry, implemented=endpoint.methods)
+        self._entries[service] = (entry, endpoint.methods, found)
+        return found
 
 
 def _unreachable(entry: Entry, state: ServiceState, error: OneContainerError | None) -> DriverUnreachable:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from onecontainer.errors import Draining
 from onecontainer.jobs.ledger import Changed
-from onecontainer.jobs.model import State
+from onecontainer.jobs.model import TERMINAL, State
 
 Listener = Callable[[Changed], None]
 
@@ -33,11 +33,31 @@ class Bell:
         return True
 
 
+class Roll:
+    """Many jobs that somebody waits for: gathers which of them may have ended."""
+
+    def __init__(self, jobs: Iterable[str]) -> None:
+        self.left = set(jobs)
+        """Those that are still waited for."""
+        self.bell = Bell()
+        self._touched: set[str] = set()
+
+    def touch(self, job: str) -> None:
+        self._touched.add(job)
+        self.bell.ring()
+
+    def touched(self) -> list[str]:
+        """Those of the left ones that were touched since the last look."""
+        touched, self._touched = self._touched, set()
+        return list(touched & self.left)
+
+
 class Changes:
     """Spreads committed changes inside this gateway."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, set[Bell]] = {}
+        self._rolls: dict[str, set[Roll]] = {}
         self._queues: dict[str, set[Bell]] = {}
         self._listeners: list[Listener] = []
         self._on_work: list[Callable[[str], None]] = []
@@ -49,13 +69,16 @@ class Changes:
         for bells in self._jobs.values():
             for bell in bells:
                 bell.ring()
+        for rolls in self._rolls.values():
+            for roll in rolls:
+                roll.bell.ring()
 
-    async def next_of(self, bell: Bell, timeout: float) -> None:
-        """Waits for a change of a job, at most ``timeout`` seconds. Raises Draining if the gateway stops."""
-        if not self._closed:
-            await bell.wait(timeout)
+    async def next_of(self, bell: Bell, timeout: float) -> bool:
+        """Waits for a change of a job, at most ``timeout`` seconds; False: there was none. Raises Draining if the gateway stops."""
+        rang = not self._closed and await bell.wait(timeout)
         if self._closed:
             raise Draining("the gateway is stopping; watch again from the last sequence", retry_after=2.0)
+        return rang
 
     def listen(self, listener: Listener) -> None:
         """Calls ``listener`` with every change, in order; it must not block."""
@@ -68,17 +91,20 @@ class Changes:
     def publish(self, changed: Iterable[Changed]) -> None:
         """Tells of changes that are committed."""
         for change in changed:
-            self.touch(change.id)
+            self.touch(change.id, ended=change.state in TERMINAL)
             # A slot became free, or there is a job to take.
             if change.left_lease or change.state == State.QUEUED:
                 self.work(change.service_uid)
             for listener in self._listeners:
                 listener(change)
 
-    def touch(self, job: str) -> None:
-        """Lets the watchers of a job look again."""
+    def touch(self, job: str, *, ended: bool = True) -> None:
+        """Lets the watchers of a job look again, and those who wait for its end too if it may have ended."""
         for bell in self._jobs.get(job, ()):
             bell.ring()
+        if ended:
+            for roll in self._rolls.get(job, ()):
+                roll.touch(job)
 
     def work(self, service_uid: str) -> None:
         """Tells the workers of a service to look."""
@@ -92,6 +118,21 @@ class Changes:
         """Rings at each change of one job."""
         with _registered(self._jobs, job) as bell:
             yield bell
+
+    @contextmanager
+    def of_jobs(self, jobs: Iterable[str]) -> Iterator[Roll]:
+        """Gathers the ends of many jobs."""
+        roll = Roll(jobs)
+        names = tuple(roll.left)
+        for job in names:
+            self._rolls.setdefault(job, set()).add(roll)
+        try:
+            yield roll
+        finally:
+            for job in names:
+                self._rolls[job].discard(roll)
+                if not self._rolls[job]:
+                    del self._rolls[job]
 
     @contextmanager
     def of_queue(self, service_uid: str) -> Iterator[Bell]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -26,7 +27,7 @@ from onecontainer.ids import new_id
 from onecontainer.jobs import options as job_options
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.directory import CatalogMethod, Directory, Entry, method_of
-from onecontainer.jobs.ledger import Created, JobView, Ledger
+from onecontainer.jobs.ledger import Created, JobView, Ledger, not_found
 from onecontainer.jobs.model import TERMINAL, CancelMode, Method, NewJob, State
 
 ARTIFACT_NAME = re.compile(rb"artifacts/([0-9a-f]{32})")
@@ -67,7 +68,9 @@ class Jobs:
 
     # --- making them -------------------------------------------------------------------------------------------------
 
-    async def call(self, service: str, full_name: str, request: bytes, principal: str, traceparent: str) -> JobView:
+    async def call(
+        self, service: str, full_name: str, request: bytes, principal: str, traceparent: str
+    ) -> JobView | NewJob:
         """Turns a call of a long-running method into a job."""
         entry = self._directory.entry(service)
         method = method_of(entry, full_name)
@@ -78,8 +81,10 @@ class Jobs:
         new = await self._prepare(entry, method, request, sent, "job_options", principal, traceparent)
         return await self._created(new)
 
-    async def create(self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str) -> JobView:
-        """CreateJob."""
+    async def create(
+        self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str
+    ) -> JobView | NewJob:
+        """CreateJob: the new job, or the one that the same request_id made before, as it is now."""
         return await self._created(await self._from_request(request, principal, traceparent))
 
     async def check(self, request: job_service_pb2.CreateJobRequest, principal: str) -> NewJob:
@@ -88,46 +93,49 @@ class Jobs:
 
     async def create_batch(
         self, requests: Sequence[job_service_pb2.CreateJobRequest], principal: str, traceparent: str
-    ) -> list[Created]:
+    ) -> list[JobView | NewJob | OneContainerError]:
         """BatchCreateJobs: each by itself, all that are right in one transaction."""
-        answers: list[Created | None] = []
-        good: list[NewJob] = []
+        made: list[NewJob | OneContainerError] = []
         for request in requests:
             try:
-                good.append(await self._from_request(request, principal, traceparent))
-                answers.append(None)
+                made.append(await self._from_request(request, principal, traceparent))
             except OneContainerError as error:
-                answers.append(Created("", error=error))
-        stored = iter(await self._store(good))
-        return [answer if answer is not None else next(stored) for answer in answers]
+                made.append(error)
+        stored = iter(await self._store([one for one in made if isinstance(one, NewJob)]))
+        created = [(one, next(stored) if isinstance(one, NewJob) else Created("", error=one)) for one in made]
+        replayed = await self._views([answer.id for _, answer in created if answer.replayed])
+        return [
+            answer.error or replayed.get(answer.id) or (not_found(answer.id) if answer.replayed else one)
+            for one, answer in created
+        ]
 
-    async def _created(self, new: NewJob) -> JobView:
+    async def _views(self, jobs: Sequence[str]) -> dict[str, JobView]:
+        return await self.ledger.views(jobs) if jobs else {}
+
+    async def _created(self, new: NewJob) -> JobView | NewJob:
         created = (await self._store([new]))[0]
         if created.error is not None:
             raise created.error
-        if created.replayed:
-            return await self.ledger.get(created.id)
-        # One that was just made has no attempts and artifacts; its place in the queue is GetJob's to count.
-        return (await self.ledger.views([created.id]))[created.id]
+        return await self.ledger.get(created.id) if created.replayed else new
 
     async def _from_request(
         self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str, *, store: bool = True
     ) -> NewJob:
-        for name in ("service", "method"):
-            if not getattr(request, name):
-                raise FieldRequired(name)
+        if not request.service or not request.method:
+            raise FieldRequired("method" if request.service else "service")
         if not request.HasField("request"):
             raise FieldRequired("request")
+        packed = request.request
         entry = self._directory.entry(request.service)
         method = method_of(entry, request.method.removeprefix("/"))
         if method.client_streaming or method.server_streaming:
             raise CapabilityMissing(f"{method.full_name} is a streaming method; only unary ones run as jobs")
-        given = request.request.type_url.rpartition("/")[2]
+        given = packed.type_url.rpartition("/")[2]
         if given != method.request_type:
             raise DataInvalid(
                 "request", f"is a {given or 'message without a type'}; {method.full_name} takes {method.request_type}"
             )
-        payload, inside = _addressed(request.request.value, entry.name, method)
+        payload, inside = _addressed(packed.value, entry.name, method)
         if inside is not None and request.HasField("options"):
             raise FieldInvalid("options", "must not be set together with request.job_options")
         sent, path = (request.options, "options") if inside is None else (inside, "request.job_options")
@@ -159,14 +167,9 @@ class Jobs:
             id=job,
             service=entry.name,
             service_uid=entry.uid,
-            method=Method(
-                method.full_name,
-                method.idempotent,
-                method.long_running is not None and method.long_running.finishable,
-                method.result_type,
-            ),
+            method=_as_kept(method),
             principal=principal,
-            options=checked.message.SerializeToString(),
+            options=checked.serialized,
             policy=checked.policy,
             priority=checked.priority,
             payload=inline,
@@ -174,16 +177,12 @@ class Jobs:
             create_time=now,
             queue_deadline=now + checked.queue_timeout if checked.queue_timeout else 0,
             total_deadline=now + checked.total_timeout,
-            request_id=sent.request_id,
-            request_hash=_request_hash(entry, method, payload, sent, retry_of) if sent.request_id else b"",
+            request_id=checked.message.request_id,
+            request_hash=(_request_hash(entry, method, payload, sent, retry_of) if checked.message.request_id else b""),
             traceparent=traceparent,
             retry_of=retry_of,
-            labels=dict(sent.labels),
-            inputs=tuple(
-                sorted(
-                    {f"artifacts/{match.decode()}" for match in ARTIFACT_NAME.findall(payload)} | ({artifact} - {""})
-                )
-            ),
+            labels=checked.labels,
+            inputs=_inputs(payload, artifact),
         )
 
     async def _store(self, new: Sequence[NewJob]) -> list[Created]:
@@ -251,6 +250,23 @@ class Jobs:
                     return view
                 await self.changes.next_of(bell, 5.0 if left is None else min(5.0, left))
 
+    async def wait_all(self, jobs: Sequence[str]) -> AsyncIterator[tuple[list[JobView], list[str]]]:
+        """Each of the jobs once it is terminal, as many at a time as have ended; besides them the ids of those that are not there."""
+        with self.changes.of_jobs(jobs) as roll:
+            look: Sequence[str] = list(roll.left)
+            while True:
+                views, missing = await self.ledger.ended(look) if look else ([], [])
+                if views or missing:
+                    roll.left.difference_update(missing, (view.row.id for view in views))
+                    yield views, missing
+                    for view in views:
+                        await self._delivered(view)
+                if not roll.left:
+                    return
+                # The ring is only a hint: a change through another gateway rings here late, or not at all.
+                rang = await self.changes.next_of(roll.bell, 5.0)
+                look = roll.touched() if rang else list(roll.left)
+
     async def cancel(self, job: str, mode: CancelMode) -> JobView:
         """Asks a job to end; the job as it is then."""
         view = await self.ledger.get(job)
@@ -268,7 +284,7 @@ class Jobs:
 
     async def retry(
         self, job: str, options: job_options_pb2.JobOptions | None, principal: str, traceparent: str
-    ) -> JobView:
+    ) -> JobView | NewJob:
         """A new job with the old one's request."""
         return await self._created(await self._again(job, options, principal, traceparent))
 
@@ -288,7 +304,7 @@ class Jobs:
         payload = row.payload if row.payload is not None else await self._payloads.get(row.payload_artifact)
         return await self._prepare(entry, method, payload, options, "options", principal, traceparent, retry_of=job)
 
-    async def redrive(self, letter: str, principal: str, traceparent: str) -> JobView:
+    async def redrive(self, letter: str, principal: str, traceparent: str) -> JobView | NewJob:
         """A new job from a dead letter, or the one that was made of it before."""
         row = await self.ledger.dead_letter(letter)
         if row.redriven_as:
@@ -298,9 +314,23 @@ class Jobs:
         # The request_id makes two redrives at once give one job.
         options = job_options_pb2.JobOptions.FromString((await self.ledger.payload(row.job)).options)
         options.request_id = f"redrive-{letter}"
-        view = await self._created(await self._again(row.job, options, principal, traceparent))
-        await self.ledger.redriven(letter, view.row.id)
-        return view
+        job = await self._created(await self._again(row.job, options, principal, traceparent))
+        await self.ledger.redriven(letter, job.id if isinstance(job, NewJob) else job.row.id)
+        return job
+
+
+@lru_cache(maxsize=4096)
+def _as_kept(method: CatalogMethod) -> Method:
+    finishable = method.long_running is not None and method.long_running.finishable
+    return Method(method.full_name, method.idempotent, finishable, method.result_type)
+
+
+def _inputs(payload: bytes, artifact: str) -> tuple[str, ...]:
+    """The artifacts that a request names, and the one that it is, if any."""
+    found = {artifact} if artifact else set()
+    if b"artifacts/" in payload:
+        found |= {f"artifacts/{match.decode()}" for match in ARTIFACT_NAME.findall(payload)}
+    return tuple(sorted(found))
 
 
 def _addressed(payload: bytes, service: str, method: CatalogMethod) -> tuple[bytes, job_options_pb2.JobOptions | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from google.rpc import status_pb2
 from sqlalchemy.engine import Connection
 
-from onecontainer.errors import OneContainerError
+from onecontainer.errors import OneContainerError, ResourceNotFound
 from onecontainer.jobs.model import CancelMode, NewJob, State
 
 
@@ -24,7 +24,7 @@ class Worker:
     gateway: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Granted:
     """A claimed attempt. Lengths of time in microseconds, 0 = no limit."""
 
@@ -53,7 +53,7 @@ class Decision(Enum):
     """The service's concurrency is used up."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reported:
     """One report of a worker, decoded: ``kind`` is the name of the oneof's case in ``job.v1.Report``."""
 
@@ -68,7 +68,7 @@ class Reported:
     ended_early: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Changed:
     """A job after a committed change: what watchers, workers and dispatch are told of.
 
@@ -89,6 +89,11 @@ class Changed:
     old_state: State | None = None
     orders: bool = False
     """True: this change asks the worker to end the attempt; ``state`` and ``cancel_mode`` tell how."""
+    service: str = ""
+    method: str = ""
+    principal: str = ""
+    error: bytes | None = None
+    """With these an event is told; serialised google.rpc.Status."""
 
 
 @dataclass(slots=True)
@@ -135,8 +140,8 @@ class AttemptArtifacts(Protocol):
         """Makes the artifacts of accepted (job, fence) READY, and removes those of dropped ones."""
         ...
 
-    def of_job(self, connection: Connection, job: str) -> tuple[str, ...]:
-        """Names of the READY artifacts that a job made."""
+    def of_jobs(self, connection: Connection, jobs: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """Names of the READY artifacts that each of these jobs made, for those that made any."""
         ...
 
     def discard(self, connection: Connection, jobs: Sequence[str]) -> None:
@@ -152,11 +157,13 @@ class Outbox(Protocol):
     """What has yet to be told to a broker. Rows have the columns of ``jobs`` that a record needs."""
 
     async def waiting_services(self) -> list[tuple[str, str]]: ...
-    async def to_publish(self, service_uid: str, window: int, max_running: int) -> list[Any]: ...
-    async def published(self, rows: Sequence[Any]) -> None: ...
+    async def to_publish(
+        self, service_uid: str, window: int, max_running: int, sent: Collection[tuple[str, int]] = ()
+    ) -> list[Any]: ...
+    async def published(self, rows: Sequence[tuple[int, int]]) -> None: ...
     async def publish_again(self, before: int) -> int: ...
     async def oldest_events(self, limit: int) -> list[Any]: ...
-    async def events_sent(self, last_position: int) -> None: ...
+    async def events_sent(self, positions: Sequence[int]) -> None: ...
 
 
 class Ledger(Protocol):
@@ -178,6 +185,7 @@ class Ledger(Protocol):
     async def expire(self, job: str) -> None: ...
     async def get(self, job: str, *, place: bool = False) -> JobView: ...
     async def views(self, jobs: Sequence[str]) -> dict[str, JobView]: ...
+    async def ended(self, jobs: Sequence[str]) -> tuple[list[JobView], list[str]]: ...
     async def page(self, terms: Sequence[tuple[str, str, str]], limit: int, before: int) -> Page: ...
     async def payload(self, job: str) -> Any: ...
     async def ending(self, instance: str) -> list[Changed]: ...
@@ -188,3 +196,11 @@ class Ledger(Protocol):
     async def dead_letter(self, name: str) -> Any: ...
     async def redriven(self, name: str, job: str) -> None: ...
     async def reject(self, service: str, error: status_pb2.Status, origin: bytes) -> None: ...
+
+
+def not_found(job: str) -> ResourceNotFound:
+    """The error for a job that is not there."""
+    name = f"jobs/{job}"
+    return ResourceNotFound(
+        f"there is no job {name}; ended jobs are kept for 7 days", resource=("onecontainer.dev/Job", name)
+    )

@@ -109,16 +109,16 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 """Every move there is. What is not here cannot happen; a cancel of a terminal job is answered before it gets here."""
 
 
-def next_state(state: State, event: Event) -> State:
-    """The state after ``event``.
+def next_state(state: int, event: Event) -> State:
+    """The state after ``event``; ``state`` as the number it is in the ledger.
 
     Raises:
         StateInvalid: the event cannot happen in this state.
     """
     try:
-        return TRANSITIONS[(state, event)]
+        return TRANSITIONS[(state, event)]  # type: ignore[index] # a State is equal to its number
     except KeyError:
-        raise StateInvalid(f"a job in state {state.name} does not take {event.value}") from None
+        raise StateInvalid(f"a job in state {State(state).name} does not take {event.value}") from None
 
 
 class AttemptState(IntEnum):
@@ -191,7 +191,7 @@ class Method:
     result_type: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewJob:
     """A job to be created; times in microseconds, 0 = none."""
 

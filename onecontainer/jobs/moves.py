@@ -7,7 +7,7 @@ cancelling and timing out are here, so that every dispatch, sweep and report fol
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from google.rpc import error_details_pb2, status_pb2
@@ -56,6 +56,8 @@ class Row(Protocol):
     id: str
     service: str
     service_uid: str
+    method: str
+    principal: str
     state: int
     attempt: int
     fence: int
@@ -75,9 +77,9 @@ class Row(Protocol):
 
 
 DECIDING = (
-    *("position", "id", "service", "service_uid", "state", "attempt", "fence", "releases", "idempotent", "finishable"),
-    *("options", "instance", "attempt_start_time", "create_time", "attempt_deadline", "total_deadline"),
-    *("progress_time", "lease_expiry", "cancel_mode", "sequence"),
+    *("position", "id", "service", "service_uid", "method", "principal", "state", "attempt", "fence", "releases"),
+    *("idempotent", "finishable", "options", "instance", "attempt_start_time", "create_time", "attempt_deadline"),
+    *("total_deadline", "progress_time", "lease_expiry", "cancel_mode", "sequence"),
 )
 
 
@@ -93,10 +95,10 @@ class Move:
     attempt: dict[str, Any] | None = None
     dead_letter: bool = False
     lost: bool = False
+    state: State = field(init=False)
 
-    @property
-    def state(self) -> State:
-        return State(self.values["state"])
+    def __post_init__(self) -> None:
+        self.state = State(self.values["state"])
 
     @property
     def ended(self) -> bool:
@@ -112,10 +114,13 @@ def _policy(row: Row) -> RetryPolicy:
 
 
 def _moved(row: Row, event: Event, now: int, **values: Any) -> dict[str, Any]:
-    state = next_state(State(row.state), event)
+    state = next_state(row.state, event)
     values |= {"state": int(state), "sequence": row.sequence + 1}
     if state in TERMINAL:
-        values |= {"end_time": now, "lease_expiry": 0, "expire_time": expire_time(_options(row), now)}
+        expires = expire_time(_options(row), now)
+        # Without a time at which the result goes, the record is looked at once, to set when it goes itself.
+        tidy = expires or (0 if state == State.SUCCEEDED else now)
+        values |= {"end_time": now, "lease_expiry": 0, "expire_time": expires, "tidy_time": tidy}
     return values
 
 
@@ -260,7 +265,7 @@ def _give_up(row: Row, ended: AttemptState, now: int, cause: OneContainerError, 
 
 def cancel(row: Row, now: int, mode: CancelMode, cause: str = "the job was cancelled") -> Move:
     """The caller wants it to end. A row that is terminal must not come here."""
-    state = next_state(State(row.state), Event.CANCEL)
+    state = next_state(row.state, Event.CANCEL)
     # ABORT may follow FINISH, not the other way round.
     mode = CancelMode.ABORT if row.cancel_mode == CancelMode.ABORT else mode
     values = _moved(row, Event.CANCEL, now, cancel_mode=int(mode))
@@ -325,7 +330,7 @@ def _again(row: Row, event: Event, ended: AttemptState, now: int, error: status_
 
 def _over(row: Row, event: Event, ended: AttemptState, now: int, error: status_pb2.Status | None) -> Move:
     """The last attempt ended without success; what was asked meanwhile decides the job's end."""
-    state = next_state(State(row.state), event)
+    state = next_state(row.state, event)
     if state == State.CANCELLED:
         ended = AttemptState.CANCELLED
         told = _status(Cancelled("the job was cancelled while it ran"), row)

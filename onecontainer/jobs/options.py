@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from google.protobuf import duration_pb2
 
@@ -19,13 +20,15 @@ MAX_DURATION = 315_576_000_000 * SECOND
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Options as the ledger uses them; microseconds, 0 = no limit."""
+    """Options as the ledger uses them; microseconds, 0 = no limit. Shared: nobody changes the message."""
 
     message: job_options_pb2.JobOptions
+    serialized: bytes
     policy: RetryPolicy
     priority: int
     queue_timeout: int
     total_timeout: int
+    labels: dict[str, str]
 
 
 def check(options: job_options_pb2.JobOptions, path: str, *, default_max_attempts: int = 3) -> Checked:
@@ -39,6 +42,13 @@ def check(options: job_options_pb2.JobOptions, path: str, *, default_max_attempt
     Raises:
         FieldInvalid: with every violation.
     """
+    return _check(options.SerializeToString(deterministic=True), path, default_max_attempts)
+
+
+@lru_cache(maxsize=1024)
+def _check(sent: bytes, path: str, default_max_attempts: int) -> Checked:
+    """Most callers send the same options with each of their jobs."""
+    options = job_options_pb2.JobOptions.FromString(sent)
     found: list[FieldViolation] = []
 
     def wrong(name: str, text: str) -> None:
@@ -78,7 +88,10 @@ def check(options: job_options_pb2.JobOptions, path: str, *, default_max_attempt
     result.retry_policy.initial_backoff.FromMicroseconds(policy.initial_backoff)
     result.retry_policy.max_backoff.FromMicroseconds(policy.max_backoff)
     result.retry_policy.backoff_multiplier = policy.multiplier
-    return Checked(result, policy, int(result.priority), queue_timeout, total_timeout)
+    return Checked(
+        *(result, result.SerializeToString(), policy, int(result.priority), queue_timeout, total_timeout),
+        labels=dict(result.labels),
+    )
 
 
 def _policy(message: job_options_pb2.RetryPolicy, wrong: object, default_max_attempts: int) -> RetryPolicy:

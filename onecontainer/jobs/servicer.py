@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence, Sized
 
 from google.protobuf import empty_pb2
 
@@ -11,15 +11,17 @@ from onecontainer.clock import Clock
 from onecontainer.errors import FieldInvalid, FieldRequired, OneContainerError
 from onecontainer.jobs import mapping
 from onecontainer.jobs.jobs import Jobs
-from onecontainer.jobs.ledger import JobView
-from onecontainer.jobs.model import CancelMode
-from onecontainer.jobs.sql_reads import JOB_FIELDS, JOB_TIMES, LETTER_FIELDS, not_found
+from onecontainer.jobs.ledger import JobView, not_found
+from onecontainer.jobs.model import CancelMode, NewJob
+from onecontainer.jobs.sql_reads import JOB_FIELDS, JOB_TIMES, LETTER_FIELDS
 from onecontainer.rpc.filters import parse_filter
 from onecontainer.rpc.pages import page_position, page_size, page_token
 from onecontainer.rpc.server import Context, current_call
 from onecontainer.rpc.status import to_status
 
 MAX_BATCH = 1000
+MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+"""Results in one message of WaitJobs, below what gRPC clients take by default (4 MiB)."""
 MARGIN = 0.5
 """Seconds before its deadline at which WaitJob answers, a fifth of the time at the most."""
 
@@ -31,37 +33,33 @@ class JobServicer:
         self._jobs = jobs
         self._clock = clock
 
-    def _proto(self, view: JobView) -> job_pb2.Job:
-        return mapping.job_to_proto(view, self._clock.now())
+    def _proto(self, job: JobView | NewJob) -> job_pb2.Job:
+        if isinstance(job, NewJob):
+            return mapping.new_to_proto(job)
+        return mapping.job_to_proto(job, self._clock.now())
 
     async def CreateJob(self, request: job_service_pb2.CreateJobRequest, context: Context) -> job_pb2.Job:
         call = current_call()
         if request.validate_only:
-            return mapping.planned_to_proto(await self._jobs.check(request, call.principal))
+            planned = mapping.new_to_proto(await self._jobs.check(request, call.principal))
+            planned.ClearField("name")
+            return planned
         return self._proto(await self._jobs.create(request, call.principal, call.traceparent))
 
     async def BatchCreateJobs(
         self, request: job_service_pb2.BatchCreateJobsRequest, context: Context
     ) -> job_service_pb2.BatchCreateJobsResponse:
         call = current_call()
-        if not request.requests:
-            raise FieldRequired("requests")
-        if len(request.requests) > MAX_BATCH:
-            raise FieldInvalid("requests", f"has {len(request.requests)} items; at most {MAX_BATCH} are allowed")
+        _check_count(request.requests, "requests")
         created = await self._jobs.create_batch(request.requests, call.principal, call.traceparent)
-        now = self._clock.now()
-        views = await self._jobs.ledger.views([answer.id for answer in created if answer.error is None])
-        response = job_service_pb2.BatchCreateJobsResponse()
-        for answer in created:
-            result = response.results.add()
-            if answer.error is not None:
-                result.error.CopyFrom(to_status(answer.error))
-            elif answer.id in views:
-                result.job.CopyFrom(mapping.job_to_proto(views[answer.id], now))
-            else:
-                # A replay's job was deleted meanwhile.
-                result.error.CopyFrom(to_status(not_found(answer.id)))
-        return response
+        return job_service_pb2.BatchCreateJobsResponse(
+            results=[
+                job_service_pb2.BatchCreateJobsResult(error=to_status(answer))
+                if isinstance(answer, OneContainerError)
+                else job_service_pb2.BatchCreateJobsResult(job=self._proto(answer))
+                for answer in created
+            ]
+        )
 
     async def GetJob(self, request: job_service_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
         return self._proto(await self._jobs.get(job_id(request.name)))
@@ -104,6 +102,28 @@ class JobServicer:
             timeout = left if timeout is None else min(timeout, left)
         return self._proto(await self._jobs.wait(job_id(request.name), timeout))
 
+    async def WaitJobs(
+        self, request: job_service_pb2.WaitJobsRequest, context: Context
+    ) -> AsyncIterator[job_service_pb2.WaitJobsResponse]:
+        _check_count(request.names, "names")
+        names = [job_id(name, f"names[{index}]") for index, name in enumerate(request.names)]
+        async for views, missing in self._jobs.wait_all(names):
+            now = self._clock.now()
+            for part in _parts(views):
+                yield job_service_pb2.WaitJobsResponse(
+                    results=[
+                        job_service_pb2.WaitJobsResult(name=f"jobs/{view.row.id}", job=mapping.job_to_proto(view, now))
+                        for view in part
+                    ]
+                )
+            if missing:
+                yield job_service_pb2.WaitJobsResponse(
+                    results=[
+                        job_service_pb2.WaitJobsResult(name=f"jobs/{job}", error=to_status(not_found(job)))
+                        for job in missing
+                    ]
+                )
+
     async def WatchJob(
         self, request: job_service_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[job_service_pb2.WatchJobResponse]:
@@ -125,10 +145,7 @@ class JobServicer:
         self, request: job_service_pb2.RedriveDeadLettersRequest, context: Context
     ) -> job_service_pb2.RedriveDeadLettersResponse:
         call = current_call()
-        if not request.names:
-            raise FieldRequired("names")
-        if len(request.names) > MAX_BATCH:
-            raise FieldInvalid("names", f"has {len(request.names)} names; at most {MAX_BATCH} are allowed")
+        _check_count(request.names, "names")
         response = job_service_pb2.RedriveDeadLettersResponse()
         for index, name in enumerate(request.names):
             result = response.results.add()
@@ -138,6 +155,28 @@ class JobServicer:
             except OneContainerError as error:
                 result.error.CopyFrom(to_status(error))
         return response
+
+
+def _check_count(items: Sized, path: str) -> None:
+    if not items:
+        raise FieldRequired(path)
+    if len(items) > MAX_BATCH:
+        raise FieldInvalid(path, f"has {len(items)} items; at most {MAX_BATCH} are allowed")
+
+
+def _parts(views: Sequence[JobView]) -> Iterator[Sequence[JobView]]:
+    """Splits what has ended into messages: results are up to 1 MiB each, and a message must stay below the limit."""
+    part: list[JobView] = []
+    size = 0
+    for view in views:
+        more = len(view.row.result or b"")
+        if part and size + more > MAX_MESSAGE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(view)
+        size += more
+    if part:
+        yield part
 
 
 def _id(name: str, collection: str, path: str) -> str:

@@ -26,6 +26,7 @@ from onecontainer.jobs.ledger import (
     Page,
     Reported,
     Worker,
+    not_found,
 )
 from onecontainer.jobs.model import LEASED, SECOND, TERMINAL, CancelMode, NewJob, State
 from onecontainer.jobs.tables import IN_LEASE, LIVE, NONE, QUEUED, WAITING, dead_letters, facts, jobs, request_ids
@@ -80,9 +81,13 @@ class SqlLedger:
 
         def run(connection: Connection) -> T:
             result = fn(connection)
-            changed, created = _told(result)
-            rows = sql_outbox.event_rows(connection, changed, created, self._now(connection))
-            sql_outbox.record_events(connection, rows)
+            outcome = (
+                next((part for part in result if isinstance(part, Outcome)), None)
+                if isinstance(result, tuple)
+                else result
+            )
+            if isinstance(outcome, Outcome) and outcome.changed:
+                sql_outbox.record_events(connection, outcome.changed, (), self._now(connection))
             return result
 
         return await self._database.write(run)
@@ -93,9 +98,15 @@ class SqlLedger:
         return int(connection.scalar(_DATABASE_NOW) or 0)
 
     async def create(self, new: Sequence[NewJob]) -> list[Created]:
-        return await self._write(
-            lambda c: sql_writes.create(c, new, self._now(c), self._request_id_retention, self._artifacts)
-        )
+        def run(connection: Connection) -> list[Created]:
+            now = self._now(connection)
+            answers = sql_writes.create(connection, new, now, self._request_id_retention, self._artifacts)
+            if self._record_events:
+                made = [job for job, answer in zip(new, answers, strict=True) if answer.id == job.id]
+                sql_outbox.record_events(connection, (), made, now)
+            return answers
+
+        return await self._database.write(run)
 
     async def claim(self, worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]:
         return await self._write(lambda c: sql_leases.claim(c, worker, limit, max_running, self._now(c), self._lease))
@@ -119,7 +130,7 @@ class SqlLedger:
         def run(connection: Connection) -> Outcome:
             rows = sql_writes.select_for_update(connection, jobs.c.id == job)
             if not rows:
-                raise sql_reads.not_found(job)
+                raise not_found(job)
             row, now, outcome = rows[0], self._now(connection), Outcome()
             asked_before = row.cancel_mode in (mode, CancelMode.ABORT)
             if State(row.state) not in TERMINAL and not (State(row.state) in LEASED and asked_before):
@@ -178,18 +189,23 @@ class SqlLedger:
         looks: list[tuple[Callable[[Any], moves.Move | None], sa.Column[int], tuple[sa.ColumnElement[bool], ...]]] = [
             (lambda row: moves.total_timeout(row, now), jobs.c.total_deadline, (LIVE, moving)),
             (lambda row: moves.queue_timeout(row, now), jobs.c.queue_deadline, (QUEUED, jobs.c.queue_deadline > NONE)),
-            (lambda row: moves.lose(row, now, self._rng), jobs.c.lease_expiry, (IN_LEASE,)),
             (lambda row: moves.due(row, now), jobs.c.due_time, (WAITING,)),
         ]
         for move, time, where in looks:
             rows = sql_writes.select_due(connection, time, now, SWEEP_MOVES, *where)
             done = [found for row in rows if (found := move(row)) is not None]
             sql_writes.apply(connection, done, self._artifacts, outcome, now)
+        # Those that run are few, and each is looked at for its lease and for its own timeouts.
         rows = sql_writes.select_for_update(connection, IN_LEASE)
-        late = [found for row in rows if (found := moves.overdue(row, now, self._rng)) is not None]
+        late = [found for row in rows if (found := self._late(row, now)) is not None]
         sql_writes.apply(connection, late, self._artifacts, outcome, now)
         self._tidy(connection, now)
         return outcome
+
+    def _late(self, row: Any, now: int) -> moves.Move | None:
+        if row.lease_expiry <= now:
+            return moves.lose(row, now, self._rng)
+        return moves.overdue(row, now, self._rng)
 
     def _renew_all(self, connection: Connection, now: int) -> None:
         """Gives every running attempt a full new term, also of its own timeouts: its reports had nowhere to go."""
@@ -205,18 +221,21 @@ class SqlLedger:
         )
 
     def _tidy(self, connection: Connection, now: int) -> None:
-        expired = connection.scalars(
-            sa.select(jobs.c.id).where(jobs.c.expire_time > NONE, jobs.c.expire_time <= now).limit(SWEEP_BATCH)
-        ).all()
-        sql_writes.expire(connection, expired, self._artifacts)
-        old = connection.scalars(
-            sa.select(jobs.c.id)
-            .where(jobs.c.end_time > NONE, jobs.c.end_time <= now - self._retention)
-            # A job whose result is kept for longer than records are stays with it.
-            .where(sa.or_(jobs.c.state != int(State.SUCCEEDED), jobs.c.result_expired))
+        rows = connection.execute(
+            sa.select(jobs.c.position, jobs.c.id, jobs.c.end_time, jobs.c.expire_time)
+            .where(jobs.c.tidy_time > NONE, jobs.c.tidy_time <= now)
+            .order_by(jobs.c.tidy_time)
             .limit(SWEEP_BATCH)
         ).all()
-        sql_writes.delete(connection, old, self._artifacts)
+        expired = [row.id for row in rows if row.expire_time]
+        sql_writes.expire(connection, expired, self._artifacts, self._retention)
+        # What has no result that has yet to go stays until its record is old enough.
+        kept = [row for row in rows if not row.expire_time and row.end_time + self._retention > now]
+        sql_writes.update(
+            connection, [{"b_position": row.position, "tidy_time": row.end_time + self._retention} for row in kept]
+        )
+        old = {row.id for row in rows}.difference(expired, (row.id for row in kept))
+        sql_writes.delete(connection, sorted(old), self._artifacts)
         connection.execute(request_ids.delete().where(request_ids.c.expire_time <= now))
         connection.execute(dead_letters.delete().where(dead_letters.c.create_time <= now - self._retention))
 
@@ -224,7 +243,7 @@ class SqlLedger:
         def run(connection: Connection) -> None:
             rows = sql_writes.select_for_update(connection, jobs.c.id == job)
             if not rows:
-                raise sql_reads.not_found(job)
+                raise not_found(job)
             if State(rows[0].state) not in TERMINAL:
                 raise StateInvalid(f"jobs/{job} has not ended (it is {State(rows[0].state).name}); cancel it first")
             sql_writes.delete(connection, [job], self._artifacts)
@@ -232,7 +251,7 @@ class SqlLedger:
         await self._write(run)
 
     async def expire(self, job: str) -> None:
-        await self._write(lambda c: sql_writes.expire(c, [job], self._artifacts))
+        await self._write(lambda c: sql_writes.expire(c, [job], self._artifacts, self._retention))
 
     async def get(self, job: str, *, place: bool = False) -> JobView:
         return await self._database.read(lambda c: sql_reads.get(c, job, self._artifacts, place=place))
@@ -240,6 +259,10 @@ class SqlLedger:
     async def views(self, jobs: Sequence[str]) -> dict[str, JobView]:
         """Several jobs at once, without attempts, artifacts and queue position."""
         return await self._database.read(lambda c: sql_reads.views(c, jobs))
+
+    async def ended(self, jobs: Sequence[str]) -> tuple[list[JobView], list[str]]:
+        """Those of the jobs that have ended, with attempts and artifacts; and the ids of those that are not there."""
+        return await self._database.read(lambda c: sql_reads.ended(c, jobs, self._artifacts))
 
     async def payload(self, job: str) -> Any:
         """The row with all that is needed to run the job again."""
@@ -254,7 +277,9 @@ class SqlLedger:
         def run(connection: Connection) -> list[Changed]:
             rows = connection.execute(
                 sa.select(*sql_writes.DECIDING).where(
-                    jobs.c.instance == instance, jobs.c.state.in_([int(State.CANCELLING), int(State.EXPIRING)])
+                    IN_LEASE,
+                    jobs.c.instance == instance,
+                    jobs.c.state.in_([int(State.CANCELLING), int(State.EXPIRING)]),
                 )
             )
             return [
@@ -297,15 +322,3 @@ class SqlLedger:
             "create_time": self._clock.now(),
         }
         await self._write(lambda c: c.execute(dead_letters.insert(), [row]))
-
-
-def _told(result: object) -> tuple[list[Changed], list[str]]:
-    """The changes, and the ids of the jobs created, in what a write gives back."""
-    if isinstance(result, tuple):
-        result = next((part for part in result if isinstance(part, Outcome)), None)
-    if isinstance(result, Outcome):
-        return result.changed, []
-    if isinstance(result, list):
-        made = [one.id for one in result if isinstance(one, Created) and one.error is None and not one.replayed]
-        return [], made
-    return [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from onecontainer.jobs import moves, sql_writes
 from onecontainer.jobs.ledger import AttemptArtifacts, Changed, Decision, Granted, Outcome, Reported, Worker
 from onecontainer.jobs.model import LEASED, CancelMode, State
 from onecontainer.jobs.tables import IN_LEASE, NONE, QUEUED, jobs
+from onecontainer.statements import Numbers, Texts, among
 
 _GRANT = [
     jobs.c[name]
@@ -37,7 +39,27 @@ _BEST = (
     .limit(sa.bindparam("room", type_=sa.Integer))
     .with_for_update(skip_locked=True)
 )
-_REPORTED = sa.select(*sql_writes.DECIDING).where(jobs.c.id.in_(sa.bindparam("ids", expanding=True))).with_for_update()
+_REPORTED = sa.select(*sql_writes.DECIDING).where(among(jobs.c.id, sa.bindparam("ids", type_=Texts))).with_for_update()
+_NAMED = (
+    sa.select(*_GRANT, jobs.c.instance, jobs.c.queue_deadline)
+    .where(among(jobs.c.id, sa.bindparam("ids", type_=Texts)), jobs.c.service_uid == _uid)
+    .with_for_update()
+)
+_RUN = (
+    jobs.update()
+    .where(among(jobs.c.position, sa.bindparam("positions", type_=Numbers)))
+    .values(
+        state=int(State.RUNNING),
+        sequence=jobs.c.sequence + 1,
+        instance=sa.bindparam("instance"),
+        gateway=sa.bindparam("gateway"),
+        start_time=sa.case((jobs.c.start_time == NONE, _now), else_=jobs.c.start_time),
+        attempt_start_time=_now,
+        attempt_deadline=NONE,
+        lease_expiry=sa.bindparam("expiry", type_=sa.BigInteger),
+        progress_time=_now,
+    )
+)
 
 
 def claim(
@@ -65,11 +87,7 @@ def claim_records(
     """
     room = _room(connection, worker.service_uid, max_running)
     fences = dict(wanted)
-    rows = connection.execute(
-        sa.select(*_GRANT, jobs.c.instance, jobs.c.queue_deadline)
-        .where(jobs.c.id.in_(fences), jobs.c.service_uid == worker.service_uid)
-        .with_for_update()
-    ).all()
+    rows = connection.execute(_NAMED, {"ids": list(fences), "uid": worker.service_uid}).all()
     current = {row.id: row for row in rows if row.fence == fences[row.id]}
     held = [row for row in current.values() if State(row.state) in LEASED and row.instance == worker.instance]
     free = [
@@ -109,33 +127,27 @@ def _claimed(
 ) -> tuple[list[Granted], Outcome]:
     outcome = Outcome()
     grants: list[Granted] = []
-    updates: list[dict[str, Any]] = []
+    deadlines: list[dict[str, Any]] = []
     for row in rows:
         options = _options(row)
-        attempt_timeout = options.attempt_timeout.ToMicroseconds()
-        deadline = now + attempt_timeout if attempt_timeout else 0
+        deadline = 0
+        if options.HasField("attempt_timeout"):
+            deadline = now + options.attempt_timeout.ToMicroseconds()
+            deadlines.append({"b_position": row.position, "attempt_deadline": deadline})
         grants.append(_grant(row, now, deadline, options))
-        updates.append(
-            {
-                "b_position": row.position,
-                "state": int(State.RUNNING),
-                "sequence": row.sequence + 1,
-                "instance": worker.instance,
-                "gateway": worker.gateway,
-                "start_time": row.start_time or now,
-                "attempt_start_time": now,
-                "attempt_deadline": deadline,
-                "lease_expiry": now + lease,
-                "progress_time": now,
-            }
-        )
         outcome.changed.append(
             Changed(
                 *(row.id, row.service_uid, State.RUNNING, row.sequence + 1, row.attempt, row.fence, worker.instance),
                 old_state=State.QUEUED,
+                service=row.service,
+                method=row.method,
+                principal=row.principal,
             )
         )
-    sql_writes.update(connection, updates)
+    if rows:
+        values = {"instance": worker.instance, "gateway": worker.gateway, "now": now, "expiry": now + lease}
+        connection.execute(_RUN, values | {"positions": [row.position for row in rows]})
+        sql_writes.update(connection, deadlines)
     return grants, outcome
 
 
@@ -155,7 +167,7 @@ def _grant(row: Any, now: int, attempt_deadline: int, options: job_options_pb2.J
         payload=row.payload,
         payload_artifact=row.payload_artifact,
         run_timeout=max(1, deadline - now) if deadline else 0,
-        stall_timeout=options.stall_timeout.ToMicroseconds(),
+        stall_timeout=options.stall_timeout.ToMicroseconds() if options.HasField("stall_timeout") else 0,
         resume=row.resume,
         principal=row.principal,
         traceparent=row.traceparent,
@@ -190,8 +202,8 @@ def report(
     rng: random.Random,
 ) -> Outcome:
     """Takes what a worker tells. A report with the current fence counts, whatever the clock says; one with an old fence is refused."""
-    ids = sorted({item.id for item in reports})
-    rows: dict[str, Any] = {row.id: row for row in connection.execute(_REPORTED, {"ids": ids})}
+    named = Counter(item.id for item in reports)
+    rows: dict[str, Any] = {row.id: row for row in connection.execute(_REPORTED, {"ids": sorted(named)}).all()}
     outcome = Outcome()
     done: list[moves.Move] = []
     notes: dict[str, dict[str, Any]] = {}
@@ -201,14 +213,14 @@ def report(
             outcome.refused.append((item, LeaseLost("the attempt is not the current one any more: stop it")))
         elif row.instance != worker.instance:
             outcome.refused.append((item, LeaseLost("the attempt is another instance's")))
-        elif State(row.state) not in LEASED:
+        elif row.state not in LEASED:
             # The same report again, after its acknowledgement got lost: what it told is in the ledger already.
             continue
         elif (move := _outcome_move(row, item, now, rng)) is not None:
             # What was noted in this batch counts with the outcome that follows it.
             move.values = notes.pop(item.id, {}) | move.values
             done.append(move)
-            rows[item.id] = _Changed(row, move.values)
+            rows[item.id] = _Changed(row, move.values) if named[item.id] > 1 else None
         else:
             values = notes.setdefault(item.id, {"b_position": row.position, "lease_expiry": now + lease})
             _note(item, now, values)
@@ -225,6 +237,9 @@ def report(
                     row.instance,
                     cancel_mode=row.cancel_mode,
                     old_state=State(row.state),
+                    service=row.service,
+                    method=row.method,
+                    principal=row.principal,
                 )
             )
     sql_writes.update(connection, list(notes.values()))

@@ -6,10 +6,11 @@ its own, written in the transaction that moves the job.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from google.protobuf import timestamp_pb2
 from sqlalchemy.engine import Connection
 
 from onecontainer.api.event.v1 import event_pb2
@@ -17,9 +18,12 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.clock import Clock
 from onecontainer.database import Database
 from onecontainer.jobs.ledger import Changed
-from onecontainer.jobs.model import State, shown
+from onecontainer.jobs.model import SECOND, NewJob, State, shown
 from onecontainer.jobs.tables import IN_LEASE, NONE, QUEUED, events, jobs
+from onecontainer.statements import Bulk, Numbers, among
 
+_SHOWN = {state: job_pb2.JobState.ValueType(int(shown(state))) for state in State}
+_INSERT_EVENTS = Bulk(events.insert().values(events=sa.bindparam("events")))
 _WITH_ERROR = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED, State.RETRY_WAIT})
 UNPUBLISHED = sa.and_(QUEUED, jobs.c.published_time == NONE)
 PUBLISHED = sa.and_(QUEUED, jobs.c.published_time > NONE)
@@ -35,36 +39,47 @@ def waiting_services(connection: Connection) -> list[tuple[str, str]]:
     return [(row.service, row.service_uid) for row in connection.execute(query)]
 
 
-def to_publish(connection: Connection, service_uid: str, window: int, max_running: int) -> list[Any]:
+_uid = sa.bindparam("uid", type_=sa.Text)
+_ON_BROKER = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == _uid, PUBLISHED)
+_RUNNING = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == _uid, IN_LEASE)
+_BEST = (
+    sa.select(*_RECORD)
+    .where(jobs.c.service_uid == _uid, UNPUBLISHED)
+    .order_by(jobs.c.priority.desc(), jobs.c.position)
+    .limit(sa.bindparam("room", type_=sa.Integer))
+)
+_MARK = (
+    jobs.update()
+    .where(jobs.c.position == sa.bindparam("b_position"), jobs.c.fence == sa.bindparam("b_fence"), QUEUED)
+    .values(published_time=sa.bindparam("now"))
+)
+_MARKS = Bulk(_MARK)
+
+
+def to_publish(
+    connection: Connection, service_uid: str, window: int, max_running: int, sent: Collection[tuple[str, int]] = ()
+) -> list[Any]:
     """The best jobs of a service that are to go to the broker now: lane first, then age.
 
     At most ``window`` unclaimed ones are there at a time, so that order stays the ledger's; and none that could not run
-    beside those that run or are there already, if ``max_running`` is not 0.
+    beside those that run or are there already, if ``max_running`` is not 0. ``sent`` (job and fence) are there without a mark.
     """
-    unclaimed = int(connection.scalar(_count(jobs.c.service_uid == service_uid, PUBLISHED)) or 0)
+    unclaimed = len(sent) + int(connection.scalar(_ON_BROKER, {"uid": service_uid}) or 0)
     room = window - unclaimed
     if max_running:
-        running = int(connection.scalar(_count(jobs.c.service_uid == service_uid, IN_LEASE)) or 0)
+        running = int(connection.scalar(_RUNNING, {"uid": service_uid}) or 0)
         room = min(room, max_running - running - unclaimed)
     if room <= 0:
         return []
-    query = sa.select(*_RECORD).where(jobs.c.service_uid == service_uid, UNPUBLISHED)
-    return list(connection.execute(query.order_by(jobs.c.priority.desc(), jobs.c.position).limit(room)).all())
+    rows = connection.execute(_BEST, {"uid": service_uid, "room": room + len(sent)}).all()
+    return [row for row in rows if (row.id, row.fence) not in sent][:room]
 
 
-def _count(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    return sa.select(sa.func.count()).select_from(jobs).where(*where)
-
-
-def published(connection: Connection, rows: Sequence[Any], now: int) -> None:
-    """Notes that these are on the broker; one that was claimed meanwhile is left alone."""
-    if rows:
-        connection.execute(
-            jobs.update()
-            .where(jobs.c.position == sa.bindparam("b_position"), jobs.c.fence == sa.bindparam("b_fence"), QUEUED)
-            .values(published_time=now),
-            [{"b_position": row.position, "b_fence": row.fence} for row in rows],
-        )
+def published(connection: Connection, rows: Iterable[tuple[int, int]], now: int) -> None:
+    """Notes that these (position and fence) are on the broker; one that was claimed meanwhile is left alone."""
+    marks = [{"b_position": position, "b_fence": fence, "now": now} for position, fence in rows]
+    if marks:
+        _MARKS.run(connection, marks)
 
 
 def publish_again(connection: Connection, before: int) -> int:
@@ -74,59 +89,48 @@ def publish_again(connection: Connection, before: int) -> int:
 
 
 def oldest_events(connection: Connection, limit: int) -> list[Any]:
-    """Events that are not on the broker, oldest first."""
+    """Events that are not on the broker, oldest first: a row for each transaction, at most so many."""
     return list(connection.execute(sa.select(events).order_by(events.c.position).limit(limit)).all())
 
 
-def events_sent(connection: Connection, last_position: int) -> None:
-    """Forgets the events up to this one."""
-    connection.execute(events.delete().where(events.c.position <= last_position))
+def events_sent(connection: Connection, positions: Sequence[int]) -> None:
+    """Forgets these rows of events."""
+    connection.execute(
+        events.delete().where(among(events.c.position, sa.bindparam("sent", type_=Numbers))), {"sent": positions}
+    )
 
 
-def record_events(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Adds events, in the transaction that they tell of."""
-    if rows:
-        connection.execute(events.insert(), list(rows))
-
-
-def event_rows(
-    connection: Connection, changed: Sequence[Changed], created: Sequence[str], now: int
-) -> list[dict[str, Any]]:
-    """The events of what a transaction has done so far: a row for each change, and one for each job that was created."""
-    ids = {change.id for change in changed} | set(created)
-    if not ids:
-        return []
-    columns = (jobs.c.id, jobs.c.service, jobs.c.method, jobs.c.principal, jobs.c.error)
-    rows = {row.id: row for row in connection.execute(sa.select(*columns).where(jobs.c.id.in_(ids)))}
-    found: list[dict[str, Any]] = []
-    for job in created:
-        row = rows[job]
-        event = _event(row, now, sequence=1, new_state=State.QUEUED)
-        found.append({"job": job, "event": event.SerializeToString()})
+def record_events(connection: Connection, changed: Sequence[Changed], created: Sequence[NewJob], now: int) -> None:
+    """Keeps the events of what a transaction has done, in that transaction: one for each transition, and for each new job."""
+    told = [_event(job.id, 1, job.service, job.method.full_name, job.principal, State.QUEUED, now) for job in created]
     for change in changed:
         if change.old_state == change.state:
             continue  # progress, or a cancel that only changed its mode
-        event = _event(rows[change.id], now, sequence=change.sequence, new_state=change.state)
+        event = _event(
+            *(change.id, change.sequence, change.service, change.method, change.principal, change.state, now)
+        )
         event.attempt = change.attempt
         if change.old_state is not None:
-            event.old_state = job_pb2.JobState.ValueType(int(shown(change.old_state)))
-        found.append({"job": change.id, "event": event.SerializeToString()})
-    return found
+            event.old_state = _SHOWN[change.old_state]
+        if change.error is not None and change.state in _WITH_ERROR:
+            event.error.ParseFromString(change.error)
+        told.append(event)
+    if told:
+        _INSERT_EVENTS.run(connection, [{"events": event_pb2.JobEvents(events=told).SerializeToString()}])
 
 
-def _event(row: Any, now: int, *, sequence: int, new_state: State) -> event_pb2.JobEvent:
-    event = event_pb2.JobEvent(
-        job=f"jobs/{row.id}",
+def _event(
+    job: str, sequence: int, service: str, method: str, principal: str, state: State, now: int
+) -> event_pb2.JobEvent:
+    return event_pb2.JobEvent(
+        job=f"jobs/{job}",
         sequence=sequence,
-        service=row.service,
-        method=row.method,
-        new_state=job_pb2.JobState.ValueType(int(shown(new_state))),
-        principal=row.principal,
+        service=service,
+        method=method,
+        new_state=_SHOWN[state],
+        principal=principal,
+        time=timestamp_pb2.Timestamp(seconds=now // SECOND, nanos=now % SECOND * 1000),
     )
-    event.time.FromMicroseconds(now)
-    if row.error is not None and new_state in _WITH_ERROR:
-        event.error.ParseFromString(row.error)
-    return event
 
 
 class SqlOutbox:
@@ -139,10 +143,12 @@ class SqlOutbox:
     async def waiting_services(self) -> list[tuple[str, str]]:
         return await self._database.read(waiting_services)
 
-    async def to_publish(self, service_uid: str, window: int, max_running: int) -> list[Any]:
-        return await self._database.read(lambda c: to_publish(c, service_uid, window, max_running))
+    async def to_publish(
+        self, service_uid: str, window: int, max_running: int, sent: Collection[tuple[str, int]] = ()
+    ) -> list[Any]:
+        return await self._database.read(lambda c: to_publish(c, service_uid, window, max_running, sent))
 
-    async def published(self, rows: Sequence[Any]) -> None:
+    async def published(self, rows: Sequence[tuple[int, int]]) -> None:
         await self._database.write(lambda c: published(c, rows, self._clock.now()))
 
     async def publish_again(self, before: int) -> int:
@@ -151,5 +157,5 @@ class SqlOutbox:
     async def oldest_events(self, limit: int) -> list[Any]:
         return await self._database.read(lambda c: oldest_events(c, limit))
 
-    async def events_sent(self, last_position: int) -> None:
-        await self._database.write(lambda c: events_sent(c, last_position))
+    async def events_sent(self, positions: Sequence[int]) -> None:
+        await self._database.write(lambda c: events_sent(c, positions))

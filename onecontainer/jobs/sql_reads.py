@@ -9,11 +9,23 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from onecontainer.errors import FieldInvalid, ResourceNotFound
-from onecontainer.jobs.ledger import AttemptArtifacts, JobView, Page
+from onecontainer.jobs.ledger import AttemptArtifacts, JobView, Page, not_found
 from onecontainer.jobs.model import TERMINAL, State
 from onecontainer.jobs.sql_writes import KEPT_ATTEMPTS
-from onecontainer.jobs.tables import LIVE, QUEUED, attempts, dead_letters, inputs, jobs, labels
+from onecontainer.jobs.tables import (
+    IN_LEASE,
+    LIVE,
+    NONE,
+    NOT_RUNNING,
+    QUEUED,
+    attempts,
+    dead_letters,
+    inputs,
+    jobs,
+    labels,
+)
 from onecontainer.rpc.filters import micros_of
+from onecontainer.statements import Texts, among
 
 _SUMMARY = [column for column in jobs.c if column.name not in ("payload", "result", "resume")]
 _ALL = [column for column in jobs.c if column.name not in ("payload", "resume")]
@@ -28,20 +40,16 @@ JOB_TIMES = ("create_time",)
 LETTER_FIELDS = ("service", "job")
 
 
-def not_found(job: str) -> ResourceNotFound:
-    """The error for a job that is not there."""
-    name = f"jobs/{job}"
-    return ResourceNotFound(
-        f"there is no job {name}; ended jobs are kept for 7 days", resource=("onecontainer.dev/Job", name)
-    )
-
-
 # Statements of the hot path are built once.
 _job = sa.bindparam("job", type_=sa.Text)
-_ids: sa.BindParameter[Sequence[str]] = sa.bindparam("ids", expanding=True)
+_NAMED = among(jobs.c.id, sa.bindparam("ids", type_=Texts))
 _GET = sa.select(*_ALL).where(jobs.c.id == _job)
-_VIEWS = sa.select(*_ALL).where(jobs.c.id.in_(_ids))
-_ENDED = sa.select(attempts).where(attempts.c.job == _job).order_by(attempts.c.fence.desc()).limit(KEPT_ATTEMPTS)
+_VIEWS = sa.select(*_ALL).where(_NAMED)
+_TERMINAL = sa.select(*_ALL).where(_NAMED, jobs.c.end_time > NONE)
+_KNOWN = sa.select(jobs.c.id).where(_NAMED)
+_ATTEMPTS = (
+    sa.select(attempts).where(among(attempts.c.job, sa.bindparam("ids", type_=Texts))).order_by(attempts.c.fence)
+)
 
 _waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == sa.bindparam("uid"), QUEUED)
 # Two ranges of the queue's index: the lanes above, and what is older in its own.
@@ -60,24 +68,41 @@ def get(connection: Connection, job: str, artifacts: AttemptArtifacts, *, place:
     row = connection.execute(_GET, {"job": job}).one_or_none()
     if row is None:
         raise not_found(job)
-    ended: Sequence[Any] = ()
-    if row.fence > 1 or row.state in TERMINAL:
-        ended = connection.execute(_ENDED, {"job": job}).all()
     position = None
     if place and row.state == State.QUEUED:
         values = {"uid": row.service_uid, "priority": row.priority, "position": row.position}
         position = sum(int(connection.scalar(query, values) or 0) for query in _AHEAD)
-    made = artifacts.of_job(connection, job) if row.state in TERMINAL else ()
-    return JobView(row, tuple(reversed(ended)), made, position)
+    return _whole(connection, [row], artifacts, position)[0]
+
+
+def _whole(
+    connection: Connection, rows: Sequence[Any], artifacts: AttemptArtifacts, position: int | None = None
+) -> list[JobView]:
+    """Jobs with their earlier attempts and the artifacts they made."""
+    # One that succeeded at once has no attempt but the one in its own row.
+    tried = [row.id for row in rows if row.fence > 1 or (row.state in TERMINAL and row.state != State.SUCCEEDED)]
+    earlier: dict[str, list[Any]] = {}
+    for attempt in connection.execute(_ATTEMPTS, {"ids": tried}) if tried else ():
+        earlier.setdefault(attempt.job, []).append(attempt)
+    over = [row.id for row in rows if row.state in TERMINAL]
+    made = artifacts.of_jobs(connection, over) if over else {}
+    return [
+        JobView(row, tuple(earlier.get(row.id, ())[-KEPT_ATTEMPTS:]), made.get(row.id, ()), position) for row in rows
+    ]
+
+
+def ended(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifacts) -> tuple[list[JobView], list[str]]:
+    """Those of the jobs that have ended, in the order in which they did; and the ids of those that are not there."""
+    rows = connection.execute(_TERMINAL, {"ids": ids}).all()
+    found = _whole(connection, sorted(rows, key=lambda row: int(row.end_time)), artifacts)
+    left = set(ids).difference(row.id for row in rows)
+    missing = left.difference(connection.scalars(_KNOWN, {"ids": sorted(left)})) if left else left
+    return found, sorted(missing)
 
 
 def views(connection: Connection, ids: Sequence[str]) -> dict[str, JobView]:
     """Jobs by id, without attempts, artifacts and queue position."""
-    found: dict[str, JobView] = {}
-    for start in range(0, len(ids), 500):
-        rows = connection.execute(_VIEWS, {"ids": ids[start : start + 500]})
-        found.update((row.id, JobView(row)) for row in rows)
-    return found
+    return {row.id: JobView(row) for row in connection.execute(_VIEWS, {"ids": ids}).all()}
 
 
 def payload(connection: Connection, job: str) -> Any:
@@ -117,7 +142,12 @@ def _job_condition(name: str, operator: str, value: str) -> sa.ColumnElement[boo
             known = ", ".join(state for state in State.__members__ if state != "EXPIRING")
             raise FieldInvalid("filter", f"there is no state {value!r}; known are {known}")
         states = [State[value]] + ([State.EXPIRING] if value == "CANCELLING" else [])
-        return jobs.c.state.in_([int(state) for state in states])
+        if states == [State.RUNNING]:
+            # They are few, and found by their leases; a scan for the newest of them would go through all jobs.
+            running = sa.select(jobs.c.position).where(IN_LEASE, jobs.c.state == int(State.RUNNING))
+            return jobs.c.position.in_(running)
+        # In the words of the partial index.
+        return sa.and_(NOT_RUNNING, jobs.c.state.in_([int(state) for state in states]))
     if name.startswith("labels."):
         key = name.removeprefix("labels.")
         return jobs.c.id.in_(sa.select(labels.c.job).where(labels.c.key == key, labels.c.value == value))

@@ -25,10 +25,27 @@ from onecontainer.jobs.tables import (
     rarely,
     request_ids,
 )
+from onecontainer.statements import Bulk, Texts, among
 
 DECIDING = [jobs.c[name] for name in moves.DECIDING]
 KEPT_ATTEMPTS = 20
-_DELETE_INPUTS = inputs.delete().where(inputs.c.job.in_(sa.bindparam("jobs", expanding=True)))
+_DELETE_INPUTS = inputs.delete().where(among(inputs.c.job, sa.bindparam("jobs", type_=Texts)))
+
+
+def _insert(table: sa.Table, *names: str) -> Bulk:
+    return Bulk(table.insert().values({name: sa.bindparam(name) for name in names}))
+
+
+_INSERT_JOBS = _insert(
+    jobs,
+    *("id", "service", "service_uid", "method", "result_type", "principal", "options", "payload", "payload_artifact"),
+    *("request_id", "traceparent", "retry_of", "idempotent", "finishable", "state", "priority", "create_time"),
+    *("queue_deadline", "total_deadline"),
+)
+_INSERT_REQUEST_IDS = _insert(request_ids, "principal", "method", "request_id", "hash", "job", "expire_time")
+_INSERT_LABELS = _insert(labels, "job", "key", "value")
+_INSERT_INPUTS = _insert(inputs, "job", "artifact")
+_INSERT_ATTEMPTS = _insert(attempts, "job", "fence", "number", "state", "instance", "start_time", "end_time", "error")
 
 
 def create(
@@ -63,14 +80,14 @@ def create(
         answers.append(Created(job.id))
     label_rows = [{"job": job.id, "key": k, "value": value} for job in made for k, value in job.labels.items()]
     input_rows = [{"job": job.id, "artifact": name} for job in made for name in job.inputs]
-    for table, values in (
-        (jobs, [_insert_values(job) for job in made]),
-        (request_ids, keyed),
-        (labels, label_rows),
-        (inputs, input_rows),
+    for insert, values in (
+        (_INSERT_JOBS, [_insert_values(job) for job in made]),
+        (_INSERT_REQUEST_IDS, keyed),
+        (_INSERT_LABELS, label_rows),
+        (_INSERT_INPUTS, input_rows),
     ):
         if values:
-            connection.execute(table.insert(), values)
+            insert.run(connection, values)
     if unused:
         artifacts.remove(connection, unused)
     return answers
@@ -160,7 +177,7 @@ def apply(
     update(connection, [move.values | {"b_position": move.row.position} for move in done])
     ended_attempts = [move.attempt for move in done if move.attempt is not None]
     if ended_attempts:
-        connection.execute(attempts.insert(), ended_attempts)
+        _INSERT_ATTEMPTS.run(connection, ended_attempts)
     for attempt in ended_attempts:
         if attempt["fence"] > KEPT_ATTEMPTS:
             _forget_attempts(connection, attempt["job"])
@@ -194,9 +211,13 @@ def apply(
             *(move.row.attempt, move.row.fence, move.row.instance),
             cancel_mode=move.values.get("cancel_mode", move.row.cancel_mode),
             old_state=State(move.row.state),
-            left_lease=State(move.row.state) in LEASED and move.state not in LEASED,
+            left_lease=move.row.state in LEASED and move.state not in LEASED,
             lost=move.lost,
             orders=move.state in (State.CANCELLING, State.EXPIRING),
+            service=move.row.service,
+            method=move.row.method,
+            principal=move.row.principal,
+            error=move.values.get("error"),
         )
         for move in done
     )
@@ -219,13 +240,13 @@ def update(connection: Connection, updates: Sequence[dict[str, Any]]) -> None:
     for values in updates:
         groups.setdefault(tuple(sorted(values)), []).append(values)
     for names, group in groups.items():
-        connection.execute(_update_of(names), group)
+        _update_of(names).run(connection, group)
 
 
 @lru_cache(maxsize=256)
-def _update_of(names: tuple[str, ...]) -> sa.Update:
+def _update_of(names: tuple[str, ...]) -> Bulk:
     columns: dict[str, Any] = {name: sa.bindparam(name) for name in names if name != "b_position"}
-    return jobs.update().where(jobs.c.position == sa.bindparam("b_position")).values(columns)
+    return Bulk(jobs.update().where(jobs.c.position == sa.bindparam("b_position")).values(columns))
 
 
 def delete(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifacts) -> None:
@@ -241,8 +262,8 @@ def delete(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifac
         connection.execute(jobs.delete().where(jobs.c.id.in_(ids)))
 
 
-def expire(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifacts) -> None:
-    """Removes the results of ended jobs and the artifacts they made; the rows stay."""
+def expire(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifacts, retention: int) -> None:
+    """Removes the results of ended jobs and the artifacts they made; the rows stay for ``retention`` microseconds after the end."""
     if ids:
         artifacts.discard(connection, ids)
         connection.execute(
@@ -254,6 +275,7 @@ def expire(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifac
                 # Without a result none has expired.
                 result_expired=jobs.c.state == int(State.SUCCEEDED),
                 expire_time=0,
+                tidy_time=jobs.c.end_time + retention,
                 sequence=jobs.c.sequence + 1,
             )
         )

@@ -73,6 +73,8 @@ jobs = sa.Table(
     _micros("lease_expiry"),
     _micros("progress_time"),
     _micros("expire_time"),
+    # When the sweeper has to look at an ended job next: its result goes, then its record. 0: never.
+    _micros("tidy_time"),
     sa.Column("progress", sa.LargeBinary),
     sa.Column("resume", sa.LargeBinary),
     sa.Column("result", sa.LargeBinary),
@@ -92,6 +94,8 @@ QUEUED = jobs.c.state == sa.literal_column(str(int(State.QUEUED)))
 WAITING = jobs.c.state == sa.literal_column(str(int(State.RETRY_WAIT)))
 IN_LEASE = _in(LEASED)
 LIVE = _in(frozenset(State) - TERMINAL)
+# Each job passes through RUNNING, and few are there at a time: those are found by their leases.
+NOT_RUNNING = jobs.c.state != sa.literal_column(str(int(State.RUNNING)))
 
 
 def _partial(name: str, *columns: sa.ColumnElement[object] | sa.Column[object], where: sa.ColumnElement[bool]) -> None:
@@ -100,18 +104,18 @@ def _partial(name: str, *columns: sa.ColumnElement[object] | sa.Column[object], 
 
 
 _partial("jobs_ready", jobs.c.service_uid, jobs.c.priority.desc(), jobs.c.position, where=QUEUED)
-_partial("jobs_published", jobs.c.published_time, where=sa.and_(QUEUED, jobs.c.published_time > NONE))
+_partial(
+    "jobs_published", jobs.c.service_uid, jobs.c.published_time, where=sa.and_(QUEUED, jobs.c.published_time > NONE)
+)
 _partial("jobs_leased", jobs.c.service_uid, where=IN_LEASE)
-_partial("jobs_lease_expiry", jobs.c.lease_expiry, where=IN_LEASE)
 _partial("jobs_due", jobs.c.due_time, where=WAITING)
 _partial("jobs_queue_deadline", jobs.c.queue_deadline, where=sa.and_(QUEUED, jobs.c.queue_deadline > NONE))
 _partial("jobs_total_deadline", jobs.c.total_deadline, where=LIVE)
-_partial("jobs_expire", jobs.c.expire_time, where=jobs.c.expire_time > NONE)
-_partial("jobs_ended", jobs.c.end_time, where=jobs.c.end_time > NONE)
+_partial("jobs_tidy", jobs.c.tidy_time, where=jobs.c.tidy_time > NONE)
 _partial("jobs_retry_of", jobs.c.retry_of, where=jobs.c.retry_of != sa.literal_column("''"))
 # Lists are newest first, of a service or of a state.
 sa.Index("jobs_service", jobs.c.service, jobs.c.position)
-sa.Index("jobs_state", jobs.c.state, jobs.c.position)
+_partial("jobs_state", jobs.c.state, jobs.c.position, where=NOT_RUNNING)
 
 
 class rarely(FunctionElement[int]):  # noqa: N801 - used as SQL functions are
@@ -137,8 +141,8 @@ events = sa.Table(
     metadata,
     # Transitions that have yet to be told to the broker, in their order. Without a broker it stays empty.
     sa.Column("position", POSITION, primary_key=True, autoincrement=True),
-    sa.Column("job", sa.Text, nullable=False),
-    sa.Column("event", sa.LargeBinary, nullable=False),
+    # Those of one transaction, as event.v1.JobEvents.
+    sa.Column("events", sa.LargeBinary, nullable=False),
 )
 
 attempts = sa.Table(

@@ -17,15 +17,15 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
-from google.protobuf.message import Message
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.event.v1 import event_pb2
 from onecontainer.clock import Clock
 from onecontainer.errors import OneContainerError, StateInvalid
 from onecontainer.jobs.changes import Changes
-from onecontainer.jobs.ledger import Granted, Outbox, Worker
-from onecontainer.jobs.model import SECOND
+from onecontainer.jobs.dispatch.records import dispatch_record, event_record, send_all
+from onecontainer.jobs.ledger import Changed, Granted, Outbox, Worker
+from onecontainer.jobs.model import SECOND, State
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,13 @@ UNCLAIMED = 60 * SECOND
 LOOK_AGAIN = 5.0
 """Seconds between two looks for what no bell told of: unclaimed records, jobs of another gateway."""
 EVENTS_AT_ONCE = 500
+"""Transactions whose events are told together."""
+TOLD_AT_ONCE = 100
+FORGET_AFTER = 0.5
+"""Told events are deleted so many at a time, or when it has been quiet for so many seconds: each time is a commit."""
+BATCH_BYTES = 512 * 1024
+MARK_AFTER = 2.0
+"""Seconds after which a job that is on the broker and unclaimed is marked so in the ledger."""
 FIRST_BACKOFF, LAST_BACKOFF = 0.2, 5.0
 
 
@@ -71,18 +78,30 @@ class KafkaDispatch:
         self._settings = settings
         self._limits = limits
         self._client = dict(client)
-        self._topics: set[str] = set()
+        self._topics: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._events = asyncio.Event()
         self._touched: set[str] = set()
         self._names: dict[str, str] = {}
+        # By service: jobs that are on the broker, unclaimed, and have no mark in the ledger (job and fence → position and
+        # when they went there). Most are claimed within milliseconds, and a mark for them would cost a write each.
+        self._sent: dict[str, dict[tuple[str, int], tuple[int, float]]] = {}
+        self._told: dict[int, None] = {}
+        """Rows of events that are on the broker and have yet to be deleted."""
         changes.on_work(self._work)
-        changes.listen(lambda _change: self._events.set())
+        changes.listen(self._changed)
 
     def _work(self, service_uid: str) -> None:
         self._touched.add(service_uid)
         self._wake.set()
         self._events.set()
+
+    def _changed(self, change: Changed) -> None:
+        self._events.set()
+        if change.old_state is State.QUEUED:
+            sent = self._sent.get(change.service_uid)
+            if sent is not None:
+                sent.pop((change.id, change.fence), None)
 
     async def poll(
         self, worker: Worker, limit: int, max_running: int, wait: float, held: Sequence[tuple[str, int]]
@@ -111,7 +130,9 @@ class KafkaDispatch:
                 bootstrap_servers=",".join(self._settings.bootstrap_servers),
                 enable_idempotence=True,
                 acks="all",
-                linger_ms=1,
+                # Batches are put together here; a record does not wait for another one.
+                linger_ms=0,
+                max_batch_size=BATCH_BYTES,
                 **self._client,
             )
             try:
@@ -123,6 +144,8 @@ class KafkaDispatch:
                     "the broker does not answer (%s); jobs wait in the ledger, next try in %.1f s", error, backoff
                 )
             finally:
+                # What was on its way goes again.
+                self._sent.clear()
                 # One that never came up has nothing to stop, and says so by an error.
                 with suppress(KafkaError, OSError, asyncio.CancelledError):
                     await producer.stop()
@@ -145,6 +168,7 @@ class KafkaDispatch:
         while True:
             if loop.time() >= look:
                 look = loop.time() + LOOK_AGAIN
+                await self._mark(loop.time() - MARK_AFTER)
                 await self._outbox.publish_again(self._clock.now() - UNCLAIMED)
                 self._names.update((uid, name) for name, uid in await self._outbox.waiting_services())
                 self._touched |= self._names.keys()
@@ -162,10 +186,13 @@ class KafkaDispatch:
     async def _publish_events(self, producer: AIOKafkaProducer) -> None:
         while True:
             self._events.clear()
-            if not await self._send_events(producer):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_AGAIN):
-                        await self._events.wait()
+            if await self._send_events(producer):
+                continue
+            try:
+                async with asyncio.timeout(FORGET_AFTER if self._told else LOOK_AGAIN):
+                    await self._events.wait()
+            except TimeoutError:
+                await self._forget_events()
 
     async def _send_jobs(self, producer: AIOKafkaProducer, service_uid: str) -> int:
         if service_uid not in self._names:
@@ -178,87 +205,62 @@ class KafkaDispatch:
             del self._names[service_uid]  # its service is gone, and its jobs have been ended
             return 0
         window = min(MOST_WINDOW, max(LEAST_WINDOW, 2 * slots))
-        rows = await self._outbox.to_publish(service_uid, window, max_running)
+        sent = self._sent.setdefault(service_uid, {})
+        rows = await self._outbox.to_publish(service_uid, window, max_running, frozenset(sent))
         if not rows:
             return 0
         topic = topic_of(service_uid)
-        await self._ensure(topic)
-        await _send_all(producer, topic, [_dispatch_record(row) for row in rows])
-        await self._outbox.published(rows)
+        partitions = await self._ensure(topic)
+        now = asyncio.get_running_loop().time()
+        # Before they go: a worker may claim one before the broker has told that it has it.
+        sent.update(((row.id, row.fence), (row.position, now)) for row in rows)
+        await send_all(producer, topic, partitions, [dispatch_record(row) for row in rows])
         return len(rows)
+
+    async def _mark(self, before: float) -> None:
+        """Marks in the ledger what has been on the broker since ``before`` (on the loop's clock): from then on the ledger knows."""
+        for sent in self._sent.values():
+            stay = {key: position for key, (position, since) in sent.items() if since <= before}
+            if stay:
+                await self._outbox.published([(position, fence) for (_, fence), position in stay.items()])
+                for key in stay:
+                    sent.pop(key, None)
 
     async def _send_events(self, producer: AIOKafkaProducer) -> int:
-        rows = await self._outbox.oldest_events(EVENTS_AT_ONCE)
+        rows = await self._outbox.oldest_events(EVENTS_AT_ONCE + len(self._told))
+        rows = [row for row in rows if row.position not in self._told]
         if not rows:
             return 0
-        await self._ensure(EVENTS_TOPIC)
-        await _send_all(producer, EVENTS_TOPIC, [_event_record(row) for row in rows])
-        await self._outbox.events_sent(rows[-1].position)
+        partitions = await self._ensure(EVENTS_TOPIC)
+        events = [event for row in rows for event in event_pb2.JobEvents.FromString(row.events).events]
+        await send_all(producer, EVENTS_TOPIC, partitions, [event_record(event) for event in events])
+        self._told.update(dict.fromkeys(row.position for row in rows))
+        if len(self._told) >= TOLD_AT_ONCE:
+            await self._forget_events()
         return len(rows)
 
-    async def _ensure(self, topic: str) -> None:
-        """Makes a topic before the first record goes to it."""
-        if topic in self._topics:
-            return
+    async def _forget_events(self) -> None:
+        """Deletes what was told; many at once, for each time is a commit that others wait for."""
+        if self._told:
+            told = list(self._told)
+            await self._outbox.events_sent(told)
+            for position in told:
+                del self._told[position]
+
+    async def _ensure(self, topic: str) -> int:
+        """Makes a topic before the first record goes to it; how many partitions it has."""
+        known = self._topics.get(topic)
+        if known is not None:
+            return known
         admin = AIOKafkaAdminClient(bootstrap_servers=",".join(self._settings.bootstrap_servers), **self._client)
         await admin.start()
         try:
             new = NewTopic(topic, self._settings.partitions, self._settings.replication_factor)
             with suppress(TopicAlreadyExistsError):
                 await admin.create_topics([new])
+            (found,) = await admin.describe_topics([topic])
         finally:
             await admin.close()
-        self._topics.add(topic)
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    key: bytes
-    value: bytes
-    headers: list[tuple[str, bytes]]
-
-
-async def _send_all(producer: AIOKafkaProducer, topic: str, records: Sequence[_Record]) -> None:
-    """Sends records and waits until the broker has all of them."""
-    sending = [
-        await producer.send(topic, value=record.value, key=record.key, headers=record.headers) for record in records
-    ]
-    await asyncio.gather(*sending)
-
-
-def _dispatch_record(row: Any) -> _Record:
-    message = event_pb2.JobDispatch(
-        job=f"jobs/{row.id}", attempt=row.attempt, fence=row.fence, service=row.service, method=row.method
-    )
-    # What is in the ledger is small enough for a record; larger requests are artifacts, which the grant names.
-    if row.payload is not None:
-        message.request = row.payload
-    headers = _cloud_event(message, f"{row.id}/{row.fence}", row.service, "dev.onecontainer.job.dispatch.v1")
-    if row.traceparent:
-        headers.append(("traceparent", row.traceparent.encode()))
-    return _Record(row.id.encode(), message.SerializeToString(), headers)
-
-
-def _event_record(row: Any) -> _Record:
-    event = event_pb2.JobEvent.FromString(row.event)
-    identity = f"{row.job}/{event.sequence}"
-    return _Record(
-        row.job.encode(),
-        row.event,
-        _cloud_event(event, identity, event.service, "dev.onecontainer.job.event.v1"),
-    )
-
-
-def _cloud_event(message: Message, identity: str, source: str, kind: str) -> list[tuple[str, bytes]]:
-    """Headers of CloudEvents 1.0 in Kafka's binary mode.
-
-    Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
-    """
-    return [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", identity.encode()),
-        ("ce_source", source.encode()),
-        ("ce_type", kind.encode()),
-        ("ce_dataschema", message.DESCRIPTOR.full_name.encode()),
-        ("content-type", b"application/protobuf"),
-    ]
+        # It may have been made before, with other settings.
+        self._topics[topic] = len(found["partitions"]) or self._settings.partitions
+        return self._topics[topic]

@@ -24,7 +24,7 @@ def outbox(desk: Desk, database: Database) -> SqlOutbox:
 
 async def publish(outbox: SqlOutbox, window: int = 100, max_running: int = 0) -> list[str]:
     rows = await outbox.to_publish(UID, window, max_running)
-    await outbox.published(rows)
+    await outbox.published([(row.position, row.fence) for row in rows])
     return [row.id for row in rows]
 
 
@@ -72,7 +72,7 @@ async def test_one_that_was_claimed_before_its_record_is_noted_is_left_alone(des
     job = await desk.create()
     rows = await outbox.to_publish(UID, 100, 0)
     await desk.claim_one()
-    await outbox.published(rows)
+    await outbox.published([(row.position, row.fence) for row in rows])
     assert (await desk.row(job)).published_time == 0
 
 
@@ -123,12 +123,12 @@ async def test_events_are_written_with_what_they_tell_of(database: Database) -> 
     await desk.report(grant, "heartbeat")
     await desk.succeed(grant)
     rows = await outbox.oldest_events(10)
-    events = [event_pb2.JobEvent.FromString(row.event) for row in rows]
+    events = [event for row in rows for event in event_pb2.JobEvents.FromString(row.events).events]
     assert [event.new_state for event in events] == [
         job_pb2.JOB_STATE_QUEUED,
         job_pb2.JOB_STATE_RUNNING,
         job_pb2.JOB_STATE_SUCCEEDED,
     ]
     assert {event.job for event in events} == {f"jobs/{job}"}
-    await outbox.events_sent(rows[1].position)
+    await outbox.events_sent([row.position for row in rows[:2]])
     assert [row.position for row in await outbox.oldest_events(10)] == [rows[2].position]

@@ -63,7 +63,13 @@ async def test_no_call_looks_at_all_jobs(desk: Desk) -> None:
     await desk.ledger.ending(WORKER.instance)
     await desk.ledger.queued(UID)
     await desk.ledger.user_of("artifacts/" + "0" * 32)
-    for name, value in (("service", "services/s"), ("state", "QUEUED"), ("labels.a", "b"), ("retry_of", "x")):
+    for name, value in (
+        ("service", "services/s"),
+        ("state", "QUEUED"),
+        ("state", "RUNNING"),
+        ("labels.a", "b"),
+        ("retry_of", "x"),
+    ):
         await desk.ledger.page([(name, "=", value)], 10, 0)
     desk.clock.advance(8 * 86400)
     await desk.sweep()
@@ -72,5 +78,5 @@ async def test_no_call_looks_at_all_jobs(desk: Desk) -> None:
     wrong = {step: text for step, text in scans.items() if "jobs_le" not in step}
     assert not wrong, wrong
     # What time does is found by the time, not by the state that most of the jobs have.
-    for index in ("jobs_total_deadline", "jobs_queue_deadline", "jobs_lease_expiry", "jobs_due"):
+    for index in ("jobs_total_deadline", "jobs_queue_deadline", "jobs_due", "jobs_tidy"):
         assert any(f"INDEX {index} (" in step for step in plans.steps), index

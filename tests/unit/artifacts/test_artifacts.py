@@ -214,7 +214,7 @@ async def test_the_accepted_outcome_makes_its_artifacts_ready(world: World) -> N
     promoted = await world.database.write(lambda c: sql.promote(c, "jobs/j", 8, world.clock.now() + SECOND))
     assert promoted == 1
     assert (await world.artifacts.get(kept.name)).state is State.READY
-    assert await world.database.read(lambda c: sql.names_of_job(c, "jobs/j")) == [kept.name]
+    assert await world.database.read(lambda c: sql.names_of_jobs(c, ["jobs/j"])) == {"jobs/j": [kept.name]}
     assert [one.name for one in await world.artifacts.page([], size=10)] == [kept.name]
 
     assert (await world.sweeper.sweep()).stale == 1

@@ -25,6 +25,8 @@ class Row:
     id: str = "j"
     service: str = "services/s"
     service_uid: str = "uid"
+    method: str = "test.Echo/Say"
+    principal: str = "ann"
     state: int = int(State.RUNNING)
     attempt: int = 1
     fence: int = 1

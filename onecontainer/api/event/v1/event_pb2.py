@@ -27,7 +27,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from onecontainer.api.job.v1 import job_pb2 as onecontainer_dot_api_dot_job_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%onecontainer/api/event/v1/event.proto\x12\x19onecontainer.api.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!onecontainer/api/job/v1/job.proto\"}\n\x0bJobDispatch\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x14\n\x07request\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x42\n\n\x08_request\"\xa7\x02\n\x08JobEvent\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x34\n\told_state\x18\x05 \x01(\x0e\x32!.onecontainer.api.job.v1.JobState\x12\x34\n\tnew_state\x18\x06 \x01(\x0e\x32!.onecontainer.api.job.v1.JobState\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tprincipal\x18\t \x01(\t\x12(\n\x04time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB|\n\x1d\x64\x65v.onecontainer.api.event.v1B\nEventProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/event/v1;eventv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%onecontainer/api/event/v1/event.proto\x12\x19onecontainer.api.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!onecontainer/api/job/v1/job.proto\"}\n\x0bJobDispatch\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\x0f\n\x07service\x18\x04 \x01(\t\x12\x0e\n\x06method\x18\x05 \x01(\t\x12\x14\n\x07request\x18\x06 \x01(\x0cH\x00\x88\x01\x01\x42\n\n\x08_request\"\xa7\x02\n\x08JobEvent\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x34\n\told_state\x18\x05 \x01(\x0e\x32!.onecontainer.api.job.v1.JobState\x12\x34\n\tnew_state\x18\x06 \x01(\x0e\x32!.onecontainer.api.job.v1.JobState\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12!\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.google.rpc.Status\x12\x11\n\tprincipal\x18\t \x01(\t\x12(\n\x04time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\tJobEvents\x12\x33\n\x06\x65vents\x18\x01 \x03(\x0b\x32#.onecontainer.api.event.v1.JobEventB|\n\x1d\x64\x65v.onecontainer.api.event.v1B\nEventProtoP\x01ZMgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/event/v1;eventv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,4 +39,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBDISPATCH']._serialized_end=286
   _globals['_JOBEVENT']._serialized_start=289
   _globals['_JOBEVENT']._serialized_end=584
+  _globals['_JOBEVENTS']._serialized_start=586
+  _globals['_JOBEVENTS']._serialized_end=650
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,11 @@ class JobServiceStub:
                 request_serializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobRequest.SerializeToString,
                 response_deserializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.WaitJobs = channel.unary_stream(
+                '/onecontainer.api.job.v1.JobService/WaitJobs',
+                request_serializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobsRequest.SerializeToString,
+                response_deserializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobsResponse.FromString,
+                _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/onecontainer.api.job.v1.JobService/WatchJob',
                 request_serializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
@@ -201,6 +206,19 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WaitJobs(self, request, context):
+        """Waits for many jobs: streams each of them once it is terminal, as WaitJob returns it, many in a message if many end at once, in the order in which
+        they end; then the stream ends with OK. One call instead of one for each job. No side effects, but as in GetJob. Resumable: after a broken
+        stream call again with the names that were not told yet.
+
+        Errors: what is wrong with one job (NOT_FOUND / RESOURCE_NOT_FOUND, say) is in its status.
+        - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: no names, too many, or one that is no job's.
+        - UNAVAILABLE / DRAINING: the gateway stops; call again with the names that are left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJob(self, request, context):
         """Sends the job as it is, then each change (of several close changes, only the last) until it is terminal; then the stream ends with OK.
         No side effects, but as in GetJob. Resumable: after a broken stream call again with the last `sequence`.
@@ -275,6 +293,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WaitJob,
                     request_deserializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobRequest.FromString,
                     response_serializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'WaitJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WaitJobs,
+                    request_deserializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobsRequest.FromString,
+                    response_serializer=onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobsResponse.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
@@ -512,6 +535,33 @@ class JobService:
             '/onecontainer.api.job.v1.JobService/WaitJob',
             onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobRequest.SerializeToString,
             onecontainer_dot_api_dot_job_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/onecontainer.api.job.v1.JobService/WaitJobs',
+            onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobsRequest.SerializeToString,
+            onecontainer_dot_api_dot_job_dot_v1_dot_job__service__pb2.WaitJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -104,6 +104,15 @@ class JobServiceStub:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such job.
     - INVALID_ARGUMENT / FIELD_INVALID: the timeout is negative.
     """
+    WaitJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WaitJobsRequest, _job_service_pb2.WaitJobsResponse]
+    """Waits for many jobs: streams each of them once it is terminal, as WaitJob returns it, many in a message if many end at once, in the order in which
+    they end; then the stream ends with OK. One call instead of one for each job. No side effects, but as in GetJob. Resumable: after a broken
+    stream call again with the names that were not told yet.
+
+    Errors: what is wrong with one job (NOT_FOUND / RESOURCE_NOT_FOUND, say) is in its status.
+    - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: no names, too many, or one that is no job's.
+    - UNAVAILABLE / DRAINING: the gateway stops; call again with the names that are left.
+    """
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]
     """Sends the job as it is, then each change (of several close changes, only the last) until it is terminal; then the stream ends with OK.
     No side effects, but as in GetJob. Resumable: after a broken stream call again with the last `sequence`.
@@ -198,6 +207,15 @@ class JobServiceAsyncStub(JobServiceStub):
     Errors:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such job.
     - INVALID_ARGUMENT / FIELD_INVALID: the timeout is negative.
+    """
+    WaitJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WaitJobsRequest, _job_service_pb2.WaitJobsResponse]  # type: ignore[assignment]
+    """Waits for many jobs: streams each of them once it is terminal, as WaitJob returns it, many in a message if many end at once, in the order in which
+    they end; then the stream ends with OK. One call instead of one for each job. No side effects, but as in GetJob. Resumable: after a broken
+    stream call again with the names that were not told yet.
+
+    Errors: what is wrong with one job (NOT_FOUND / RESOURCE_NOT_FOUND, say) is in its status.
+    - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: no names, too many, or one that is no job's.
+    - UNAVAILABLE / DRAINING: the gateway stops; call again with the names that are left.
     """
     WatchJob: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobRequest, _job_service_pb2.WatchJobResponse]  # type: ignore[assignment]
     """Sends the job as it is, then each change (of several close changes, only the last) until it is terminal; then the stream ends with OK.
@@ -338,6 +356,21 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such job.
         - INVALID_ARGUMENT / FIELD_INVALID: the timeout is negative.
+        """
+
+    @_abc_1.abstractmethod
+    def WaitJobs(
+        self,
+        request: _job_service_pb2.WaitJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WaitJobsResponse], _abc.AsyncIterator[_job_service_pb2.WaitJobsResponse]]:
+        """Waits for many jobs: streams each of them once it is terminal, as WaitJob returns it, many in a message if many end at once, in the order in which
+        they end; then the stream ends with OK. One call instead of one for each job. No side effects, but as in GetJob. Resumable: after a broken
+        stream call again with the names that were not told yet.
+
+        Errors: what is wrong with one job (NOT_FOUND / RESOURCE_NOT_FOUND, say) is in its status.
+        - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: no names, too many, or one that is no job's.
+        - UNAVAILABLE / DRAINING: the gateway stops; call again with the names that are left.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,85 @@
+"""SQL of the hot path: statements for many rows without SQLAlchemy's work on each, and lists as one parameter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class Bulk:
+    """A statement that is run for many rows, compiled once: SQLAlchemy's own work for each row costs more than the database's.
+
+    Rows are mappings from the names of its parameters to values that the driver takes as they are.
+    """
+
+    def __init__(self, statement: sa.Insert | sa.Update) -> None:
+        self._statement = statement
+        self._compiled: dict[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {}
+
+    def run(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+        dialect = connection.dialect
+        known = self._compiled.get(dialect.name)
+        if known is None:
+            compiled = self._statement.compile(dialect=dialect)
+            order = compiled.positiontup
+            known = self._compiled[dialect.name] = (str(compiled), dict if order is None else _values_of(order))
+        text, values_of = known
+        connection.exec_driver_sql(text, [values_of(row) for row in rows])
+
+
+def _values_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
+    if len(names) == 1:
+        return lambda row: (row[names[0]],)
+    return itemgetter(*names)
+
+
+class Texts(sa.TypeDecorator[Any]):
+    """A list of texts as one parameter, so that a statement stays the same however many they are. Used by `among`."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
+        return dialect.type_descriptor(sa.ARRAY(sa.Text) if dialect.name == "postgresql" else sa.Text())
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+        return list(value) if dialect.name == "postgresql" else json.dumps(list(value))
+
+
+class Numbers(Texts):
+    """The same with whole numbers."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
+        return dialect.type_descriptor(sa.ARRAY(sa.BigInteger) if dialect.name == "postgresql" else sa.Text())
+
+
+class among(FunctionElement[int]):  # noqa: N801 - used as SQL functions are
+    """`among(column, parameter)`: the column's value is one of those in a parameter of the type Texts or Numbers."""
+
+    # Not Boolean: SQLAlchemy would write `= 1` behind it, and SQLite then use no index.
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(among, "sqlite")
+def _among_sqlite(element: among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = element.clauses
+    listed = compiler.process(values, **options)
+    return " ".join((compiler.process(column, **options), "IN (SELECT value FROM json_each(", listed, "))"))
+
+
+@compiles(among, "postgresql")
+def _among_postgresql(element: among, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = element.clauses
+    return f"{compiler.process(column, **options)} = ANY({compiler.process(values, **options)})"
