@@ -108,10 +108,18 @@ class Changes:
 
     def work(self, service_uid: str) -> None:
         """Tells the workers of a service to look."""
-        for callback in self._on_work:
-            callback(service_uid)
+        self.came(service_uid)
+        self.coming(service_uid)
+
+    def coming(self, service_uid: str) -> None:
+        """The same, for those who claim, while the job is on its way to the ledger: what they write comes behind it."""
         for bell in self._queues.get(service_uid, ()):
             bell.ring()
+
+    def came(self, service_uid: str) -> None:
+        """The same, for those who read: the job is committed."""
+        for callback in self._on_work:
+            callback(service_uid)
 
     @contextmanager
     def of_job(self, job: str) -> Iterator[Bell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -186,9 +187,13 @@ class Jobs:
         )
 
     async def _store(self, new: Sequence[NewJob]) -> list[Created]:
+        services = {job.service_uid for job in new}
+        for service_uid in services:
+            # As soon as the write is queued: claims go the same way, and are behind it.
+            asyncio.get_running_loop().call_soon(self.changes.coming, service_uid)
         answers = await self.ledger.create(new) if new else []
-        for service_uid in {job.service_uid for job in new}:
-            self.changes.work(service_uid)
+        for service_uid in services:
+            self.changes.came(service_uid)
         return answers
 
     async def _make_room(self, entry: Entry) -> None:

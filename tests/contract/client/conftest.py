@@ -46,6 +46,7 @@ class FakeGateway:
     break_download_after: int | None = None
     corrupt: bool = False
     watchers: int = 0
+    waited: list[list[str]] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def enter(self, method: str) -> None:
@@ -160,6 +161,17 @@ class FakeJobs:
         job = job_pb2.Job(name=request.name, state=job_pb2.JOB_STATE_CANCELLED, cancel_mode=request.mode)
         await self.world.put_job(job)
         return job
+
+    async def WaitJobs(
+        self, request: job_service_pb2.WaitJobsRequest, context: Any
+    ) -> AsyncIterator[job_service_pb2.WaitJobsResponse]:
+        self.world.enter("WaitJobs")
+        self.world.waited.append(list(request.names))
+        for name in request.names:
+            await self.world.until(lambda name=name: self.world.jobs[name].state in TERMINAL)
+            result = job_service_pb2.WaitJobsResult(name=name, job=self.world.jobs[name])
+            yield job_service_pb2.WaitJobsResponse(results=[result, result])
+            self.world.enter("WaitJobs.next")
 
     async def WatchJob(
         self, request: job_service_pb2.WatchJobRequest, context: Any

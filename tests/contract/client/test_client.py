@@ -121,6 +121,15 @@ async def test_wait_ready_goes_on_after_a_gateway_restart(client, world) -> None
     assert world.calls["WatchServices"] == 3
 
 
+async def test_waiting_for_many_is_resumed_with_those_that_are_left(client, world) -> None:
+    for name in ("jobs/1", "jobs/2", "jobs/3"):
+        await world.put_job(job_pb2.Job(name=name, state=job_pb2.JOB_STATE_SUCCEEDED))
+    world.faults["WaitJobs.next"] = [Draining(retry_after=0.001)]
+    told = [(name, job.state) async for name, job in client.jobs.wait_all(["1", "jobs/2", "3"], timeout=10)]
+    assert told == [(f"jobs/{n}", job_pb2.JOB_STATE_SUCCEEDED) for n in (1, 2, 3)]
+    assert world.waited == [["jobs/1", "jobs/2", "jobs/3"], ["jobs/2", "jobs/3"]]
+
+
 async def test_a_watch_is_resumed_from_the_last_sequence_and_ends_with_the_job(client, world) -> None:
     job = client.jobs.handle("1")
     await world.put_job(job_pb2.Job(name="jobs/1", state=job_pb2.JOB_STATE_RUNNING))

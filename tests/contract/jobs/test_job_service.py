@@ -240,6 +240,56 @@ async def test_wait_answers_with_the_job_as_it_is_when_the_time_is_over(gateway:
     assert (await failure(gateway.jobs.WaitJob(request))).violations[0].field == "timeout"
 
 
+async def test_wait_for_many_tells_each_end_once_and_what_is_not_there(gateway: Gateway) -> None:
+    made = [await gateway.jobs.CreateJob(create_request()) for _ in range(3)]
+    await finish(gateway, b"")
+    names = [job.name for job in made]
+    call = gateway.jobs.WaitJobs(pb.WaitJobsRequest(names=[*names, names[0], "jobs/nope"]))
+    told = aiter(call)
+    first = [result for _ in range(2) for result in (await anext(told)).results]
+    assert [(result.name, result.WhichOneof("result")) for result in first] == [
+        (names[0], "job"),
+        ("jobs/nope", "error"),
+    ]
+    assert first[0].job == await get(gateway, names[0])
+    assert from_status(first[1].error).reason is Reason.RESOURCE_NOT_FOUND
+    await fail(gateway, FieldInvalid("x", "bad"))
+    await gateway.desk.ledger.cancel(names[2].removeprefix("jobs/"), 1)
+    gateway.changes.touch(names[2].removeprefix("jobs/"))
+    rest = {result.name: result.job async for response in told for result in response.results}
+    assert {name: job.state for name, job in rest.items()} == {
+        names[1]: job_pb2.JOB_STATE_FAILED,
+        names[2]: job_pb2.JOB_STATE_CANCELLED,
+    }
+    assert rest[names[1]].attempts[0].state == job_pb2.ATTEMPT_STATE_FAILED
+
+
+async def test_wait_for_many_sends_large_results_apart(gateway: Gateway) -> None:
+    made = [await gateway.jobs.CreateJob(create_request()) for _ in range(5)]
+    for _ in made:
+        await finish(gateway, bytes(1_000_000))
+    responses = [
+        response async for response in gateway.jobs.WaitJobs(pb.WaitJobsRequest(names=[job.name for job in made]))
+    ]
+    assert [len(response.results) for response in responses] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("names", [[], ["jobs/a"] * 1001, ["jobs/a", "a"]])
+async def test_wait_for_many_checks_its_names(gateway: Gateway, names: list[str]) -> None:
+    error = await failure(gateway.jobs.WaitJobs(pb.WaitJobsRequest(names=names)).read())
+    assert error.code is Code.INVALID_ARGUMENT
+    assert error.violations[0].field == ("names[1]" if len(names) == 2 else "names")
+
+
+async def test_wait_for_many_ends_when_the_gateway_stops(gateway: Gateway) -> None:
+    job = await gateway.jobs.CreateJob(create_request())
+    reading = asyncio.ensure_future(gateway.jobs.WaitJobs(pb.WaitJobsRequest(names=[job.name])).read())
+    (grant,) = await gateway.poll(1)
+    gateway.changes.close()
+    assert (await failure(reading)).reason is Reason.DRAINING
+    assert grant.job == job.name
+
+
 async def test_watch_sends_each_change_and_ends_with_the_job(gateway: Gateway) -> None:
     job = await gateway.jobs.CreateJob(create_request())
     call = gateway.jobs.WatchJob(pb.WatchJobRequest(name=job.name))
