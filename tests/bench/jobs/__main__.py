@@ -115,7 +115,9 @@ def missing(names: Sequence[str]) -> list[str]:
     if set(names) & set(ON_REDIS) and not redis.available():
         found.append("redis-server is not installed (Debian: apt-get install --no-install-recommends redis-server)")
     if set(names) & set(ON_KAFKA) and not kafka.available():
-        found.append("Kafka needs java and mvn (Debian: apt-get install --no-install-recommends default-jre-headless maven)")
+        found.append(
+            "Kafka needs java and mvn (Debian: apt-get install --no-install-recommends default-jre-headless maven)"
+        )
     return found
 
 
@@ -126,7 +128,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=300, help="jobs one at a time, in each round")
     parser.add_argument("--workers", type=int, default=2, help="worker processes of each system")
     parser.add_argument("--systems", default=",".join(NAMES), help="which of them, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="one short round: shows that all works, not how fast it is")
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round: shows that all works, not how fast it is"
+    )
     given = parser.parse_args()
     given.names = given.systems.split(",")
     if unknown := set(given.names) - set(NAMES):

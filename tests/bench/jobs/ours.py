@@ -80,7 +80,7 @@ async def read_all(client: AsyncClient, names: Sequence[str]) -> list[job_pb2.Jo
 
 
 class Ours:
-    """A service has one sidecar, which is one worker process: with several workers there are as many services, which get the jobs in turn."""
+    """A service has one sidecar, which is one worker process: for several workers there are as many services, jobs go round."""
 
     def __init__(self, folder: Path, drivers: Path, kafka: KafkaBroker | None) -> None:
         self.name = "kafka" if kafka else "embedded"
