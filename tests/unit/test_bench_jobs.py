@@ -1,4 +1,4 @@
-"""tests/bench/jobs/report.py and trees.py: the figures of bench-jobs are those of what was measured."""
+"""The figures of bench-jobs and bench-growth are those of what was measured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import growth
 from tests.bench.jobs import report, trees
 from tests.bench.jobs.report import Measured
 
@@ -75,6 +76,17 @@ def test_the_table_has_a_row_for_each_system() -> None:
     assert [len(row) for row in rows] == [len(report.COLUMNS)] * 2
     assert rows[0][:4] == ["kafka", "1,234", "200", "51.00"]
     assert rows[1][2] == ""  # there is nothing to submit by a call each
+
+
+def test_growth_compares_the_deepest_queue_with_the_shallowest() -> None:
+    out = {
+        "q10.get_ms": 2.0,
+        "q100.get_ms": 50.0,
+        "q1000.get_ms": 3.0,
+        "q10.jobs_per_s": 400.0,
+        "q1000.jobs_per_s": 100.0,
+    }
+    assert growth.ratios(out, [1000, 10, 100]) == {"get_1000_over_10": 1.5, "jobs_per_s_1000_over_10": 0.25}
 
 
 def test_a_tree_is_measured_with_its_children_and_ends_with_them() -> None:

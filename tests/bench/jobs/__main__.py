@@ -155,7 +155,7 @@ def main() -> None:
         report.table(out, [system.name for system in systems]),
         report.goals(out),
     )
-    print(f"figures in {figures.write('jobs', out)}")
+    print(f"figures in {figures.write('jobs-quick' if given.quick else 'jobs', out)}")
 
 
 if __name__ == "__main__":

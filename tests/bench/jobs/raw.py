@@ -18,6 +18,8 @@ from tests.fixtures.kafka import KafkaBroker
 
 PARTITIONS = 4
 """As many as ours has."""
+PATIENCE = 600_000
+"""Milliseconds. The loop stands still while systems without asyncio are measured; requests must not time out meanwhile."""
 
 
 class Raw:
@@ -45,9 +47,14 @@ class Raw:
         for _ in range(workers):
             self._roots.append(self._stack.enter_context(running_tree(command, {}, responder.READY)).pid)
         self._producer = await self._stack.enter_async_context(
-            AIOKafkaProducer(bootstrap_servers=servers, enable_idempotence=True, max_batch_size=256 * 1024)
+            AIOKafkaProducer(
+                bootstrap_servers=servers,
+                enable_idempotence=True,
+                max_batch_size=256 * 1024,
+                request_timeout_ms=PATIENCE,
+            )
         )
-        self._consumer = AIOKafkaConsumer(bootstrap_servers=servers)
+        self._consumer = AIOKafkaConsumer(bootstrap_servers=servers, request_timeout_ms=PATIENCE)
         self._consumer.assign([TopicPartition(replies, 0)])
         await self._stack.enter_async_context(self._consumer)
         await self._consumer.seek_to_beginning()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.fixtures.processes import Process
@@ -52,10 +54,22 @@ def running_tree(command: list[str], environment: Mapping[str, str], ready: str)
     try:
         yield process
     finally:
-        descendants = members([process.pid]) - {process.pid}
-        try:
-            process.stop(timeout=15)
-        finally:
-            for pid in descendants:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        with ExitStack() as stack:
+            descendants = [fd for pid in members([process.pid]) - {process.pid} for fd in _handle(pid, stack)]
+            try:
+                process.stop(timeout=15)
+            finally:
+                for fd in descendants:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(fd, signal.SIGKILL)
+                    select.select([fd], [], [])  # readable once it has ended
+
+
+def _handle(pid: int, stack: ExitStack) -> list[int]:
+    """A descriptor that stays this process's even if its number is given to another; none if it has ended."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return []
+    stack.callback(os.close, fd)
+    return [fd]
