@@ -29,10 +29,10 @@ from onecontainer.api.job.v1 import job_service_pb2 as pb
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.client import AsyncClient
 from tests.bench import figures
-from tests.bench.jobs.__main__ import fitting, rate
 from tests.bench.jobs.ours import METHOD, Ours, no_op, read_all, submit_batches
 from tests.bench.jobs.report import BATCHED
 from tests.bench.jobs.system import TIMEOUT
+from tests.bench.jobs.timing import fitting, rate
 from tests.drivers.build import build_driver
 from tests.fixtures import kafka
 from tests.fixtures.processes import GatewayProcess, running

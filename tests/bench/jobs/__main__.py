@@ -14,7 +14,6 @@ import asyncio
 import gc
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
@@ -26,8 +25,9 @@ from tests.bench.jobs.dramatiq import DramatiqSystem
 from tests.bench.jobs.ours import Ours
 from tests.bench.jobs.raw import Raw
 from tests.bench.jobs.rq import Rq
-from tests.bench.jobs.system import System, Way
+from tests.bench.jobs.system import System
 from tests.bench.jobs.taskiq import TaskiqSystem
+from tests.bench.jobs.timing import fitting, rate
 from tests.bench.jobs.trees import memory_mib
 from tests.drivers.build import build_driver
 from tests.fixtures import kafka
@@ -36,24 +36,6 @@ from tests.fixtures.processes import running
 ON_KAFKA = ("kafka", "raw")
 ON_REDIS = ("rq_simple", "rq_fork", "celery", "dramatiq", "taskiq")
 NAMES = ("kafka", "embedded", *ON_REDIS, "raw")
-FIRST_JOBS = 200
-MOST_JOBS = 20_000
-
-
-async def rate(way: Way, jobs: int) -> float:
-    """Jobs per second."""
-    gc.collect()  # what others left behind is not this one's to sweep
-    begin = time.perf_counter()
-    await way(jobs)
-    return jobs / (time.perf_counter() - begin)
-
-
-async def fitting(way: Way, seconds: float) -> int:
-    """How many jobs take about so many seconds. Warms up as well."""
-    await rate(way, FIRST_JOBS)
-    for _ in range(2):  # the second guess is made at about the right size
-        jobs = min(MOST_JOBS, max(FIRST_JOBS, int(await rate(way, FIRST_JOBS) * seconds)))
-    return min(MOST_JOBS, max(FIRST_JOBS, int(await rate(way, jobs) * seconds)))
 
 
 async def measure(systems: Sequence[System], rounds: int, seconds: float, samples: int) -> dict[str, report.Measured]:

@@ -67,7 +67,7 @@ def summary(measured: Mapping[str, Measured]) -> dict[str, float]:
     systems = with_rq(measured)
     out = {f"{name}.{key}": value for name, system in systems.items() for key, value in system.figures().items()}
     queues = {name: systems[name] for name in QUEUES if name in systems}
-    rivals = {name: queues[name] for name in ("rq", "celery") if name in queues}
+    rivals: dict[str, Measured] = {name: queues[name] for name in ("rq", "celery") if name in queues}
     if queues:
         rivals["best_queue"] = queues[fastest(queues)]
     for name in OURS:

@@ -10,7 +10,6 @@ from typing import Literal
 from tests.bench.jobs.redis import RedisServer
 from tests.bench.jobs.system import TIMEOUT, check
 from tests.bench.jobs.trees import running_tree
-from tests.bench.jobs.workers import rq as worker
 
 BATCH = 500
 
@@ -31,6 +30,9 @@ class Rq:
         import redis
         import rq
 
+        from tests.bench.jobs.workers import rq as worker
+
+        self._echo = worker.echo
         command = [sys.executable, "-m", "tests.bench.jobs.workers.rq", self._url, self._kind]
         for _ in range(workers):
             self._roots.append(self._stack.enter_context(running_tree(command, {}, worker.READY)).pid)
@@ -41,7 +43,7 @@ class Rq:
         submitted = []
         for start in range(0, jobs, BATCH):
             values = range(start, min(jobs, start + BATCH))
-            submitted += self._queue.enqueue_many([self._queue.prepare_data(worker.echo, (value,)) for value in values])
+            submitted += self._queue.enqueue_many([self._queue.prepare_data(self._echo, (value,)) for value in values])
         for value, job in enumerate(submitted):
             self._check(job.latest_result(timeout=TIMEOUT), value)
 
@@ -49,7 +51,7 @@ class Rq:
         latencies = []
         for value in range(jobs):
             begin = time.perf_counter()
-            result = self._queue.enqueue(worker.echo, value).latest_result(timeout=TIMEOUT)
+            result = self._queue.enqueue(self._echo, value).latest_result(timeout=TIMEOUT)
             latencies.append(time.perf_counter() - begin)
             self._check(result, value)
         return latencies
