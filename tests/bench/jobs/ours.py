@@ -20,7 +20,6 @@ from tests.fixtures.processes import GatewayProcess, running
 
 METHOD = "onecontainer.test.echo.v1.EchoService/Echo"
 BATCH = 500
-READERS = 32
 MAX_RUNNING = 64
 
 
@@ -68,15 +67,16 @@ async def submit_each(client: AsyncClient, requests: Iterable[pb.CreateJobReques
 
 async def read_all(client: AsyncClient, names: Sequence[str]) -> list[job_pb2.Job]:
     """The jobs with their results, once all have ended."""
-    waiting = enumerate(names)
-    jobs: dict[int, job_pb2.Job] = {}
+    jobs: dict[str, job_pb2.Job] = {}
 
-    async def read() -> None:
-        for index, name in waiting:
-            jobs[index] = await client.jobs.stub.WaitJob(pb.WaitJobRequest(name=name), timeout=TIMEOUT)
+    async def read(some: Sequence[str]) -> None:
+        async for response in client.jobs.stub.WaitJobs(pb.WaitJobsRequest(names=some), timeout=TIMEOUT):
+            for result in response.results:
+                check(result.WhichOneof("result"), "job")
+                jobs[result.name] = result.job
 
-    await asyncio.gather(*(read() for _ in range(min(READERS, len(names)))))
-    return [jobs[index] for index in range(len(names))]
+    await asyncio.gather(*(read(names[start : start + BATCH]) for start in range(0, len(names), BATCH)))
+    return [jobs[name] for name in names]
 
 
 class Ours:
