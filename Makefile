@@ -41,11 +41,16 @@ $(BIN)/.installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
 	$(PIP) -e '.[kafka,gateway,postgres,cli,dev]' $(DRIVER_INSTALLS)
 	@touch $@ $(BIN)/.installed-run
 
+# The queues that benchmarks compare with; nothing else needs them.
+$(BIN)/.installed-bench: $(BIN)/.installed-dev
+	$(PIP) -e '.[bench]'
+	@touch $@
+
 .PHONY: setup
 setup: $(BIN)/.installed-dev ## Makes .venv with everything in it (instant when nothing has changed)
 
 .PHONY: constraints
-constraints: setup ## Pins the newest versions of all dependencies in .ci/constraints.txt
+constraints: setup $(BIN)/.installed-bench ## Pins the newest versions of all dependencies in .ci/constraints.txt
 	$(BIN)/python .ci/constraints.py
 
 # --- contracts ---------------------------------------------------------------------------------------------------------
@@ -103,8 +108,12 @@ bench-relay: setup ## Calls through the gateway against a minimal proxy and dire
 	$(BIN)/python -m tests.bench.relay
 
 .PHONY: bench-jobs
-bench-jobs: setup ## Jobs per second, and the latency of one at a time
+bench-jobs: $(BIN)/.installed-bench ## Jobs per second, latency, memory: ours, RQ, Celery, Dramatiq, Taskiq, raw Kafka
 	$(BIN)/python -m tests.bench.jobs
+
+.PHONY: bench-growth
+bench-growth: setup ## Jobs with 1,000 to 100,000 queued, and with 1, 2 and 4 workers
+	$(BIN)/python -m tests.bench.growth
 
 .PHONY: docs
 docs: setup ## Writes the generated reference pages under docs/reference
