@@ -51,16 +51,24 @@ _ATTEMPTS = (
     sa.select(attempts).where(among(attempts.c.job, sa.bindparam("ids", type_=Texts))).order_by(attempts.c.fence)
 )
 
-_waiting = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == sa.bindparam("uid"), QUEUED)
+MOST_AHEAD = 10_000
+"""A place further back is told as this one: counting takes time, and GetJob is to be as quick with a deep queue."""
+
+
+def _ahead(*where: sa.ColumnElement[bool]) -> sa.Select[tuple[int]]:
+    waiting = sa.select(jobs.c.position).where(jobs.c.service_uid == sa.bindparam("uid"), QUEUED, *where)
+    return sa.select(sa.func.count()).select_from(waiting.limit(MOST_AHEAD).subquery())
+
+
 # Two ranges of the queue's index: the lanes above, and what is older in its own.
 _AHEAD = (
-    _waiting.where(jobs.c.priority > sa.bindparam("priority")),
-    _waiting.where(jobs.c.priority == sa.bindparam("priority"), jobs.c.position < sa.bindparam("position")),
+    _ahead(jobs.c.priority > sa.bindparam("priority")),
+    _ahead(jobs.c.priority == sa.bindparam("priority"), jobs.c.position < sa.bindparam("position")),
 )
 
 
 def get(connection: Connection, job: str, artifacts: AttemptArtifacts, *, place: bool = False) -> JobView:
-    """A job with its attempts and artifacts, and with ``place`` its place in the queue, which takes the longer the deeper it is.
+    """A job with its attempts and artifacts, and with ``place`` its place in the queue, up to `MOST_AHEAD`.
 
     Raises:
         ResourceNotFound: there is no such job.
@@ -71,7 +79,7 @@ def get(connection: Connection, job: str, artifacts: AttemptArtifacts, *, place:
     position = None
     if place and row.state == State.QUEUED:
         values = {"uid": row.service_uid, "priority": row.priority, "position": row.position}
-        position = sum(int(connection.scalar(query, values) or 0) for query in _AHEAD)
+        position = min(MOST_AHEAD, sum(int(connection.scalar(query, values) or 0) for query in _AHEAD))
     return _whole(connection, [row], artifacts, position)[0]
 
 
