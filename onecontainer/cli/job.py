@@ -16,6 +16,7 @@ from onecontainer.client import Job, job_error, job_state
 from onecontainer.client import job_options as make_job_options
 from onecontainer.client.names import filter_of, full_name, short_name
 from onecontainer.client.reflection import Reflection
+from onecontainer.errors import OneContainerError
 
 COLUMNS = {
     "name": lambda j: short_name(j.name),
@@ -174,11 +175,27 @@ def watch(session: Session, name: str) -> None:
 
 
 @job.command()
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @connected
-def wait(session: Session, name: str) -> None:
-    """Wait for a job's end (at most --timeout) without showing it. Fails if the job does."""
-    end_of(session, session.client.jobs.handle(name).wait(timeout=session.timeout))
+def wait(session: Session, names: tuple[str, ...]) -> None:
+    """Wait for the end of jobs (at most --timeout) without showing their way. Fails if one of them does.
+
+    Of several, up to 1000, each is told as it ends.
+    """
+    if len(names) == 1:
+        end_of(session, session.client.jobs.handle(names[0]).wait(timeout=session.timeout))
+        return
+    failure: OneContainerError | None = None
+    for name, ended in session.client.jobs.wait_all(names, timeout=session.timeout):
+        if isinstance(ended, OneContainerError):
+            failure = ended
+            session.screen.say(f"{name}: {ended.message}")
+            continue
+        if ended.state != job_pb2.JOB_STATE_SUCCEEDED:
+            failure = job_error(ended)
+        show(session, ended)
+    if failure is not None:
+        raise failure
 
 
 @job.command()

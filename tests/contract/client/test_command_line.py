@@ -101,6 +101,18 @@ def test_a_job_that_failed_fails_the_command_with_its_reason(oca, blocking, else
         assert "it broke" in result.stderr
 
 
+def test_several_jobs_are_waited_for_at_once_and_one_failure_fails_the_command(oca, blocking, elsewhere) -> None:
+    failed = job_pb2.Job(name="jobs/2", state=job_pb2.JOB_STATE_FAILED)
+    failed.error.code, failed.error.message = 13, "it broke"
+    for record in (finished_job(), failed):
+        elsewhere.run(blocking[1].put_job, record)
+    result = oca("job", "wait", "1", "2", "-o", "json")
+    assert result.exit_code == 1
+    assert "it broke" in result.stderr
+    assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["jobs/1", "jobs/2"]
+    assert oca("job", "wait", "1", "1").exit_code == 0
+
+
 def test_files_go_up_and_come_down(oca, blocking, tmp_path: Path) -> None:
     source = tmp_path / "a.bin"
     source.write_bytes(b"content")
