@@ -12,7 +12,9 @@ from onecontainer.driver import Attachment, Context, Driver, ProbeResult, errors
 from onecontainer_driver_echo import echo_pb2
 
 
-class EchoDriver(Driver):
+class LesserDriver(Driver):
+    """Without the methods that declare no idempotency: what a service is left with after a change to an older driver."""
+
     services = (echo_pb2.DESCRIPTOR.services_by_name["EchoService"],)
 
     async def attach(self, attachment: Attachment) -> None:
@@ -29,9 +31,6 @@ class EchoDriver(Driver):
         if request.behaviour:
             return await _misbehave(request.behaviour)
         return echo_pb2.EchoResponse(payload=request.payload)
-
-    async def echo_once(self, request: echo_pb2.EchoRequest, context: Context) -> echo_pb2.EchoResponse:
-        return await self.echo(request, context)
 
     async def down(self, request: echo_pb2.EchoRequest, context: Context) -> AsyncIterator[echo_pb2.EchoResponse]:
         for index in range(request.count):
@@ -54,6 +53,11 @@ class EchoDriver(Driver):
     async def work(self, request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.WorkResult:
         return await _work(request, context)
 
+
+class EchoDriver(LesserDriver):
+    async def echo_once(self, request: echo_pb2.EchoRequest, context: Context) -> echo_pb2.EchoResponse:
+        return await self.echo(request, context)
+
     async def work_once(self, request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.WorkResult:
         return await _work(request, context)
 
@@ -74,10 +78,15 @@ async def _work(request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.Wor
     attempt = context.job.attempt if context.job is not None else 0
     name = context.job.name if context.job is not None else "-"
     _mark(request, f"begin {name} {attempt}")
+    resumed = echo_pb2.WorkResult()
+    if context.job is not None and context.job.resume_details is not None:
+        context.job.resume_details.Unpack(resumed)
+    if request.checkpoint:
+        context.checkpoint(echo_pb2.WorkResult(resumed_from=attempt))
     if request.behaviour:
         await _misbehave(request.behaviour)
     if attempt <= request.failing_attempts:
-        raise errors.BackendUnreachable("not yet")
+        raise _failure(request)
     steps = await (asyncio.to_thread(_block, request, context) if request.blocking else _steps(request, context))
     artifact = ""
     if request.artifact_bytes:
@@ -85,7 +94,15 @@ async def _work(request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.Wor
         path.write_bytes(os.urandom(request.artifact_bytes))
         artifact = (await context.artifacts.put(path, filename="made.bin")).name
     _mark(request, f"end {name} {attempt}")
-    return echo_pb2.WorkResult(steps=steps, payload=bytes(request.result_bytes), artifact=artifact)
+    return echo_pb2.WorkResult(
+        steps=steps, payload=bytes(request.result_bytes), artifact=artifact, resumed_from=resumed.resumed_from
+    )
+
+
+def _failure(request: echo_pb2.WorkRequest) -> errors.OneContainerError:
+    kind = errors.BY_REASON[errors.Reason(request.fail_reason or errors.Reason.BACKEND_UNREACHABLE)]
+    code = errors.Code(request.fail_code) if request.fail_code else None
+    return kind("not yet", code=code, retry_after=request.fail_retry_after or None)
 
 
 async def _steps(request: echo_pb2.WorkRequest, context: Context) -> int:
