@@ -40,7 +40,10 @@ CLAIM_TIMEOUT = 10.0
 FIRST_LOOK, LAST_LOOK = 0.25, 2.0
 """Seconds without a record after which a worker with free slots asks for the best queued jobs, whatever was published."""
 HEAD_BYTES = 4096
-DISPATCH_TYPE = b"dev.onecontainer.job.dispatch.v1"
+EXPECTED_HEADERS = {
+    "ce_type": b"dev.onecontainer.job.dispatch.v1",
+    "ce_dataschema": event_pb2.JobDispatch.DESCRIPTOR.full_name.encode(),
+}
 
 
 class KafkaSource:
@@ -70,29 +73,36 @@ class KafkaSource:
         self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
         self._offsets: dict[TopicPartition, int] = {}
+        # Records that are no jobs, until the gateway has them as dead letters.
+        self._rejecting: dict[TopicPartition, set[int]] = {}
+        self._committed: dict[TopicPartition, int] = {}
         self._look = FIRST_LOOK
+        self._ask_again = 0.0
         self._reader: asyncio.Task[None] | None = None
         self._broken: Exception | None = None
 
     async def poll(
         self, free: int, held: Sequence[tuple[str, int]], *, wait: float = 20.0
     ) -> Sequence[lease_pb2.Grant]:
+        if wait <= 0:
+            # A last one before the end: only what this worker has and does not know of.
+            return await self._best_queued(0, held)
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="kafka reader")
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
-        look = loop.time() + (self._look if wait else 0.0)
+        look = loop.time() + self._look
         while True:
-            if self._records:
-                grants = await self._claim(free)
+            if self._records and loop.time() >= self._ask_again:
+                grants = await self._claim(free, held)
                 if grants:
                     self._look = FIRST_LOOK
                     return grants
                 continue
-            left = min(end, look) - loop.time()
+            left = min(end, look, self._ask_again if self._records else end) - loop.time()
             if left <= 0:
-                # A record may have been lost, or the service's limit was reached when it came.
-                grants = await self._best_queued(free)
+                # A record may have been lost.
+                grants = await self._best_queued(free, held)
                 self._look = FIRST_LOOK if grants else min(self._look * 2, LAST_LOOK)
                 look = loop.time() + self._look
                 if grants or loop.time() >= end:
@@ -107,25 +117,37 @@ class KafkaSource:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.wait((self._reader,))
+        self._records.clear()
 
     # --- claims ------------------------------------------------------------------------------------------------------
 
-    async def _claim(self, free: int) -> Sequence[lease_pb2.Grant]:
-        """Claims what the oldest records name. If the gateway is away they stay, uncommitted."""
+    async def _claim(self, free: int, held: Sequence[tuple[str, int]]) -> Sequence[lease_pb2.Grant]:
+        """Claims what the oldest records name. If the gateway is away they stay, uncommitted; so do those that have to wait."""
         batch = list(self._records)[:free]
-        request = lease_pb2.ClaimJobsRequest(claims=[claim for _, _, claim in batch])
+        request = lease_pb2.ClaimJobsRequest(claims=[claim for _, _, claim in batch], held=_held(held))
         response = await self._ask(request)
-        for partition, offset, _ in batch:
-            # A rebalance may have dropped some of them meanwhile.
-            with suppress(ValueError, IndexError):
-                if self._records[0][:2] == (partition, offset):
-                    self._records.popleft()
+        grants = list(response.grants)
+        done: set[tuple[TopicPartition, int]] = set()
+        waits = 0.0
+        for (partition, offset, _), result in zip(batch, response.results, strict=True):
+            if result.decision == lease_pb2.CLAIM_DECISION_RETRY_LATER:
+                waits = result.retry_after.ToMicroseconds() / 1e6
+                continue
+            done.add((partition, offset))
+            if result.decision == lease_pb2.CLAIM_DECISION_GRANTED:
+                grants.append(result.grant)
+        # A rebalance may have dropped some of them meanwhile: those are not ours to commit.
+        for partition, offset in done & {entry[:2] for entry in self._records}:
             self._done(partition, offset)
+        self._records = deque(entry for entry in self._records if entry[:2] not in done)
         self._taken.set()
-        return [result.grant for result in response.results if result.decision == lease_pb2.CLAIM_DECISION_GRANTED]
+        if not grants and waits:
+            self._ask_again = asyncio.get_running_loop().time() + waits
+        return grants
 
-    async def _best_queued(self, free: int) -> Sequence[lease_pb2.Grant]:
-        return (await self._ask(lease_pb2.ClaimJobsRequest(best_queued=min(free, 1000)))).grants
+    async def _best_queued(self, free: int, held: Sequence[tuple[str, int]]) -> Sequence[lease_pb2.Grant]:
+        request = lease_pb2.ClaimJobsRequest(best_queued=min(free, 1000), held=_held(held))
+        return (await self._ask(request)).grants
 
     async def _ask(self, request: lease_pb2.ClaimJobsRequest) -> lease_pb2.ClaimJobsResponse:
         with typed_errors():
@@ -149,6 +171,8 @@ class KafkaSource:
             # The consumer is closed: whatever was read ahead is read again, by us or by another.
             self._records.clear()
             self._offsets.clear()
+            self._rejecting.clear()
+            self._committed.clear()
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, 5.0)
 
@@ -169,7 +193,7 @@ class KafkaSource:
         try:
             await consumer.start()
             while True:
-                room = self._capacity - len(self._records)
+                room = self._capacity - len(self._records) - sum(map(len, self._rejecting.values()))
                 if room <= 0:
                     # It goes on being polled, or it would be taken for dead and lose its partitions.
                     consumer.pause(*consumer.assignment())
@@ -196,25 +220,43 @@ class KafkaSource:
         try:
             claim = self._decode(record)
         except RecordInvalid as error:
-            self._reject(_rejected(record, error))
-            self._done(partition, record.offset)
+            self._rejecting.setdefault(partition, set()).add(record.offset)
+            self._reject(_rejected(record, error), lambda: self._letter_written(partition, record.offset))
             return
         self._records.append((partition, record.offset, claim))
         self._arrived.set()
 
+    def _letter_written(self, partition: TopicPartition, offset: int) -> None:
+        """The dead letter of a record is in the ledger. Of a partition that was lost meanwhile nothing is to be committed."""
+        waiting = self._rejecting.get(partition, set())
+        if offset in waiting:
+            waiting.discard(offset)
+            self._done(partition, offset)
+            self._taken.set()
+
     def _decode(self, record: ConsumerRecord[bytes | None, bytes | None]) -> lease_pb2.Claim:
-        headers = dict(record.headers)
-        kind = headers.get("ce_type", DISPATCH_TYPE)
-        if kind != DISPATCH_TYPE:
-            raise RecordInvalid(f"is of the type {kind[:100]!r}, not {DISPATCH_TYPE.decode()}")
+        """The job that a record names. Raises RecordInvalid for one that is not as the gateway writes them.
+
+        Whether there is such a job is for the claim to say: one of ours may have ended, and been deleted, since.
+        """
+        headers = {name: value or b"" for name, value in record.headers}
+        for name, expected in EXPECTED_HEADERS.items():
+            if name in headers and headers[name] != expected:
+                raise RecordInvalid(f"has the {name} {_shown(headers[name])}, not {_shown(expected)}")
         try:
             message = event_pb2.JobDispatch.FromString(record.value or b"")
         except DecodeError:
-            raise RecordInvalid("does not decode to onecontainer.api.event.v1.JobDispatch") from None
+            raise RecordInvalid(f"does not decode to {event_pb2.JobDispatch.DESCRIPTOR.full_name}") from None
         if not message.job.startswith("jobs/") or not message.job[5:].isalnum() or message.fence < 1:
             raise RecordInvalid("names no job and fence")
         if message.service != self._service:
             raise RecordInvalid(f"is for {message.service[:100]!r}, this worker is for {self._service!r}")
+        identity = f"{message.job[5:]}/{message.fence}".encode()
+        if headers.get("ce_id") != identity or record.key != message.job[5:].encode():
+            raise RecordInvalid(f"names {message.job[:100]} with fence {message.fence}, but its ce_id and key do not")
+        missing = EXPECTED_HEADERS.keys() - headers.keys()
+        if missing:
+            raise RecordInvalid(f"has no {', '.join(sorted(missing))}")
         return lease_pb2.Claim(job=message.job, attempt=message.attempt, fence=message.fence)
 
     def _drop(self, partitions: set[TopicPartition]) -> None:
@@ -222,6 +264,8 @@ class KafkaSource:
         self._records = deque(entry for entry in self._records if entry[0] not in partitions)
         for partition in partitions:
             self._offsets.pop(partition, None)
+            self._rejecting.pop(partition, None)
+            self._committed.pop(partition, None)
 
     async def _commit_loop(self, consumer: AIOKafkaConsumer) -> None:
         while True:
@@ -233,13 +277,27 @@ class KafkaSource:
 
     async def _commit(self, consumer: AIOKafkaConsumer) -> None:
         assigned = consumer.assignment()
-        offsets = {partition: offset for partition, offset in self._offsets.items() if partition in assigned}
+        offsets = {
+            partition: self._committable(partition, offset)
+            for partition, offset in self._offsets.items()
+            if partition in assigned
+        }
+        offsets = {
+            partition: offset for partition, offset in offsets.items() if offset > self._committed.get(partition, -1)
+        }
         if not offsets:
             return
         await consumer.commit(offsets)
         for partition, offset in offsets.items():
             if self._offsets.get(partition) == offset:
                 del self._offsets[partition]
+            else:
+                self._committed[partition] = offset
+
+    def _committable(self, partition: TopicPartition, offset: int) -> int:
+        """The offset to go on from: not beyond a record that waits for its claim, or for its dead letter."""
+        waiting = [place for held, place, _ in self._records if held == partition]
+        return int(min([offset, *waiting, *self._rejecting.get(partition, ())]))
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no type for it
@@ -261,6 +319,14 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka ha
         self, assigned: set[TopicPartition]
     ) -> None:
         """The consumer goes on from what is committed."""
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:100].decode("utf-8", "replace"))
+
+
+def _held(held: Sequence[tuple[str, int]]) -> list[lease_pb2.HeldLease]:
+    return [lease_pb2.HeldLease(job=job, fence=fence) for job, fence in held]
 
 
 def _rejected(record: ConsumerRecord[bytes | None, bytes | None], error: RecordInvalid) -> lease_pb2.Rejected:

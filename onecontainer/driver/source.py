@@ -14,7 +14,8 @@ from onecontainer.driver.artifacts import Metadata, typed_errors
 from onecontainer.errors import FieldInvalid
 from onecontainer.rpc.status import duration
 
-Reject = Callable[[lease_pb2.Rejected], None]
+Reject = Callable[[lease_pb2.Rejected, Callable[[], None]], None]
+"""Reports a record that is no job; the second is called once the gateway has it."""
 POLL_SECONDS = 20.0
 ANSWER_SECONDS = 10.0
 """So much longer than its wait a poll may take; then its connection counts as dead."""

@@ -129,6 +129,8 @@ class Worker:
                 await backoff.wait()
             else:
                 backoff.reset()
+        # What it has read ahead is for those who still claim.
+        await self._source.close()
 
     def _take(self, grant: lease_pb2.Grant) -> None:
         key = (grant.job, grant.fence)
@@ -147,9 +149,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
             run.outcome(run.attempt, status.to_status(error, hop="sidecar", metadata=run.facts()))
 
-    def _reject(self, record: lease_pb2.Rejected) -> None:
+    def _reject(self, record: lease_pb2.Rejected, settled: Callable[[], None]) -> None:
         """Reports a record that is no job: the ledger's dead letters are the truth about it."""
-        self._reports.add(lease_pb2.Report(rejected=record), None)
+        self._reports.add(lease_pb2.Report(rejected=record), lambda _refusal: settled())
 
     @property
     def sidecar(self) -> Sidecar:

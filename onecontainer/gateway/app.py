@@ -52,6 +52,7 @@ from onecontainer.jobs.servicer import JobServicer
 from onecontainer.jobs.servicer_lease import JobLeaseServicer
 from onecontainer.jobs.sql import SqlLedger
 from onecontainer.jobs.sql_outbox import SqlOutbox
+from onecontainer.jobs.unconfirmed import Unconfirmed
 from onecontainer.rpc.server import Call, service_handler
 from onecontainer.settings import Settings, kafka_servers, private_folder, runtime_dir
 from onecontainer.sidecars.folders import Folders
@@ -157,6 +158,7 @@ class Gateway:
             ArtifactPayloads(artifacts, settings.max_message_bytes),
             clock,
             inline_bytes=settings.inline_request_bytes,
+            reachable=lambda: dispatch.reachable,
         )
         watch = InstanceWatch(
             supervisor,
@@ -177,12 +179,14 @@ class Gateway:
         tasks.start(sweeper.run(settings.artifact_sweep_interval), "artifact sweeper")
 
         lease_servicer = JobLeaseServicer(ledger, changes, dispatch, watch.worker_of, lease=settings.lease_duration)
-        internal = self._internal_server(supervisor, lease_servicer, artifacts)
+        instances = InstanceTokensOnly(supervisor)
+        internal = self._internal_server(instances, lease_servicer, artifacts)
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
 
         await stack.enter_async_context(supervisor)
         await catalog.start()
+        instances.complete()
 
         public, health_servicer = self._public_server(catalog, routes, jobs, artifacts)
         await public.start()
@@ -207,9 +211,8 @@ class Gateway:
         return Draining("the gateway is stopping; call again, the next one answers", retry_after=2.0)
 
     def _internal_server(
-        self, supervisor: Supervisor, leases: JobLeaseServicer, artifacts: Artifacts
+        self, authenticator: InstanceTokensOnly, leases: JobLeaseServicer, artifacts: Artifacts
     ) -> grpc.aio.Server:
-        authenticator = InstanceTokensOnly(supervisor)
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
         server = new_server(
             self.settings,
@@ -301,7 +304,9 @@ def _dispatch(
         servers, settings.kafka_partitions, settings.kafka_replication_factor, dict(settings.kafka_client)
     )
     client = client_options(settings.kafka_client, secrets.read_all)
-    dispatch = KafkaDispatch(SqlOutbox(database, clock), changes, clock, kafka, limits, client)
+    dispatch = KafkaDispatch(
+        SqlOutbox(database, clock), Unconfirmed(ledger, changes), changes, clock, kafka, limits, client
+    )
     return dispatch, dispatch.run
 
 

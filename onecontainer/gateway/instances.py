@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from onecontainer.errors import CapabilityMissing, CredentialsInvalid
+from onecontainer.errors import CapabilityMissing, CredentialsInvalid, QueueUnreachable
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.dispatch.port import Dispatch
 from onecontainer.jobs.ledger import Ledger, Worker
@@ -24,10 +24,18 @@ class InstanceTokensOnly:
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
+        self._complete = False
+
+    def complete(self) -> None:
+        """The supervisor has been told of all services."""
+        self._complete = True
 
     def authenticate(self, metadata: Metadata) -> Call:
         token = bearer_token(metadata)
         identity = self._supervisor.authenticate(token) if token is not None else None
+        if identity is None and not (self._complete and self._supervisor.introduced):
+            # A sidecar that was told it is unknown would give up what it runs.
+            raise QueueUnreachable("the gateway is starting and does not know all sidecars yet", retry_after=0.5)
         if identity is None:
             raise CredentialsInvalid("the internal listener takes the token of a running sidecar instance only")
         return Call(identity.instance, identity=identity)
@@ -80,7 +88,11 @@ class InstanceWatch:
             unsubscribe()
 
     async def _look(self, uid: str) -> None:
-        sidecars = [record for record in self._supervisor.sidecars(uid) if record.runtime is not RuntimeKind.ATTACHED]
+        known = self._supervisor.sidecars(uid)
+        if known and known[0].runtime is RuntimeKind.ATTACHED and known[0].state in _ENDED:
+            # Who answers next under this name may be another process. Its leases tell what became of its attempts.
+            self._dispatch.forget(known[0].name)
+        sidecars = [record for record in known if record.runtime is not RuntimeKind.ATTACHED]
         running = {record.name for record in sidecars if record.state not in _ENDED}
         # One that has ended may be forgotten before we look; one that was never seen running has claimed nothing.
         for name in sorted(self._running.pop(uid, set()) - running):

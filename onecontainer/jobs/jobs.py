@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from onecontainer.errors import (
     LimitExceeded,
     NotFinishable,
     OneContainerError,
+    QueueUnreachable,
     StateInvalid,
 )
 from onecontainer.ids import new_id
@@ -58,14 +59,17 @@ class Jobs:
         clock: Clock,
         *,
         inline_bytes: int = 256 * 1024,
+        reachable: Callable[[], bool] = lambda: True,
     ) -> None:
+        """``reachable`` tells whether what brings jobs to workers answers."""
         self.ledger = ledger
         self.changes = changes
         self._directory = directory
         self._payloads = payloads
         self._clock = clock
         self._inline_bytes = inline_bytes
-        self._lengths: dict[str, tuple[int, int]] = {}
+        self._reachable = reachable
+        self._lengths: dict[str, tuple[int, int, bool]] = {}
 
     # --- making them -------------------------------------------------------------------------------------------------
 
@@ -197,19 +201,22 @@ class Jobs:
         return answers
 
     async def _make_room(self, entry: Entry) -> None:
-        count, counted = self._lengths.get(entry.uid, (0, 0))
-        now = self._clock.now()
-        if now - counted > QUEUE_COUNT_AGE:
-            count, counted = await self.ledger.queued(entry.uid), now
-        most = entry.limits.max_queued
+        count, counted, exact = self._lengths.get(entry.uid, (0, 0, False))
+        now, most = self._clock.now(), entry.limits.max_queued
+        if now - counted > QUEUE_COUNT_AGE or (count >= most and not exact):
+            # Reckoned, it would count those that have been started since: nobody is refused on a guess.
+            count, counted, exact = await self.ledger.queued(entry.uid), now, True
         if count >= most:
-            self._lengths[entry.uid] = (count, counted)
-            raise LimitExceeded(
-                f"{most} jobs of {entry.name} wait already (its job_limits.max_queued)",
-                metadata={"service": entry.name, "limit": str(most)},
-                retry_after=5.0,
-            )
-        self._lengths[entry.uid] = (count + 1, counted)
+            self._lengths[entry.uid] = (count, counted, exact)
+            raise self._full(entry.name, most)
+        self._lengths[entry.uid] = (count + 1, counted, False)
+
+    def _full(self, service: str, most: int) -> OneContainerError:
+        facts = {"service": service, "limit": str(most)}
+        text = f"{most} jobs of {service} wait already (its job_limits.max_queued)"
+        if self._reachable():
+            return LimitExceeded(text, metadata=facts, retry_after=5.0)
+        return QueueUnreachable(f"the broker does not answer, and {text}", metadata=facts, retry_after=5.0)
 
     # --- and what becomes of them ------------------------------------------------------------------------------------
 

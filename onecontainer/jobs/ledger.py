@@ -50,7 +50,7 @@ class Decision(Enum):
     SKIP = "skip"
     """Taken by another, ended, or of an old fence: the record is done with."""
     RETRY_LATER = "retry later"
-    """The service's concurrency is used up."""
+    """The service's concurrency is used up, or jobs of a higher lane go first."""
 
 
 @dataclass(slots=True)
@@ -173,7 +173,10 @@ class Ledger(Protocol):
     async def claim(self, worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]: ...
     async def claim_records(
         self, worker: Worker, wanted: Sequence[tuple[str, int]], max_running: int
-    ) -> tuple[list[Granted | Decision], Outcome]: ...
+    ) -> tuple[list[Granted | Decision], Outcome]:
+        """An answer for each of ``wanted``, in their order; behind them grants of better jobs that went first."""
+        ...
+
     async def regrant(self, worker: Worker, fences: Sequence[tuple[str, int]]) -> list[Granted]: ...
     async def report(self, worker: Worker, reports: Sequence[Reported]) -> Outcome: ...
     async def cancel(self, job: str, mode: CancelMode) -> Outcome: ...

@@ -12,6 +12,8 @@ from onecontainer.errors import (
     Code,
     DataInvalid,
     FieldInvalid,
+    MessageTooLarge,
+    OneContainerError,
     PermissionDenied,
     StateInvalid,
     TotalTimeout,
@@ -28,6 +30,8 @@ from onecontainer.rpc.status import to_status
 MAX_GRANTS = 1000
 RETRY_LATER_MICROS = 200_000
 """After so long a record that met a full service may be claimed again."""
+INLINE_RESULT_BYTES = 1024 * 1024
+"""Largest result that a report may carry, as the contract has it; larger ones are artifacts."""
 MAX_BACKLOG = 10_000
 """Reports of one worker that may wait for the ledger; then its stream is not read on, which is the back-pressure."""
 
@@ -73,17 +77,24 @@ class JobLeaseServicer:
         worker, max_running = self._worker()
         if len(request.claims) > MAX_GRANTS or not 0 <= request.best_queued <= MAX_GRANTS:
             raise FieldInvalid("claims", f"at most {MAX_GRANTS} claims, and best_queued 0 to {MAX_GRANTS}")
-        response = lease_pb2.ClaimJobsResponse()
-        if request.claims:
-            wanted = [(job_id(claim.job, f"claims[{i}].job"), claim.fence) for i, claim in enumerate(request.claims)]
-            answers, outcome = await self._ledger.claim_records(worker, wanted, max_running)
-            self._changes.publish(outcome.changed)
-            response.results.extend(self._claim_result(answer) for answer in answers)
-        if request.best_queued:
-            grants, outcome = await self._ledger.claim(worker, request.best_queued, max_running)
-            self._changes.publish(outcome.changed)
-            response.grants.extend(mapping.grant_to_proto(grant, self._lease) for grant in grants)
-        return response
+        wanted = [(job_id(claim.job, f"claims[{i}].job"), claim.fence) for i, claim in enumerate(request.claims)]
+        held = [(job_id(item.job, f"held[{index}].job"), item.fence) for index, item in enumerate(request.held)]
+        unconfirmed = self._dispatch.unconfirmed
+        answers: list[Granted | Decision] = [Decision.RETRY_LATER] * len(wanted)
+        # What the claims name is answered there, the first time or again.
+        grants: list[Granted] = await unconfirmed.again(worker, [*held, *wanted], MAX_GRANTS)
+        if not grants:
+            if wanted:
+                claim = self._ledger.claim_records(worker, wanted, max_running)
+                answers = await unconfirmed.claimed(worker, claim)
+                grants.extend(answer for answer in answers[len(wanted) :] if isinstance(answer, Granted))
+            if request.best_queued:
+                best = self._ledger.claim(worker, request.best_queued, max_running)
+                grants.extend(await unconfirmed.claimed(worker, best))
+        return lease_pb2.ClaimJobsResponse(
+            results=[self._claim_result(answer) for answer in answers[: len(wanted)]],
+            grants=[mapping.grant_to_proto(grant, self._lease) for grant in grants],
+        )
 
     def _claim_result(self, answer: Granted | Decision) -> lease_pb2.ClaimResult:
         if isinstance(answer, Granted):
@@ -135,6 +146,7 @@ class _ReportStream:
         self._changes = changes
         self._reports: deque[Reported] = deque()
         self._rejected: deque[lease_pb2.Report] = deque()
+        self._too_large: deque[tuple[Reported, OneContainerError]] = deque()
         self._commands: list[lease_pb2.Command] = []
         self._bell = Bell()
         self._room = asyncio.Event()
@@ -169,7 +181,7 @@ class _ReportStream:
         reader.add_done_callback(lambda _done: self._bell.ring())
         try:
             while True:
-                if not self._reports and not self._commands and not self._rejected:
+                if not (self._reports or self._commands or self._rejected or self._too_large):
                     if self._replaced:
                         raise StateInvalid("a newer stream of this instance has replaced this one", code=Code.ABORTED)
                     if reader.done():
@@ -195,6 +207,11 @@ class _ReportStream:
                 self._last = report.sequence
                 if report.WhichOneof("event") == "rejected":
                     self._rejected.append(report)
+                elif len(report.succeeded.result) > INLINE_RESULT_BYTES:
+                    # Not kept, not even for a moment: one worker must not fill the gateway's memory.
+                    size = len(report.succeeded.result)
+                    report.succeeded.ClearField("result")
+                    self._too_large.append((reported_from_proto(report), _result_too_large(size)))
                 else:
                     self._reports.append(reported_from_proto(report))
             self._bell.ring()
@@ -203,23 +220,39 @@ class _ReportStream:
                 await self._room.wait()
 
     async def _take(self, response: lease_pb2.ReportJobsResponse) -> None:
-        reports, rejected = list(self._reports), list(self._rejected)
+        reports, rejected, refused = list(self._reports), list(self._rejected), list(self._too_large)
         self._reports.clear()
         self._rejected.clear()
+        self._too_large.clear()
         self._room.set()
         if reports:
             outcome = await self._ledger.report(self._worker, reports)
             self._changes.publish(outcome.changed)
-            for item, error in outcome.refused:
-                response.refused.add(
-                    sequence=item.sequence, job=f"jobs/{item.id}", fence=item.fence, error=to_status(error)
-                )
+            refused.extend(outcome.refused)
+        for item, error in sorted(refused, key=lambda pair: pair[0].sequence):
+            response.refused.add(
+                sequence=item.sequence, job=f"jobs/{item.id}", fence=item.fence, error=to_status(error)
+            )
         for report in rejected:
             error = report.rejected.error
-            await self._ledger.reject(self._worker.service, error, report.rejected.origin.SerializeToString())
+            await self._ledger.reject(
+                self._worker.service, error, report.rejected.origin.SerializeToString(deterministic=True)
+            )
         response.acknowledged_sequence = max(
-            [0, *(item.sequence for item in reports), *(report.sequence for report in rejected)]
+            [
+                0,
+                *(item.sequence for item in reports),
+                *(report.sequence for report in rejected),
+                *(item.sequence for item, _ in refused),
+            ]
         )
+
+
+def _result_too_large(size: int) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"the result has {size} bytes, more than the {INLINE_RESULT_BYTES} of a report: upload it as an artifact and report again",
+        metadata={"limit_bytes": str(INLINE_RESULT_BYTES), "size_bytes": str(size)},
+    )
 
 
 def reported_from_proto(report: lease_pb2.Report) -> Reported:

@@ -13,7 +13,6 @@ from sqlalchemy.engine import Connection
 from onecontainer.clock import Clock
 from onecontainer.database import Database
 from onecontainer.errors import OneContainerError, StateInvalid
-from onecontainer.ids import new_id
 from onecontainer.jobs import moves, sql_leases, sql_outbox, sql_reads, sql_writes
 from onecontainer.jobs.ledger import (
     AttemptArtifacts,
@@ -314,11 +313,4 @@ class SqlLedger:
         )
 
     async def reject(self, service: str, error: status_pb2.Status, origin: bytes) -> None:
-        row = {
-            "id": new_id(),
-            "service": service,
-            "error": error.SerializeToString(),
-            "origin": origin,
-            "create_time": self._clock.now(),
-        }
-        await self._write(lambda c: c.execute(dead_letters.insert(), [row]))
+        await self._write(lambda c: sql_writes.reject(c, service, error, origin, self._now(c)))

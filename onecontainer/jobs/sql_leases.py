@@ -23,7 +23,7 @@ _GRANT = [
     for name in (
         *("position", "id", "service_uid", "attempt", "fence", "service", "method", "payload", "payload_artifact"),
         *("options", "total_deadline", "resume", "principal", "traceparent", "request_id", "cancel_mode"),
-        *("start_time", "sequence", "state", "attempt_deadline"),
+        *("start_time", "sequence", "state", "attempt_deadline", "priority"),
     )
 ]
 
@@ -39,6 +39,7 @@ _BEST = (
     .limit(sa.bindparam("room", type_=sa.Integer))
     .with_for_update(skip_locked=True)
 )
+_BETTER = _BEST.where(jobs.c.priority > sa.bindparam("lane", type_=sa.Integer))
 _REPORTED = sa.select(*sql_writes.DECIDING).where(among(jobs.c.id, sa.bindparam("ids", type_=Texts))).with_for_update()
 _NAMED = (
     sa.select(*_GRANT, jobs.c.instance, jobs.c.queue_deadline)
@@ -81,9 +82,11 @@ def claim_records(
     now: int,
     lease: int,
 ) -> tuple[list[Granted | Decision], Outcome]:
-    """Claims the jobs that records name, in their order: a grant each, or why there is none.
+    """Claims the jobs that records name: an answer each, a grant or why there is none; behind them further grants.
 
-    What the same instance holds already with this fence is granted again: the first answer may have been lost.
+    Lanes are strict, whatever was brought to the worker before: where jobs of a higher lane wait they are granted instead, as
+    many as would have been, and the records that had to give way are to be asked for again. What the same instance holds
+    already with this fence is granted again: the first answer may have been lost.
     """
     room = _room(connection, worker.service_uid, max_running)
     fences = dict(wanted)
@@ -96,7 +99,8 @@ def claim_records(
         if job in current and current[job].state == State.QUEUED and not _is_late(current[job], now)
     ]
     sql_writes.update(connection, [{"b_position": row.position, "lease_expiry": now + lease} for row in held])
-    claimed, outcome = _claimed(connection, worker, free[:room] if room > 0 else [], now, lease)
+    best = _best_of(connection, worker, free, min(room, len(free)), now)
+    claimed, outcome = _claimed(connection, worker, best, now, lease)
     grants = {grant.id: grant for grant in claimed}
     grants |= {row.id: _grant(row, now, row.attempt_deadline, _options(row)) for row in held}
     later = {row.id for row in free} - set(grants)
@@ -105,7 +109,21 @@ def claim_records(
         # Popped, so that a second record of the same job in this batch is skipped.
         grant = grants.pop(job, None) if job in current and fences[job] == fence else None
         answers.append(grant or (Decision.RETRY_LATER if job in later else Decision.SKIP))
+    # Better ones that no record named, or one of an old fence.
+    answers.extend(grant for grant in claimed if grant.id in grants)
     return answers, outcome
+
+
+def _best_of(connection: Connection, worker: Worker, free: Sequence[Any], room: int, now: int) -> list[Any]:
+    """So many of the jobs that are to be claimed, after those of a higher lane that wait too."""
+    if room <= 0:
+        return []
+    lane = min(row.priority for row in free)
+    pool = {row.id: row for row in free}
+    if lane < job_options_pb2.PRIORITY_HIGH:
+        parameters = {"uid": worker.service_uid, "now": now, "room": room, "lane": lane}
+        pool |= {row.id: row for row in connection.execute(_BETTER, parameters)}
+    return sorted(pool.values(), key=lambda row: (-row.priority, row.position))[:room]
 
 
 def _is_late(row: Any, now: int) -> bool:

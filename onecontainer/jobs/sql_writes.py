@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from google.rpc import status_pb2
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from onecontainer.errors import OneContainerError, RequestIdReused
@@ -279,6 +282,20 @@ def expire(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifac
                 sequence=jobs.c.sequence + 1,
             )
         )
+
+
+def reject(connection: Connection, service: str, error: status_pb2.Status, origin: bytes, now: int) -> None:
+    """Keeps a record that is no job as a dead letter; one that is read again, after a restart or a rebalance, has its letter already."""
+    row = {
+        # Of the same record at the same place it is the same: whoever reads it, and however often.
+        "id": hashlib.sha256(origin).hexdigest()[:32],
+        "service": service,
+        "error": error.SerializeToString(),
+        "origin": origin,
+        "create_time": now,
+    }
+    insert: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    connection.execute(insert(dead_letters).on_conflict_do_nothing(index_elements=["id"]), [row])
 
 
 def refuse(

@@ -12,7 +12,7 @@ import grpc
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.clock import Clock
-from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError
+from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError, Reason
 from onecontainer.rpc.manifest import secret_names
 from onecontainer.sidecars.conversation import Conversation
 from onecontainer.sidecars.folders import Folders, InstanceFolders
@@ -49,7 +49,8 @@ class Surroundings:
 
 
 class Instance:
-    """One start of a sidecar. `record` is its state for others; `ready` and `ended` are set once, in this order if at all."""
+    """One start of a sidecar. `record` is its state for others; `introduced` (whoever has its token is known),
+    `ready` and `ended` are set once, in this order if at all."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Instance:
         self.logs = LogBuffer(around.clock, around.folders.log(name) if runtime.owns else None)
         self.endpoint: Endpoint | None = None
         self.conversation: Conversation | None = None
+        self.introduced = asyncio.Event()
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.refused = False
@@ -107,10 +109,17 @@ class Instance:
             self._task.cancel()
         await self.ended.wait()
 
-    def superseded(self) -> None:
+    def superseded(self, successor: Instance) -> None:
         """Another start has followed it."""
+        if successor.name != self.name:
+            self.disown()
         if self.record.state is SidecarState.BACKOFF:
             self.record = self.record.after(SidecarEvent.STOP, next_start_time=0)
+
+    def disown(self) -> None:
+        """Its token does not stand for it any more: it belongs to the service no longer."""
+        if self._token is not None:
+            self._around.tokens.revoke(self._token, self.name)
 
     def hurry(self) -> None:
         """What still runs in it is not waited for any longer."""
@@ -173,6 +182,11 @@ class Instance:
 
     async def _start(self) -> RunningSidecar:
         around, target = self._around, self.target
+        if not self.runtime.owns and target.runtime.token_secret:
+            # Before all waiting: it may run jobs since before this gateway was started, and must not be taken for a stranger.
+            self._token = around.secrets.read(target.runtime.token_secret.removeprefix("secrets/"))
+            self._introduce(self._token)
+        self.introduced.set()
         await self._enter_gate()
         if self.runtime.owns:
             self._token = around.new_token()
@@ -181,12 +195,9 @@ class Instance:
             settings = dict(self._jobs.kafka.client_settings) if self._jobs is not None else {}
             secrets = around.secrets.read_all({*target.secrets, *secret_names(settings)})
             self._folders = around.folders.make(self.name, target.uid, self._token, secrets)
-        elif target.runtime.token_secret:
-            self._token = around.secrets.read(target.runtime.token_secret.removeprefix("secrets/"))
+            self._introduce(self._token)
+        elif self._token is not None:
             self._jobs = around.job_source(target)
-        if self._token is not None:
-            identity = InstanceIdentity(self.name, target.service, target.uid, target.slots)
-            around.tokens.register(self._token, identity)
         spec = StartSpec(
             instance=self.name,
             target=target,
@@ -199,6 +210,10 @@ class Instance:
         self.record = replace(self.record, target=self._running.target, runtime_id=self._running.runtime_id)
         self._on_change()
         return self._running
+
+    def _introduce(self, token: str) -> None:
+        identity = InstanceIdentity(self.name, self.target.service, self.target.uid, self.target.slots)
+        self._around.tokens.register(token, identity)
 
     async def _enter_gate(self) -> None:
         """Only so many start at once, but one that hangs holds its place for a bounded time only."""
@@ -269,6 +284,9 @@ class Instance:
             if error is not None:
                 continue
             ready, error = await talk.probe()
+            if error is not None and error.reason is Reason.NOT_ATTACHED:
+                # Whoever started it has started it anew, and it knows nothing of us.
+                raise DriverUnreachable("the sidecar has been started anew", metadata={"sidecar": self.name})
             if self.record.state not in (SidecarState.READY, SidecarState.PROBING):
                 continue
             if ready and self.record.state is SidecarState.PROBING:
@@ -293,8 +311,8 @@ class Instance:
         self.endpoint = None
         if self._running is not None:
             await self._running.stop(KILL_GRACE if not self._stopping else self._around.policy.stop_grace)
-        if self._token is not None:
-            self._around.tokens.revoke(self._token, self.name)
+        if self.runtime.owns:
+            self.disown()
         if self.conversation is not None:
             # Calls in flight end by themselves, for the other side is gone; close() would cancel them, and with them the callers' tasks.
             with contextlib.suppress(Exception):

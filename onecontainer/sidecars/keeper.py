@@ -80,6 +80,13 @@ class Keeper:
         for instance in self._retiring:
             loop.call_later(drain, instance.hurry)
 
+    @property
+    def introduced(self) -> bool:
+        """Whether the sidecar that there may have been before this gateway is known by its token."""
+        return self.target is None or (
+            self.newest is not None and (self.newest.introduced.is_set() or self.newest.ended.is_set())
+        )
+
     # --- what is to be seen ------------------------------------------------------------------------------------------
 
     @property
@@ -162,7 +169,7 @@ class Keeper:
             self._new_name(target, runtime), target, runtime, self._failures, self._around, self._on_change
         )
         if self.newest is not None:
-            self.newest.superseded()
+            self.newest.superseded(instance)
             self._keep(self.newest)
         self.newest = instance
         instance.begin(tasks)
@@ -228,6 +235,8 @@ class Keeper:
         for instance in list(self._retiring):
             if self._closing:
                 await instance.stop()
+        if not self._closing and self.newest is not None:
+            self.newest.disown()
 
     def _keep(self, instance: Instance) -> None:
         """Ended ones are kept for a while: their logs tell why."""

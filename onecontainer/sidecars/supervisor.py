@@ -174,6 +174,11 @@ class Supervisor:
         """Whom an instance token stands for; None: for nobody, or the instance has been stopped."""
         return self._tokens.authenticate(token)
 
+    @property
+    def introduced(self) -> bool:
+        """Whether each token that may stand for a sidecar of a service that is here is known."""
+        return all(keeper.introduced for keeper in self._keepers.values())
+
     def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
         """Calls back with a service's uid whenever its state or one of its sidecars changes. Returns what ends it."""
         self._listeners.append(callback)

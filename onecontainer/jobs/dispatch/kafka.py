@@ -26,12 +26,15 @@ from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.dispatch.records import dispatch_record, event_record, send_all
 from onecontainer.jobs.ledger import Changed, Granted, Outbox, Worker
 from onecontainer.jobs.model import SECOND, State
+from onecontainer.jobs.unconfirmed import Unconfirmed
 
 log = logging.getLogger(__name__)
 
 EVENTS_TOPIC = "onecontainer.job-events.v1"
 LEAST_WINDOW, MOST_WINDOW = 64, 4096
 UNCLAIMED = 60 * SECOND
+WORK_TOPIC = {"cleanup.policy": "delete", "retention.ms": str(24 * 3600 * 1000)}
+"""What stays unclaimed is published again, so that no old record is needed: the topic of a deleted service empties itself."""
 LOOK_AGAIN = 5.0
 """Seconds between two looks for what no bell told of: unclaimed records, jobs of another gateway."""
 EVENTS_AT_ONCE = 500
@@ -66,6 +69,7 @@ class KafkaDispatch:
     def __init__(
         self,
         outbox: Outbox,
+        unconfirmed: Unconfirmed,
         changes: Changes,
         clock: Clock,
         settings: KafkaSettings,
@@ -73,6 +77,8 @@ class KafkaDispatch:
         client: Mapping[str, Any],
     ) -> None:
         """``limits(service)``: announced slots, and how many jobs may run at once if that is limited (0: it is not)."""
+        self.reachable = False
+        self.unconfirmed = unconfirmed
         self._outbox = outbox
         self._clock = clock
         self._settings = settings
@@ -109,7 +115,8 @@ class KafkaDispatch:
         raise StateInvalid("jobs are dispatched over Kafka here; claim what the records name with ClaimJobs")
 
     def forget(self, instance: str) -> None:
-        """Nothing is remembered of instances."""
+        """An instance has gone for good."""
+        self.unconfirmed.forget(instance)
 
     def source(self, service_uid: str) -> driver_pb2.JobSource:
         kafka = driver_pb2.KafkaDispatch(
@@ -137,6 +144,7 @@ class KafkaDispatch:
             )
             try:
                 await producer.start()
+                self.reachable = True
                 backoff = FIRST_BACKOFF
                 await self._publish(producer)
             except (KafkaError, OSError) as error:
@@ -146,6 +154,7 @@ class KafkaDispatch:
             finally:
                 # What was on its way goes again.
                 self._sent.clear()
+                self.reachable = False
                 # One that never came up has nothing to stop, and says so by an error.
                 with suppress(KafkaError, OSError, asyncio.CancelledError):
                     await producer.stop()
@@ -255,7 +264,9 @@ class KafkaDispatch:
         admin = AIOKafkaAdminClient(bootstrap_servers=",".join(self._settings.bootstrap_servers), **self._client)
         await admin.start()
         try:
-            new = NewTopic(topic, self._settings.partitions, self._settings.replication_factor)
+            # The events are for whoever reads them, as long as the broker keeps records; work is of use for a minute.
+            kept = {} if topic == EVENTS_TOPIC else WORK_TOPIC
+            new = NewTopic(topic, self._settings.partitions, self._settings.replication_factor, topic_configs=kept)
             with suppress(TopicAlreadyExistsError):
                 await admin.create_topics([new])
             (found,) = await admin.describe_topics([topic])

@@ -7,10 +7,21 @@ from typing import Protocol
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.jobs.ledger import Granted, Worker
+from onecontainer.jobs.unconfirmed import Unconfirmed
 
 
 class Dispatch(Protocol):
     """Brings jobs to workers. The claim in the ledger, not the dispatch, decides who runs a job."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether what carries the work answers, as far as is known. False: jobs wait in the ledger."""
+        ...
+
+    @property
+    def unconfirmed(self) -> Unconfirmed:
+        """What workers were granted and may not have heard of."""
+        ...
 
     async def poll(
         self, worker: Worker, limit: int, max_running: int, wait: float, held: Sequence[tuple[str, int]]

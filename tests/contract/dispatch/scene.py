@@ -26,7 +26,7 @@ ECHO = "onecontainer.test.echo.v1.EchoService"
 QUEUED, RUNNING, WAITING = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_RETRY_WAIT
 SUCCEEDED, FAILED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED
 CANCELLED, EXPIRED = job_pb2.JOB_STATE_CANCELLED, job_pb2.JOB_STATE_EXPIRED
-LEASE = 4.0
+LEASE = 6.0
 LONG: dict[str, Any] = {"steps": 1200, "step_seconds": 0.05}
 """A minute's work, for what is ended before."""
 

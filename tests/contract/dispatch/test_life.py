@@ -188,7 +188,7 @@ def test_total_timeout_of_a_job_that_waits_and_of_one_that_runs(scene: Scene, si
     blocker = scene.blocker(single)
     waits = scene.job(service=single, given=options(total_timeout=0.3), steps=1)
     marks = scene.marks()
-    runs = scene.job(given=options(total_timeout=1.5), mark_file=str(marks), **LONG)
+    runs = scene.job(given=options(total_timeout=5), mark_file=str(marks), **LONG)
     for job in (waits, runs):
         ended = job.wait(timeout=60)
         assert (ended.state, reason(ended)) == (EXPIRED, Reason.TOTAL_TIMEOUT)
@@ -208,8 +208,8 @@ def test_attempt_timeout_is_a_failure_that_is_retried(scene: Scene) -> None:
 
 
 def test_stall_timeout_counts_from_the_last_progress(scene: Scene) -> None:
-    given = options(stall_timeout=1.5, max_attempts=1)
-    lively = scene.job(given=given, steps=12, step_seconds=0.25)
+    given = options(stall_timeout=3, max_attempts=1)
+    lively = scene.job(given=given, steps=20, step_seconds=0.25)
     hung = scene.job(given=given, behaviour="hang")
     ended = hung.wait(timeout=60)
     assert (ended.state, reason(ended)) == (FAILED, Reason.STALLED)

@@ -22,7 +22,7 @@ from onecontainer.errors import (
     ResultExpired,
 )
 from onecontainer.rpc.status import from_status
-from tests.contract.dispatch.scene import CANCELLED, ECHO, FAILED, LONG, RUNNING, SUCCEEDED, Scene, until
+from tests.contract.dispatch.scene import CANCELLED, ECHO, FAILED, RUNNING, SUCCEEDED, Scene, until
 from tests.fixtures.ledger_desk import options
 
 MIB = 1024 * 1024

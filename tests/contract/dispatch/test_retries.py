@@ -62,14 +62,14 @@ def test_the_typed_failure_decides(scene: Scene, kind: Reason, code: int, again:
 
 
 def test_backoff_is_drawn_between_half_and_the_whole_and_grows(scene: Scene) -> None:
-    job = scene.job(given=options(initial_backoff=0.4, backoff_multiplier=3.0), steps=1, failing_attempts=2)
+    job = scene.job(given=options(initial_backoff=1.5, backoff_multiplier=2.0), steps=1, failing_attempts=2)
     waiting = scene.wait_state(job, WAITING)
     wait = waiting.next_attempt_time.ToMicroseconds() - waiting.attempts[0].end_time.ToMicroseconds()
-    assert 200_000 <= wait <= 400_000
+    assert 750_000 <= wait <= 1_500_000
     assert job.wait(timeout=60).state == SUCCEEDED
     first, second, third = job.refresh().attempts
-    assert first.end_time.ToMicroseconds() + 200_000 <= second.start_time.ToMicroseconds()
-    assert second.end_time.ToMicroseconds() + 600_000 <= third.start_time.ToMicroseconds()
+    assert first.end_time.ToMicroseconds() + 750_000 <= second.start_time.ToMicroseconds()
+    assert second.end_time.ToMicroseconds() + 1_500_000 <= third.start_time.ToMicroseconds()
 
 
 def test_what_the_backend_says_of_when_to_come_again_is_the_least_wait(scene: Scene) -> None:

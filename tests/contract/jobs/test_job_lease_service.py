@@ -101,10 +101,51 @@ async def test_jobs_can_be_claimed_by_their_names(gateway: Gateway) -> None:
     # Whatever was published, the best of what is queued.
     assert [grant.job for grant in answer.grants] == [first]
     # The same instance and fence again: the answer may have been lost.
-    again = await gateway.lease.ClaimJobs(
-        lease_pb2.ClaimJobsRequest(claims=claims[:1]), metadata=token(WORKER.instance)
-    )
+    held = [lease_pb2.HeldLease(job=first, fence=1)]
+    request = lease_pb2.ClaimJobsRequest(claims=claims[:1], held=held)
+    again = await gateway.lease.ClaimJobs(request, metadata=token(WORKER.instance))
     assert again.results[0].grant == answer.results[0].grant
+    assert not again.grants
+
+
+async def test_a_lost_answer_to_claims_is_given_again_alone(gateway: Gateway) -> None:
+    names = [await create(gateway) for _ in range(3)]
+
+    async def ask(best_queued: int = 0, claim: str = "", held: tuple[str, ...] = ()) -> lease_pb2.ClaimJobsResponse:
+        request = lease_pb2.ClaimJobsRequest(
+            best_queued=best_queued,
+            claims=[lease_pb2.Claim(job=claim, attempt=1, fence=1)] if claim else [],
+            held=[lease_pb2.HeldLease(job=name, fence=1) for name in held],
+        )
+        answer: lease_pb2.ClaimJobsResponse = await gateway.lease.ClaimJobs(request, metadata=token(WORKER.instance))
+        return answer
+
+    lost = await ask(best_queued=1)
+    assert [grant.job for grant in lost.grants] == names[:1]
+    # It does not know of it: it gets it again, and nothing more than that; the record of its claim has to wait.
+    again = await ask(best_queued=2, claim=names[1])
+    assert list(again.grants) == list(lost.grants)
+    assert [result.decision for result in again.results] == [lease_pb2.CLAIM_DECISION_RETRY_LATER]
+    # Neither does one that claims nothing.
+    assert list((await ask()).grants) == list(lost.grants)
+    more = await ask(best_queued=1, claim=names[1], held=(names[0],))
+    assert [result.decision for result in more.results] == [lease_pb2.CLAIM_DECISION_GRANTED]
+    assert [grant.job for grant in more.grants] == names[2:]
+    assert not (await ask(held=tuple(names))).grants
+
+
+async def test_a_claim_whose_caller_has_gone_is_not_lost(gateway: Gateway) -> None:
+    name = await create(gateway)
+    request = lease_pb2.ClaimJobsRequest(best_queued=1)
+    gone = asyncio.ensure_future(gateway.lease.ClaimJobs(request, metadata=token(WORKER.instance)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    # Whether the cancelled call got it or not, a later one does.
+    grants: list[lease_pb2.Grant] = []
+    while not grants:
+        grants = list((await gateway.lease.ClaimJobs(request, metadata=token(WORKER.instance))).grants)
+    assert [grant.job for grant in grants] == [name]
 
 
 async def test_a_lost_answer_is_given_again(gateway: Gateway) -> None:
@@ -318,12 +359,31 @@ async def test_a_report_without_an_event_is_refused(gateway: Gateway) -> None:
     assert (error.code, error.violations[0].field) == (Code.INVALID_ARGUMENT, "reports.event")
 
 
+async def test_a_result_that_is_too_large_for_a_report_is_refused_and_the_attempt_goes_on(gateway: Gateway) -> None:
+    name = await create(gateway)
+    (grant,) = await gateway.poll()
+    stream = gateway.reports()
+    await stream.send(report(1, grant, succeeded=succeeded(bytes(1024 * 1024 + 1))))
+    (refused,) = (await stream.acknowledged(1)).refused
+    error = from_status(refused.error)
+    assert (refused.job, error.reason) == (name, Reason.MESSAGE_TOO_LARGE)
+    assert error.metadata["limit_bytes"] == str(1024 * 1024)
+    assert await state(gateway, name) == "RUNNING"
+    await stream.send(report(2, grant, succeeded=succeeded(bytes(1024 * 1024))))
+    assert not (await stream.acknowledged(2)).refused
+    assert await state(gateway, name) == "SUCCEEDED"
+
+
 async def test_records_that_are_no_jobs_become_dead_letters(gateway: Gateway) -> None:
     stream = gateway.reports()
     origin = job_pb2.RecordOrigin(topic="t", partition=1, offset=7, sha256=bytes(32), size_bytes=3, head=b"abc")
     rejected = lease_pb2.Rejected(origin=origin, error=to_status(RecordInvalid("garbage"), hop="sidecar"))
     await stream.send(lease_pb2.Report(sequence=1, rejected=rejected))
     assert (await stream.acknowledged(1)).acknowledged_sequence == 1
+    # Read again, by whomever: it has its letter.
+    other = gateway.reports(OTHER)
+    await other.send(lease_pb2.Report(sequence=1, rejected=rejected))
+    await other.acknowledged(1)
     (letter,) = (await gateway.jobs.ListDeadLetters(pb.ListDeadLettersRequest())).dead_letters
     assert (letter.origin, letter.job) == (origin, "")
     assert from_status(letter.error).reason is Reason.RECORD_INVALID

@@ -41,10 +41,10 @@ async def test_the_best_go_first_and_each_goes_once(desk: Desk, outbox: SqlOutbo
 async def test_at_most_a_window_is_there_unclaimed(desk: Desk, outbox: SqlOutbox) -> None:
     jobs = [await desk.create() for _ in range(5)]
     assert await publish(outbox, window=2) == jobs[:2]
-    # A better one that comes later overtakes what is not published yet.
-    high = await desk.create(priority=HIGH)
     assert await publish(outbox, window=2) == []
     await desk.ledger.claim_records(WORKER, [(jobs[0], 1)], 100)
+    # A better one that comes later overtakes what is not published yet.
+    high = await desk.create(priority=HIGH)
     assert await publish(outbox, window=2) == [high]
 
 
@@ -113,6 +113,19 @@ async def test_a_full_service_is_asked_later(desk: Desk) -> None:
     answers, _ = await desk.ledger.claim_records(WORKER, [(job, 1) for job in jobs], 2)
     assert [isinstance(answer, Granted) for answer in answers] == [True, True, False]
     assert answers[2] is Decision.RETRY_LATER
+
+
+async def test_a_higher_lane_goes_before_what_the_records_name(desk: Desk) -> None:
+    jobs = [await desk.create() for _ in range(3)]
+    high = await desk.create(priority=HIGH)
+    answers, outcome = await desk.ledger.claim_records(WORKER, [(job, 1) for job in jobs[:2]], 100)
+    # As many as asked for: the oldest record's job, and the better one that nobody has read of.
+    assert [answer.id for answer in answers if isinstance(answer, Granted)] == [jobs[0], high]
+    assert answers[1] is Decision.RETRY_LATER
+    assert {change.id for change in outcome.changed} == {high, jobs[0]}
+    # The record that had to wait is asked for again; its lane has nobody better any more.
+    again, _ = await desk.ledger.claim_records(WORKER, [(jobs[1], 1)], 100)
+    assert [isinstance(answer, Granted) for answer in again] == [True]
 
 
 async def test_events_are_written_with_what_they_tell_of(database: Database) -> None:

@@ -37,7 +37,7 @@ class _ClaimDecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClaimDe
     CLAIM_DECISION_SKIP: _ClaimDecision.ValueType  # 2
     """Not to be run: taken by another, ended, or of an old fence. Commit the record and forget it."""
     CLAIM_DECISION_RETRY_LATER: _ClaimDecision.ValueType  # 3
-    """Not now: the service's concurrency is used up. Ask again after `retry_after`."""
+    """Not now: the service's concurrency is used up, or better jobs go first. Keep the record and ask again after `retry_after`."""
 
 class ClaimDecision(_ClaimDecision, metaclass=_ClaimDecisionEnumTypeWrapper):
     """What became of a claim."""
@@ -49,7 +49,7 @@ CLAIM_DECISION_GRANTED: ClaimDecision.ValueType  # 1
 CLAIM_DECISION_SKIP: ClaimDecision.ValueType  # 2
 """Not to be run: taken by another, ended, or of an old fence. Commit the record and forget it."""
 CLAIM_DECISION_RETRY_LATER: ClaimDecision.ValueType  # 3
-"""Not now: the service's concurrency is used up. Ask again after `retry_after`."""
+"""Not now: the service's concurrency is used up, or better jobs go first. Keep the record and ask again after `retry_after`."""
 Global___ClaimDecision: _TypeAlias = ClaimDecision  # noqa: Y015
 
 @_typing.final
@@ -144,21 +144,27 @@ class ClaimJobsRequest(_message.Message):
 
     CLAIMS_FIELD_NUMBER: _builtins.int
     BEST_QUEUED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     best_queued: _builtins.int
     """OPTIONAL. Claim so many more of the best queued jobs of the service, whatever was published: for free slots without records. Absent: 0."""
     @_builtins.property
     def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___Claim]:
         """OPTIONAL. At most 1000, in the order of their records. Absent: only `best_queued`."""
 
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldLease]:
+        """OPTIONAL. Fences of leases that the worker holds, so that an answer that got lost is noticed and given again. Absent: it holds none."""
+
     def __init__(
         self,
         *,
         claims: _abc.Iterable[Global___Claim] | None = ...,
         best_queued: _builtins.int = ...,
+        held: _abc.Iterable[Global___HeldLease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_queued", b"best_queued", "claims", b"claims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_queued", b"best_queued", "claims", b"claims", "held", b"held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -208,7 +214,9 @@ class ClaimJobsResponse(_message.Message):
 
     @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]:
-        """OUTPUT ONLY. For `best_queued`."""
+        """OUTPUT ONLY. For `best_queued`, for jobs that went before those of the claims, and for an answer that got lost. A worker ignores a
+        grant that it holds already.
+        """
 
     def __init__(
         self,
@@ -517,7 +525,9 @@ class Succeeded(_message.Message):
     RESULT_ARTIFACT_FIELD_NUMBER: _builtins.int
     ENDED_EARLY_FIELD_NUMBER: _builtins.int
     result: _builtins.bytes
-    """The serialised message of the method's response or result type, up to 1 MiB."""
+    """The serialised message of the method's response or result type, up to 1 MiB. A larger one is refused with MESSAGE_TOO_LARGE, and the
+    attempt goes on: upload it as an artifact with this job, attempt and fence, and report again.
+    """
     result_artifact: _builtins.str
     """`artifacts/{artifact}`, uploaded with this job, attempt and fence."""
     ended_early: _builtins.bool

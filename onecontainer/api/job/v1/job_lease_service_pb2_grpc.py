@@ -74,7 +74,7 @@ class JobLeaseServiceServicer:
 
     def PollJobs(self, request, context):
         """Embedded dispatch: waits until there is a job for this instance's service, and claims up to `max_grants` in one step.
-        Not idempotent. An answer that gets lost is safe: its leases run out, or are given again by ClaimJobs of the same instance.
+        Not idempotent. An answer that gets lost is safe: what `held` does not name is given again to the same instance's next call.
 
         Errors:
         - FAILED_PRECONDITION / STATE_INVALID: jobs come over Kafka here; use ClaimJobs.
@@ -86,7 +86,8 @@ class JobLeaseServiceServicer:
 
     def ClaimJobs(self, request, context):
         """Kafka dispatch: claims the jobs that the records name, in one transaction. Idempotent: the same instance and fence asking again get the
-        same grant.
+        same grant. Lanes are strict: if jobs of a higher lane wait they are granted instead, in `grants`. What an answer that got lost
+        has granted is given again too, alone and in `grants`; then every claim is RETRY_LATER.
 
         Errors:
         - INVALID_ARGUMENT / FIELD_INVALID: more than 1000 claims.

@@ -44,7 +44,7 @@ class JobLeaseServiceStub:
     def __new__(cls, channel: _aio.Channel) -> JobLeaseServiceAsyncStub: ...
     PollJobs: _grpc.UnaryUnaryMultiCallable[_job_lease_service_pb2.PollJobsRequest, _job_lease_service_pb2.PollJobsResponse]
     """Embedded dispatch: waits until there is a job for this instance's service, and claims up to `max_grants` in one step.
-    Not idempotent. An answer that gets lost is safe: its leases run out, or are given again by ClaimJobs of the same instance.
+    Not idempotent. An answer that gets lost is safe: what `held` does not name is given again to the same instance's next call.
 
     Errors:
     - FAILED_PRECONDITION / STATE_INVALID: jobs come over Kafka here; use ClaimJobs.
@@ -52,7 +52,8 @@ class JobLeaseServiceStub:
     """
     ClaimJobs: _grpc.UnaryUnaryMultiCallable[_job_lease_service_pb2.ClaimJobsRequest, _job_lease_service_pb2.ClaimJobsResponse]
     """Kafka dispatch: claims the jobs that the records name, in one transaction. Idempotent: the same instance and fence asking again get the
-    same grant.
+    same grant. Lanes are strict: if jobs of a higher lane wait they are granted instead, in `grants`. What an answer that got lost
+    has granted is given again too, alone and in `grants`; then every claim is RETRY_LATER.
 
     Errors:
     - INVALID_ARGUMENT / FIELD_INVALID: more than 1000 claims.
@@ -82,7 +83,7 @@ class JobLeaseServiceAsyncStub(JobLeaseServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PollJobs: _aio.UnaryUnaryMultiCallable[_job_lease_service_pb2.PollJobsRequest, _job_lease_service_pb2.PollJobsResponse]  # type: ignore[assignment]
     """Embedded dispatch: waits until there is a job for this instance's service, and claims up to `max_grants` in one step.
-    Not idempotent. An answer that gets lost is safe: its leases run out, or are given again by ClaimJobs of the same instance.
+    Not idempotent. An answer that gets lost is safe: what `held` does not name is given again to the same instance's next call.
 
     Errors:
     - FAILED_PRECONDITION / STATE_INVALID: jobs come over Kafka here; use ClaimJobs.
@@ -90,7 +91,8 @@ class JobLeaseServiceAsyncStub(JobLeaseServiceStub):
     """
     ClaimJobs: _aio.UnaryUnaryMultiCallable[_job_lease_service_pb2.ClaimJobsRequest, _job_lease_service_pb2.ClaimJobsResponse]  # type: ignore[assignment]
     """Kafka dispatch: claims the jobs that the records name, in one transaction. Idempotent: the same instance and fence asking again get the
-    same grant.
+    same grant. Lanes are strict: if jobs of a higher lane wait they are granted instead, in `grants`. What an answer that got lost
+    has granted is given again too, alone and in `grants`; then every claim is RETRY_LATER.
 
     Errors:
     - INVALID_ARGUMENT / FIELD_INVALID: more than 1000 claims.
@@ -123,7 +125,7 @@ class JobLeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_lease_service_pb2.PollJobsResponse, _abc.Awaitable[_job_lease_service_pb2.PollJobsResponse]]:
         """Embedded dispatch: waits until there is a job for this instance's service, and claims up to `max_grants` in one step.
-        Not idempotent. An answer that gets lost is safe: its leases run out, or are given again by ClaimJobs of the same instance.
+        Not idempotent. An answer that gets lost is safe: what `held` does not name is given again to the same instance's next call.
 
         Errors:
         - FAILED_PRECONDITION / STATE_INVALID: jobs come over Kafka here; use ClaimJobs.
@@ -137,7 +139,8 @@ class JobLeaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_lease_service_pb2.ClaimJobsResponse, _abc.Awaitable[_job_lease_service_pb2.ClaimJobsResponse]]:
         """Kafka dispatch: claims the jobs that the records name, in one transaction. Idempotent: the same instance and fence asking again get the
-        same grant.
+        same grant. Lanes are strict: if jobs of a higher lane wait they are granted instead, in `grants`. What an answer that got lost
+        has granted is given again too, alone and in `grants`; then every claim is RETRY_LATER.
 
         Errors:
         - INVALID_ARGUMENT / FIELD_INVALID: more than 1000 claims.
