@@ -141,9 +141,6 @@ class Settings(BaseSettings):
     inline_request_bytes: int = Field(default=256 * 1024, ge=0)
     """Largest job request kept in the ledger; a larger one goes to the artifact store. Default: 262144 (256 KiB)."""
 
-    inline_result_bytes: int = Field(default=MIB, ge=0)
-    """Largest job result kept in the ledger; a larger one becomes an artifact. Default: 1048576 (1 MiB)."""
-
     # --- artifacts -----------------------------------------------------------------------------------------------------
 
     max_artifact_bytes: int = Field(default=1024 * 1024 * MIB, gt=0)

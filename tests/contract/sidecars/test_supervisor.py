@@ -309,6 +309,30 @@ async def test_an_attached_sidecar_is_neither_started_nor_stopped(bench, strange
         assert await channel.unary_unary("/test.v1.EchoService/Echo")(b"x", timeout=5) == b" x"
 
 
+async def test_the_token_of_an_attached_sidecar_stands_for_it_as_long_as_it_is_the_services(
+    bench, stranger: Path, tmp_path: Path
+) -> None:
+    """Its worker would give up what it runs if it were told that nobody knows it: not while it is gone, not when the gateway ends."""
+    (tmp_path / "secrets").mkdir()
+    for name, token in (("token", "the-stranger"), ("other", "another")):
+        (tmp_path / "secrets" / name).write_text(token)
+        (tmp_path / "secrets" / name).chmod(0o600)
+    runtime = RuntimeSpec(RuntimeKind.ATTACHED, endpoint=f"unix:{stranger}", token_secret="secrets/token")
+    gone = RuntimeSpec(RuntimeKind.ATTACHED, endpoint=f"unix:{tmp_path}/nobody", token_secret="secrets/token")
+    # Nobody answers there, and yet it is known: what runs in it has been running since before.
+    await bench.supervisor.apply(bench.target(runtime=gone))
+    await bench.until(lambda: bench.supervisor.introduced)
+    assert bench.supervisor.authenticate("the-stranger") is not None
+    await bench.supervisor.apply(bench.target(runtime=runtime, generation=2))
+    await bench.ready()
+    assert bench.supervisor.authenticate("the-stranger") is not None
+    # With another token the old one is worth nothing.
+    await bench.supervisor.apply(bench.target(runtime=replace(runtime, token_secret="secrets/other"), generation=3))
+    await bench.until(lambda: bench.supervisor.authenticate("the-stranger") is None)
+    await bench.supervisor.remove("u1", drain=1)
+    assert bench.supervisor.authenticate("another") is None
+
+
 async def test_calls_in_flight_fail_as_unavailable_when_the_sidecar_dies(bench) -> None:
     await bench.supervisor.apply(bench.target())
     instance = await bench.ready()

@@ -121,7 +121,9 @@ class JobServiceServicer:
         - UNIMPLEMENTED / METHOD_UNKNOWN or CAPABILITY_MISSING: the driver does not have the method, or it is not unary.
         - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver; assign one.
         - ALREADY_EXISTS / REQUEST_ID_REUSED: use a new request_id.
-        - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full; retry after RetryInfo.
+        - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full (the service's `job_limits.max_queued`); retry after RetryInfo.
+        - UNAVAILABLE / QUEUE_UNREACHABLE: it is full, and the broker that empties it does not answer; retry after RetryInfo. Until then jobs
+        are accepted without the broker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,9 @@ class JobServiceStub:
     - UNIMPLEMENTED / METHOD_UNKNOWN or CAPABILITY_MISSING: the driver does not have the method, or it is not unary.
     - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver; assign one.
     - ALREADY_EXISTS / REQUEST_ID_REUSED: use a new request_id.
-    - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full; retry after RetryInfo.
+    - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full (the service's `job_limits.max_queued`); retry after RetryInfo.
+    - UNAVAILABLE / QUEUE_UNREACHABLE: it is full, and the broker that empties it does not answer; retry after RetryInfo. Until then jobs
+      are accepted without the broker.
     """
     BatchCreateJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.BatchCreateJobsRequest, _job_service_pb2.BatchCreateJobsResponse]
     """Creates up to 1000 jobs in one transaction per answer: each is created or refused by itself, in order, with a status per item.
@@ -155,7 +157,9 @@ class JobServiceAsyncStub(JobServiceStub):
     - UNIMPLEMENTED / METHOD_UNKNOWN or CAPABILITY_MISSING: the driver does not have the method, or it is not unary.
     - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver; assign one.
     - ALREADY_EXISTS / REQUEST_ID_REUSED: use a new request_id.
-    - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full; retry after RetryInfo.
+    - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full (the service's `job_limits.max_queued`); retry after RetryInfo.
+    - UNAVAILABLE / QUEUE_UNREACHABLE: it is full, and the broker that empties it does not answer; retry after RetryInfo. Until then jobs
+      are accepted without the broker.
     """
     BatchCreateJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.BatchCreateJobsRequest, _job_service_pb2.BatchCreateJobsResponse]  # type: ignore[assignment]
     """Creates up to 1000 jobs in one transaction per answer: each is created or refused by itself, in order, with a status per item.
@@ -262,7 +266,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         - UNIMPLEMENTED / METHOD_UNKNOWN or CAPABILITY_MISSING: the driver does not have the method, or it is not unary.
         - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver; assign one.
         - ALREADY_EXISTS / REQUEST_ID_REUSED: use a new request_id.
-        - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full; retry after RetryInfo.
+        - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: the queue is full (the service's `job_limits.max_queued`); retry after RetryInfo.
+        - UNAVAILABLE / QUEUE_UNREACHABLE: it is full, and the broker that empties it does not answer; retry after RetryInfo. Until then jobs
+          are accepted without the broker.
         """
 
     @_abc_1.abstractmethod

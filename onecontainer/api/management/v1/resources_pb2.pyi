@@ -459,7 +459,9 @@ class JobLimits(_message.Message):
     max_running: _builtins.int
     """OPTIONAL. Jobs that run at once. Absent or 0: the driver's `job_slots`."""
     max_queued: _builtins.int
-    """OPTIONAL. Jobs that may wait; more are RESOURCE_EXHAUSTED / LIMIT_EXCEEDED. Absent or 0: 1,000,000."""
+    """OPTIONAL. Jobs that may wait; more are RESOURCE_EXHAUSTED / LIMIT_EXCEEDED, or UNAVAILABLE / QUEUE_UNREACHABLE while the broker does not
+    answer. Absent or 0: 1,000,000.
+    """
     default_max_attempts: _builtins.int
     """OPTIONAL. Attempts, when a job's options do not say. Absent or 0: 3."""
     @_builtins.property

@@ -159,7 +159,8 @@ class JobOptions(_message.Message):
 
     @_builtins.property
     def total_timeout(self) -> _duration_pb2.Duration:
-        """OPTIONAL. Longest time from creation to the end, waits and retries included; then the job is EXPIRED / TOTAL_TIMEOUT.
+        """OPTIONAL. Longest time from creation to the end, waits and retries included; then the job is EXPIRED / TOTAL_TIMEOUT. A success that
+        was on its way when the attempt was told to stop still counts.
         Absent or 0: 24 h.
         """
 

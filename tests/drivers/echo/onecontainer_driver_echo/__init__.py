@@ -88,7 +88,7 @@ async def _work(request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.Wor
     if attempt <= request.failing_attempts:
         raise _failure(request)
     steps = await (asyncio.to_thread(_block, request, context) if request.blocking else _steps(request, context))
-    while request.wait_file and not Path(request.wait_file).exists():
+    while request.wait_file and not Path(request.wait_file).exists():  # noqa: ASYNC110 - nothing tells of a file
         await asyncio.sleep(0.05)
     artifact = ""
     if request.artifact_bytes:
