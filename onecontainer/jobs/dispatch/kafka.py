@@ -45,6 +45,7 @@ FORGET_AFTER = 0.5
 BATCH_BYTES = 512 * 1024
 MARK_AFTER = 2.0
 """Seconds after which a job that is on the broker and unclaimed is marked so in the ledger."""
+STOP_SECONDS = 2.0
 FIRST_BACKOFF, LAST_BACKOFF = 0.2, 5.0
 
 
@@ -155,9 +156,7 @@ class KafkaDispatch:
                 # What was on its way goes again.
                 self._sent.clear()
                 self.reachable = False
-                # One that never came up has nothing to stop, and says so by an error.
-                with suppress(KafkaError, OSError, asyncio.CancelledError):
-                    await producer.stop()
+                await _stop(producer)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, LAST_BACKOFF)
 
@@ -275,3 +274,19 @@ class KafkaDispatch:
         # It may have been made before, with other settings.
         self._topics[topic] = len(found["partitions"]) or self._settings.partitions
         return self._topics[topic]
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    """Ends a producer, in a bounded time: with records that the broker has not taken it would wait for the broker's return.
+
+    They are in the outbox still. One that never came up has nothing to stop, and says so by an error.
+    """
+    with suppress(KafkaError, OSError, TimeoutError, asyncio.CancelledError):
+        async with asyncio.timeout(STOP_SECONDS):
+            await producer.stop()
+            return
+    with suppress(KafkaError, OSError, AttributeError, TimeoutError, asyncio.CancelledError):
+        async with asyncio.timeout(STOP_SECONDS):
+            # It counts as closed by now and would do no more: its parts are closed one by one.
+            await producer._sender.close()
+            await producer.client.close()
