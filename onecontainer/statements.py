@@ -45,10 +45,12 @@ class Texts(sa.TypeDecorator[Any]):
     """A list of texts as one parameter, so that a statement stays the same however many they are. Used by `among`."""
 
     impl = sa.Text
+    of: Any = sa.Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
-        return dialect.type_descriptor(sa.ARRAY(sa.Text) if dialect.name == "postgresql" else sa.Text())
+        kind: Any = sa.ARRAY(self.of) if dialect.name == "postgresql" else sa.Text()
+        return dialect.type_descriptor(kind)
 
     def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
         return list(value) if dialect.name == "postgresql" else json.dumps(list(value))
@@ -57,29 +59,31 @@ class Texts(sa.TypeDecorator[Any]):
 class Numbers(Texts):
     """The same with whole numbers."""
 
-    impl = sa.Text
+    of = sa.BigInteger
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
-        return dialect.type_descriptor(sa.ARRAY(sa.BigInteger) if dialect.name == "postgresql" else sa.Text())
+
+def among(column: sa.Column[Any], values: sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
+    """The column's value is one of those in a parameter of the type Texts or Numbers."""
+    condition: Any = _Among(column, values)
+    found: sa.ColumnElement[bool] = condition
+    return found
 
 
-class among(FunctionElement[int]):  # noqa: N801 - used as SQL functions are
-    """`among(column, parameter)`: the column's value is one of those in a parameter of the type Texts or Numbers."""
-
+class _Among(FunctionElement[int]):
     # Not Boolean: SQLAlchemy would write `= 1` behind it, and SQLite then use no index.
     type = sa.Integer()
     inherit_cache = True
 
 
-@compiles(among, "sqlite")
-def _among_sqlite(element: among, compiler: SQLCompiler, **options: Any) -> str:
+@compiles(_Among, "sqlite")
+def _among_sqlite(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
     column, values = element.clauses
     listed = compiler.process(values, **options)
     return " ".join((compiler.process(column, **options), "IN (SELECT value FROM json_each(", listed, "))"))
 
 
-@compiles(among, "postgresql")
-def _among_postgresql(element: among, compiler: SQLCompiler, **options: Any) -> str:
+@compiles(_Among, "postgresql")
+def _among_postgresql(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
     column, values = element.clauses
     return f"{compiler.process(column, **options)} = ANY({compiler.process(values, **options)})"

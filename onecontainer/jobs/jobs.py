@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
@@ -331,7 +330,6 @@ class Jobs:
         return job
 
 
-@lru_cache(maxsize=4096)
 def _as_kept(method: CatalogMethod) -> Method:
     finishable = method.long_running is not None and method.long_running.finishable
     return Method(method.full_name, method.idempotent, finishable, method.result_type)

@@ -55,7 +55,7 @@ MOST_AHEAD = 10_000
 """A place further back is told as this one: counting takes time, and GetJob is to be as quick with a deep queue."""
 
 
-def _ahead(*where: sa.ColumnElement[bool]) -> sa.Select[tuple[int]]:
+def _ahead(*where: sa.ColumnElement[bool]) -> sa.Select[Any]:
     waiting = sa.select(jobs.c.position).where(jobs.c.service_uid == sa.bindparam("uid"), QUEUED, *where)
     return sa.select(sa.func.count()).select_from(waiting.limit(MOST_AHEAD).subquery())
 
