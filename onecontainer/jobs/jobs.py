@@ -100,12 +100,14 @@ class Jobs:
     ) -> list[JobView | NewJob | OneContainerError]:
         """BatchCreateJobs: each by itself, all that are right in one transaction."""
         made: list[NewJob | OneContainerError] = []
+        good: list[NewJob] = []
         for request in requests:
             try:
-                made.append(await self._from_request(request, principal, traceparent))
+                good.append(await self._from_request(request, principal, traceparent, ahead=good))
+                made.append(good[-1])
             except OneContainerError as error:
                 made.append(error)
-        stored = iter(await self._store([one for one in made if isinstance(one, NewJob)]))
+        stored = iter(await self._store(good))
         created = [(one, next(stored) if isinstance(one, NewJob) else Created("", error=one)) for one in made]
         replayed = await self._views([answer.id for _, answer in created if answer.replayed])
         return [
@@ -123,8 +125,15 @@ class Jobs:
         return await self.ledger.get(created.id) if created.replayed else new
 
     async def _from_request(
-        self, request: job_service_pb2.CreateJobRequest, principal: str, traceparent: str, *, store: bool = True
+        self,
+        request: job_service_pb2.CreateJobRequest,
+        principal: str,
+        traceparent: str,
+        *,
+        store: bool = True,
+        ahead: Sequence[NewJob] = (),
     ) -> NewJob:
+        """``ahead`` are those of the same batch that are not in the ledger yet."""
         if not request.service or not request.method:
             raise FieldRequired("method" if request.service else "service")
         if not request.HasField("request"):
@@ -143,7 +152,7 @@ class Jobs:
         if inside is not None and request.HasField("options"):
             raise FieldInvalid("options", "must not be set together with request.job_options")
         sent, path = (request.options, "options") if inside is None else (inside, "request.job_options")
-        return await self._prepare(entry, method, payload, sent, path, principal, traceparent, store=store)
+        return await self._prepare(entry, method, payload, sent, path, principal, traceparent, store=store, ahead=ahead)
 
     async def _prepare(
         self,
@@ -157,10 +166,11 @@ class Jobs:
         retry_of: str = "",
         *,
         store: bool = True,
+        ahead: Sequence[NewJob] = (),
     ) -> NewJob:
         checked = job_options.check(sent, path, default_max_attempts=entry.limits.default_max_attempts)
         if store:
-            await self._make_room(entry)
+            await self._make_room(entry, ahead)
         now = self._clock.now()
         job = new_id()
         inline: bytes | None = payload
@@ -199,12 +209,13 @@ class Jobs:
             self.changes.came(service_uid)
         return answers
 
-    async def _make_room(self, entry: Entry) -> None:
+    async def _make_room(self, entry: Entry, ahead: Sequence[NewJob]) -> None:
         count, counted, exact = self._lengths.get(entry.uid, (0, 0, False))
         now, most = self._clock.now(), entry.limits.max_queued
         if now - counted > QUEUE_COUNT_AGE or (count >= most and not exact):
             # Reckoned, it would count those that have been started since: nobody is refused on a guess.
             count, counted, exact = await self.ledger.queued(entry.uid), now, True
+            count += sum(job.service_uid == entry.uid for job in ahead)
         if count >= most:
             self._lengths[entry.uid] = (count, counted, exact)
             raise self._full(entry.name, most)
