@@ -25,8 +25,9 @@ DETACH_SECONDS = 3.0
 class ProcessPool:
     """Children for one attachment. Everything in the loop's thread."""
 
-    def __init__(self, recipe: Recipe, limit: int) -> None:
+    def __init__(self, recipe: Recipe, limit: int, idle_seconds: float = IDLE_SECONDS) -> None:
         """`limit`: handlers that run at the same time; further ones wait."""
+        self._idle_seconds = idle_seconds
         self._recipe = recipe
         self._room = asyncio.Semaphore(limit)
         self._idle: list[ChildProcess] = []
@@ -118,11 +119,11 @@ class ProcessPool:
 
     def _set_timer(self) -> None:
         if self._timer is None and len(self._idle) + len(self._busy) > 1:
-            self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._trim)
+            self._timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._trim)
 
     def _trim(self) -> None:
         self._timer = None
-        since = asyncio.get_running_loop().time() - IDLE_SECONDS
+        since = asyncio.get_running_loop().time() - self._idle_seconds
         for child in [child for child in self._idle if child.idle_since <= since]:
             if len(self._idle) + len(self._busy) > 1:
                 self._idle.remove(child)

@@ -15,7 +15,10 @@ from google.protobuf.duration_pb2 import Duration
 from onecontainer import errors
 from onecontainer.api.driver.v1 import driver_pb2 as pb
 from onecontainer.api.job.v1 import job_pb2
+from onecontainer.driver import Attachment
+from onecontainer.driver.processes.pool import ProcessPool
 from onecontainer.driver.processes.process import GRACE_SECONDS
+from onecontainer.driver.processes.recipe import Recipe
 from onecontainer.driver.serve import SidecarServer, serving
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.rpc.channel import open_channel
@@ -94,6 +97,39 @@ async def test_handlers_run_side_by_side_up_to_the_limit(settings: SidecarSettin
         [third] = await told(folders[waiting])
         os.kill(third, signal.SIGKILL)
         assert {error.reason for error in await asyncio.gather(*running)} == {errors.Reason.DRIVER_UNREACHABLE}
+
+
+async def test_a_burst_leaves_one_child_behind(folder: Path) -> None:
+    attachment = Attachment("services/echo-1", "echo", "1.0", {}, {"mode": None}, folder, MANIFEST)
+    recipe = Recipe.of(IsolatedDriver(), attachment, log_level="info", max_message_bytes=1 << 20, gateway=None)
+    pool = ProcessPool(recipe, limit=4, idle_seconds=0.1)
+    try:
+        children = [await in_time(pool.take()) for _ in range(2)]
+        for child in children:
+            pool.give_back(child)
+        await until(lambda: [child.alive for child in children].count(True) == 1)
+        [kept] = [child for child in children if child.alive]
+        assert await in_time(pool.take()) is kept
+        pool.give_back(kept)
+    finally:
+        await in_time(pool.close())
+    assert not kept.alive
+
+
+async def test_a_run_that_is_stopped_before_its_child_is_ready_harms_nobody(calls: Calls) -> None:
+    call = calls.EchoBlocking(EchoRequest(text="where"))
+    await calls.driver.Probe(pb.ProbeRequest())  # the call has arrived before this one
+    call.cancel()
+    ran, made, _ = await where(calls)
+    assert ran == made
+
+
+async def test_a_class_that_no_child_could_find_is_refused_at_the_start(settings: SidecarSettings) -> None:
+    class Hidden(IsolatedDriver):
+        pass
+
+    with pytest.raises(errors.DriverMisimplemented, match="at the top of a module"):
+        serving(Hidden(), MANIFEST, settings)
 
 
 async def test_a_childs_driver_is_attached_as_the_sidecars(folder: Path) -> None:
