@@ -17,7 +17,6 @@ from onecontainer.api.driver.v1 import driver_pb2 as pb
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.driver import Attachment
 from onecontainer.driver.processes.pool import ProcessPool
-from onecontainer.driver.processes.process import GRACE_SECONDS
 from onecontainer.driver.processes.recipe import Recipe
 from onecontainer.driver.serve import SidecarServer, serving
 from onecontainer.driver.settings import SidecarSettings
@@ -385,7 +384,3 @@ async def test_a_child_that_died_while_it_was_idle_is_nobodys_error(calls: Calls
     os.kill(first, signal.SIGKILL)
     await until(lambda: not Path(f"/proc/{first}").exists())
     assert (await where(calls))[0] != first
-
-
-def test_the_grace_leaves_room_within_a_second() -> None:
-    assert GRACE_SECONDS <= 0.5
