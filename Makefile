@@ -115,6 +115,10 @@ bench-jobs: $(BIN)/.installed-bench ## Jobs per second, latency, memory: ours, R
 bench-growth: setup ## Jobs with 1,000 to 100,000 queued, and with 1, 2 and 4 workers
 	$(BIN)/python -m tests.bench.growth
 
+.PHONY: bench-cancel
+bench-cancel: setup ## Seconds from a cancel until the handler or its processes are gone
+	$(BIN)/python -m tests.bench.cancel
+
 .PHONY: docs
 docs: setup ## Writes the generated reference pages under docs/reference
 	$(BIN)/python docs/reference.py

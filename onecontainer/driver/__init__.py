@@ -18,6 +18,7 @@ from onecontainer import errors
 from onecontainer.driver.context import Context, JobAttempt
 from onecontainer.driver.driver import Answer, Answers, Attachment, Driver, ProbeResult
 from onecontainer.driver.isolation import Requests
+from onecontainer.driver.methods import isolated
 from onecontainer.driver.runs import to_status
 from onecontainer.driver.serve import main
 
@@ -41,6 +42,7 @@ __all__ = [
     "ProbeResult",
     "Requests",
     "errors",
+    "isolated",
     "main",
     "to_status",
 ]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,10 +73,16 @@ class Patience:
 class ArtifactLink:
     """The sidecar's way to the ArtifactService: one for all calls."""
 
-    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
-        # The stub is generated as if for both kinds of channel; this is the asyncio one.
-        self.stub: artifact_pb2_grpc.ArtifactServiceAsyncStub = artifact_pb2_grpc.ArtifactServiceStub(channel)
+    def __init__(self, connect: Callable[[], grpc.aio.Channel], metadata: Metadata) -> None:
+        """`connect` is asked once, in the loop, when the first artifact is wanted."""
+        self._connect = connect
         self.metadata = metadata
+
+    @cached_property
+    def stub(self) -> artifact_pb2_grpc.ArtifactServiceAsyncStub:
+        # The stub is generated as if for both kinds of channel; this is the asyncio one.
+        stub: artifact_pb2_grpc.ArtifactServiceAsyncStub = artifact_pb2_grpc.ArtifactServiceStub(self._connect())
+        return stub
 
     def for_call(
         self, job: JobAttempt | None, remaining: Remaining, given_up: Callable[[], bool] = lambda: False

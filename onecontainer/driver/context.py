@@ -228,6 +228,15 @@ class Context:
         """When the handler last told of progress, on the loop's clock; its start if never."""
         return self._created if self._gate is None else self._gate.last_change
 
+    def _relay_progress(self, progress: progress_pb2.Progress) -> None:
+        """Progress that a gate in the handler's own process has let through."""
+        if self._gate is not None:
+            self._gate.relay(progress)
+
+    def _relay_checkpoint(self, details: any_pb2.Any) -> None:
+        if self._sink is not None:
+            self._sink.checkpoint(details)
+
     def _finish(self) -> None:
         self._finishing = True
         if self._told is not None:

@@ -1,6 +1,6 @@
 """Where a handler runs: in the loop if it is `async def`, in a thread of its own if it is plain `def`.
 
-This is the seam for further kinds: one that runs the handler in a process, which can be killed, is another `Isolation`.
+What is declared with `@isolated` runs in a process that can be killed: the third `Isolation` is in `onecontainer.driver.processes`.
 """
 
 from __future__ import annotations

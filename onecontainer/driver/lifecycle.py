@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -17,6 +18,8 @@ from onecontainer.driver.context import CallFacts, Context, EventSink
 from onecontainer.driver.driver import Attachment, Driver, ProbeResult
 from onecontainer.driver.isolation import run_in_thread
 from onecontainer.driver.methods import DriverMethod, methods_of
+from onecontainer.driver.processes.pool import InProcess, ProcessPool
+from onecontainer.driver.processes.recipe import Gateway, Recipe, entry_of
 from onecontainer.driver.runs import Execution, missing, unforeseen
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.driver.state_folder import StateFolder
@@ -58,6 +61,25 @@ def no_jobs(*_arguments: object) -> None:
     """Starts no worker."""
 
 
+async def call_own(driver: Driver, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls one of the driver's life-cycle methods; what it raises becomes a typed error."""
+    try:
+        if inspect.iscoroutinefunction(function):
+            return await function(*arguments)
+        thread = asyncio.ensure_future(run_in_thread(function, *arguments))
+        try:
+            result = await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            # It cannot be stopped, and nothing else may be done with the driver before it has ended.
+            await asyncio.wait((thread,))
+            raise
+        return await result if inspect.isawaitable(result) else result
+    except OneContainerError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise unforeseen(error, f"{type(driver).__name__}.{function.__name__}") from error
+
+
 class Sidecar:
     """One driver, attached to at most one service, and all that runs in it. Everything in the loop's thread."""
 
@@ -75,6 +97,9 @@ class Sidecar:
                 f"metadata.json lists the services {sorted(manifest.services)}, but {type(driver).__name__} has {sorted(served)}"
             )
         self.methods: Mapping[str, DriverMethod] = methods_of(driver, driver.services)
+        self._isolates = any(method.isolated for method in self.methods.values())
+        if self._isolates:
+            entry_of(driver, manifest)
         self.drain_asked = asyncio.Event()
         self.attempts: dict[tuple[str, int], Attempt] = {}
         """Attempts of jobs that run here, by job and fence, whoever brought them."""
@@ -89,6 +114,7 @@ class Sidecar:
         self._artifacts: ArtifactLink | None = None
         self._start_jobs = start_jobs
         self._worker: JobWorker | None = None
+        self._pool: ProcessPool | None = None
 
     # --- what it is ----------------------------------------------------------------------------------------------------
 
@@ -141,21 +167,22 @@ class Sidecar:
             options = self._options(request)
             self._state.acquire(exclusive=self.manifest.exclusive_state)
             try:
-                await self._life_cycle(
-                    self.driver.attach,
-                    Attachment(
-                        service=request.service,
-                        app=request.app,
-                        app_version=request.app_version,
-                        endpoints=dict(request.endpoints),
-                        options=options,
-                        state_dir=self._state.path,
-                        manifest=self.manifest,
-                    ),
+                attachment = Attachment(
+                    service=request.service,
+                    app=request.app,
+                    app_version=request.app_version,
+                    endpoints=dict(request.endpoints),
+                    options=options,
+                    state_dir=self._state.path,
+                    manifest=self.manifest,
                 )
+                await call_own(self.driver, self.driver.attach, attachment)
                 self.authenticator.instance = request.instance
                 self.authenticator.service = request.service
                 self._attached = request
+                if self._isolates:
+                    self._pool = ProcessPool(self._recipe(request, attachment), self.settings.max_isolated)
+                    self._pool.warm()
                 await self._connect(request)
             except BaseException:
                 await self._let_go()
@@ -203,10 +230,27 @@ class Sidecar:
         if not request.HasField("job_source"):
             return
         target = request.job_source.internal_target
-        ca_file = None if target.startswith("unix:") else self.settings.tls_ca_file
-        self._channel = open_channel(target, max_message_bytes=self.settings.max_message_bytes, ca_file=ca_file)
-        self._artifacts = ArtifactLink(self._channel, self._credentials())
-        self._worker = self._start_jobs(self, request.job_source, self._channel, self._credentials())
+        channel = open_channel(target, max_message_bytes=self.settings.max_message_bytes, ca_file=self._ca_file(target))
+        self._channel = channel
+        self._artifacts = ArtifactLink(lambda: channel, self._credentials())
+        self._worker = self._start_jobs(self, request.job_source, channel, self._credentials())
+
+    def _ca_file(self, target: str) -> Path | None:
+        return None if target.startswith("unix:") else self.settings.tls_ca_file
+
+    def _recipe(self, request: driver_pb2.AttachRequest, attachment: Attachment) -> Recipe:
+        gateway = None
+        if request.HasField("job_source"):
+            target = request.job_source.internal_target
+            ca_file = self._ca_file(target)
+            gateway = Gateway(target, None if ca_file is None else str(ca_file), self._credentials())
+        return Recipe.of(
+            self.driver,
+            attachment,
+            log_level=self.settings.log_level,
+            max_message_bytes=self.settings.max_message_bytes,
+            gateway=gateway,
+        )
 
     def _credentials(self) -> Metadata:
         token = self.settings.token()
@@ -232,11 +276,16 @@ class Sidecar:
             if worker is not None:
                 await worker.close()
         finally:
-            await self._close_backend()
+            pool, self._pool = self._pool, None
+            try:
+                if pool is not None:
+                    await pool.close()
+            finally:
+                await self._close_backend()
 
     async def _close_backend(self) -> None:
         try:
-            await self._life_cycle(self.driver.detach)
+            await call_own(self.driver, self.driver.detach)
         except OneContainerError as error:
             log.warning("detach of the driver failed: %s", error)
         finally:
@@ -253,30 +302,12 @@ class Sidecar:
         """Asks the driver, which asks its backend."""
         if self._attached is None:
             raise NotAttached("attach this sidecar to a service first")
-        result = await self._life_cycle(self.driver.probe)
+        result = await call_own(self.driver, self.driver.probe)
         if not isinstance(result, ProbeResult):
             raise DriverMisimplemented(
                 f"probe must return a ProbeResult, but the driver returned {type(result).__name__}"
             )
         return result
-
-    async def _life_cycle(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls one of the driver's own methods; what it raises becomes a typed error."""
-        try:
-            if inspect.iscoroutinefunction(function):
-                return await function(*arguments)
-            thread = asyncio.ensure_future(run_in_thread(function, *arguments))
-            try:
-                result = await asyncio.shield(thread)
-            except asyncio.CancelledError:
-                # It cannot be stopped, and nothing else may be done with the driver before it has ended.
-                await asyncio.wait((thread,))
-                raise
-            return await result if inspect.isawaitable(result) else result
-        except OneContainerError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise unforeseen(error, f"{type(self.driver).__name__}.{function.__name__}") from error
 
     # --- what runs -----------------------------------------------------------------------------------------------------
 
@@ -300,7 +331,8 @@ class Sidecar:
             artifacts=self._artifacts,
             scratch_root=self.settings.scratch_dir,
         )
-        execution = Execution(method, context, self.facts)
+        isolation = InProcess(self._pool) if method.isolated and self._pool is not None else None
+        execution = Execution(method, context, self.facts, isolation)
         self._running.add(execution)
         self._idle.clear()
         return execution

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LIFE_CYCLE = frozenset({"attach", "detach", "probe"})
 _MARK = "__onecontainer_not_implemented__"
+_ISOLATED_MARK = "__onecontainer_isolated__"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +28,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 def not_implemented(function: F) -> F:
     """Marks a base class's signature: a driver that does not override it does not have the method."""
     setattr(function, _MARK, True)
+    return function
+
+
+def isolated(function: F) -> F:
+    """Declares `isolation: process`: each run of this handler is in a child process, which is killed when the run is aborted.
+
+        class MyDriver(InferenceDriver):
+            @isolated
+            def batch_predict(self, request: BatchPredictRequest, context: Context) -> BatchPredictResult: ...
+
+    For code that can be told in no other way: it blocks in a library and never looks at `context.cancelled`. One request, one
+    response; `def` or `async def`. The child has a driver object of its own, made and attached like the sidecar's: what other
+    handlers have kept in `self` is not there.
+    """
+    setattr(function, _ISOLATED_MARK, True)
     return function
 
 
@@ -46,6 +62,7 @@ class DriverMethod:
     long_running: bool
     finishable: bool
     threaded: bool
+    isolated: bool
     handler: Callable[..., Any] | None
     has_service_field: bool
 
@@ -74,8 +91,19 @@ def methods_of(driver: Driver, services: Iterable[ServiceDescriptor]) -> Mapping
 
     Raises DriverMisimplemented for a handler of the wrong kind: this is found when the sidecar starts, not at the first call.
     """
+    services = tuple(services)
     found = [_method_of(driver, service, method) for service in services for method in service.methods]
+    _check_isolated(
+        type(driver), {handler_name(service.name, method.name) for service in services for method in service.methods}
+    )
     return {method.full_name: method for method in found}
+
+
+def _check_isolated(owner: type, handlers: set[str]) -> None:
+    """A mark on something that is never run as a handler would be a promise that nobody keeps."""
+    for name in dir(owner):
+        if name not in handlers and getattr(inspect.getattr_static(owner, name), _ISOLATED_MARK, False):
+            raise DriverMisimplemented(f"{owner.__name__}.{name} is declared isolated, but it handles no method")
 
 
 def _method_of(driver: Driver, service: ServiceDescriptor, method: MethodDescriptor) -> DriverMethod:
@@ -94,6 +122,12 @@ def _method_of(driver: Driver, service: ServiceDescriptor, method: MethodDescrip
     handler = getattr(driver, name, None)
     if handler is not None and getattr(handler, _MARK, False):
         handler = None
+    is_isolated = handler is not None and getattr(handler, _ISOLATED_MARK, False)
+    if is_isolated and (method.client_streaming or method.server_streaming):
+        raise DriverMisimplemented(
+            f"{type(driver).__name__}.{name} is declared isolated, but {method.name} has streams: an isolated handler has one "
+            "request and one response"
+        )
     service_field = method.input_type.fields_by_name.get("service")
     return DriverMethod(
         full_name=f"{service.full_name}/{method.name}",
@@ -104,6 +138,7 @@ def _method_of(driver: Driver, service: ServiceDescriptor, method: MethodDescrip
         long_running=long_running,
         finishable=long_running and declared.finishable,
         threaded=handler is not None and _is_threaded(type(driver), name, handler, method.server_streaming),
+        isolated=is_isolated,
         handler=handler,
         has_service_field=service_field is not None
         and service_field.number == 1

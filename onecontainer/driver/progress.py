@@ -108,6 +108,11 @@ class ProgressGate:
             self._last_emit = self._loop.time()
             self._emit(self._to_proto(told, self.last_change))
 
+    def relay(self, progress: progress_pb2.Progress) -> None:
+        """Gives on what a gate in another process has let through. In the loop only."""
+        self.last_change = self._loop.time()
+        self._emit(progress)
+
     def close(self) -> None:
         """Gives on what still waits, whatever the interval: the last word before the outcome. In the loop only."""
         self._closed = True

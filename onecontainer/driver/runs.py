@@ -37,13 +37,16 @@ BACKEND_REASONS = frozenset(
 class Execution:
     """One run of a handler, from its start to its real end, which for a thread may come long after it was told to stop."""
 
-    def __init__(self, method: DriverMethod, context: Context, facts: dict[str, str]) -> None:
+    def __init__(
+        self, method: DriverMethod, context: Context, facts: dict[str, str], isolation: Isolation | None = None
+    ) -> None:
+        """`isolation` None: in the loop or in a thread, by what the handler is."""
         self.method = method
         self.context = context
         self.facts = facts
         """Metadata of its errors: service, driver, job, attempt."""
         self.stop_error: OneContainerError | None = None
-        self._isolation: Isolation = IN_THREAD if method.threaded else IN_LOOP
+        self._isolation: Isolation = isolation or (IN_THREAD if method.threaded else IN_LOOP)
         self._task: asyncio.Task[Any] | None = None
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handler_over = False

@@ -41,6 +41,8 @@ class SidecarSettings(BaseSettings):
     """PEM file with the CA of the gateway's internal listener, for a `HOST:PORT` target."""
     max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1024, le=1024 * 1024 * 1024)
     """Largest message of a call, in bytes."""
+    max_isolated: int = Field(default=32, ge=1, le=1024)
+    """Isolated handlers that run at the same time, each in a process of its own; further ones wait."""
     stop_timeout: float = Field(default=10.0, ge=0)
     """Seconds that running calls and attempts get after SIGTERM; then they are aborted. For longer: Drain first."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -28,7 +28,7 @@ async def gateway(folder: Path) -> AsyncIterator[FakeGateway]:
 @pytest.fixture
 async def link(gateway: FakeGateway) -> AsyncIterator[ArtifactLink]:
     async with open_channel(gateway.target) as channel:
-        yield ArtifactLink(channel, (("authorization", "Bearer s3cret"),))
+        yield ArtifactLink(lambda: channel, (("authorization", "Bearer s3cret"),))
 
 
 @pytest.fixture

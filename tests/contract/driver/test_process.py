@@ -178,6 +178,49 @@ async def test_a_handler_that_does_not_let_go_does_not_hold_up_the_end(folder: P
         assert await process.end() == 0
 
 
+STUCK = """
+        if request.model == "stuck":
+            helper = subprocess.Popen(["sleep", "600"])
+            (self.state / "pids.part").write_text(f"{os.getpid()} {helper.pid}")
+            (self.state / "pids.part").replace(self.state / "pids")
+            threading.Event().wait()
+"""
+
+
+def isolating(module: str) -> str:
+    """The tiny driver with an isolated `predict`, which gets stuck if it is told to."""
+    module = module.replace("import asyncio\n", "import asyncio\nimport os\nimport subprocess\nimport threading\n")
+    module = module.replace("errors, main", "errors, isolated, main")
+    first = "    async def predict(self, request: PredictRequest, context: Context) -> PredictResponse:\n"
+    return module.replace(first, f"    @isolated\n{first}{STUCK}")
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("start", ["module", "main"])
+async def test_isolated_handlers_end_with_a_sidecar_that_is_killed(folder: Path, start: str) -> None:
+    """However the driver was started its child finds the class, and `kill -9` of it leaves nothing."""
+    driver = write_driver(folder)
+    module = driver / "tiny_driver.py"
+    module.write_text(isolating(module.read_text()))
+    arguments = command(driver) if start == "module" else [sys.executable, str(module)]
+    async with started(folder, *arguments) as process:
+        await process.attach()
+        call = asyncio.ensure_future(error_of(process.ai.Predict(ai_pb.PredictRequest(model="stuck"))))
+        await wait_for_file(folder / "state" / "pids")
+        pids = [int(pid) for pid in (folder / "state" / "pids").read_text().split()]
+        assert all(map(is_there, pids))
+        process.process.kill()
+        await until(lambda: not any(map(is_there, pids)))
+        assert (await in_time(call)).code is errors.Code.UNAVAILABLE
+
+
 @pytest.fixture
 def certificate(folder: Path) -> Path:
     """A folder with a self-signed certificate of localhost: tls.crt and tls.key."""

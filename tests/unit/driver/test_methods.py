@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onecontainer.driver import DatabaseDriver, Driver, InferenceDriver, MediaDriver
+from onecontainer.driver import DatabaseDriver, Driver, InferenceDriver, MediaDriver, isolated
 from onecontainer.driver.methods import handler_name, methods_of, snake_case
 from onecontainer.errors import DriverMisimplemented
 
@@ -84,6 +84,32 @@ def test_a_decorated_handler_is_what_its_wrapper_is() -> None:
     assert not methods_of(Mine(), Mine.services)["onecontainer.api.ai.v1.InferenceService/Predict"].threaded
 
 
+def test_isolation_is_declared_beside_the_handler_and_kept_by_decorators() -> None:
+    class Mine(DatabaseDriver):
+        @isolated
+        async def get_table(self, request: Any, context: Any) -> Any:
+            return None
+
+        @_decorated
+        @isolated
+        def list_tables(self, request: Any, context: Any) -> Any:
+            return None
+
+        def drop_table(self, request: Any, context: Any) -> Any:
+            return None
+
+    class Other(Mine):
+        def list_tables(self, request: Any, context: Any) -> Any:
+            return None
+
+    def isolated_in(driver: Driver) -> set[str]:
+        found = methods_of(driver, driver.services).values()
+        return {method.full_name.rpartition("/")[2] for method in found if method.isolated}
+
+    assert isolated_in(Mine()) == {"GetTable", "ListTables"}
+    assert isolated_in(Other()) == {"GetTable"}  # who overrides a handler declares it anew
+
+
 class UnaryAsyncGenerator(DatabaseDriver):
     async def get_table(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         yield None
@@ -108,7 +134,31 @@ class NoMethod(DatabaseDriver):
     get_table = 7  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("cls", [UnaryAsyncGenerator, UnaryGenerator, StreamCoroutine, StreamFunction, NoMethod])
+class IsolatedStream(DatabaseDriver):
+    @isolated
+    async def stream_records(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield None
+
+
+class IsolatedClientStream(DatabaseDriver):
+    @isolated
+    async def bulk_insert(self, requests: Any, context: Any) -> Any:
+        return None
+
+
+class IsolatedProbe(DatabaseDriver):
+    @isolated
+    def probe(self) -> Any:
+        return None
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        *(UnaryAsyncGenerator, UnaryGenerator, StreamCoroutine, StreamFunction, NoMethod),
+        *(IsolatedStream, IsolatedClientStream, IsolatedProbe),
+    ],
+)
 def test_a_handler_of_the_wrong_kind_is_found_at_the_start(cls: type[Driver]) -> None:
     with pytest.raises(DriverMisimplemented, match=cls.__name__):
         methods_of(cls(), cls.services)

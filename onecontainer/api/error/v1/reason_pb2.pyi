@@ -56,7 +56,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """FAILED_PRECONDITION. The service has no driver. Call MatchDrivers, then AssignDriver. [200]"""
     REASON_DRIVER_UNREACHABLE: _Reason.ValueType  # 31
     """UNAVAILABLE + RetryInfo. The sidecar cannot be reached: it is starting, restarting or dead. Its supervisor is at it; retry.
-    metadata `sidecar_state` and the message tell the cause, with the last lines of its stderr. [201]
+    metadata `sidecar_state` and the message tell the cause, with the last lines of its stderr. Or an isolated handler's process has died:
+    metadata `signal` or `exit_code`, and the message, tell how. [201]
     """
     REASON_DRIVER_EXECUTION_FAILED: _Reason.ValueType  # 32
     """INTERNAL. The driver raised an error that it did not foresee. Read the sidecar's log (StreamSidecarLogs). [202]"""
@@ -171,7 +172,8 @@ REASON_DRIVER_NOT_AVAILABLE: Reason.ValueType  # 30
 """FAILED_PRECONDITION. The service has no driver. Call MatchDrivers, then AssignDriver. [200]"""
 REASON_DRIVER_UNREACHABLE: Reason.ValueType  # 31
 """UNAVAILABLE + RetryInfo. The sidecar cannot be reached: it is starting, restarting or dead. Its supervisor is at it; retry.
-metadata `sidecar_state` and the message tell the cause, with the last lines of its stderr. [201]
+metadata `sidecar_state` and the message tell the cause, with the last lines of its stderr. Or an isolated handler's process has died:
+metadata `signal` or `exit_code`, and the message, tell how. [201]
 """
 REASON_DRIVER_EXECUTION_FAILED: Reason.ValueType  # 32
 """INTERNAL. The driver raised an error that it did not foresee. Read the sidecar's log (StreamSidecarLogs). [202]"""
