@@ -1,0 +1,371 @@
+"""Two real gateways on one PostgreSQL: each job and each service is the same through both, and one of them may be killed.
+
+A makes the service and owns its sidecar; B has no sidecar of it, and takes over when A is gone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from psycopg import sql
+
+from onecontainer.api.job.v1 import job_pb2
+from onecontainer.api.management.v1 import resources_pb2
+from onecontainer.client import Client
+from onecontainer.errors import DriverUnreachable, OneContainerError, Reason, ResourceConflict, ResourceNotFound
+from onecontainer.rpc.status import from_rpc_error, from_status
+from tests.fixtures import kafka
+from tests.fixtures.postgresql import private_postgresql
+from tests.fixtures.processes import GatewayProcess, running
+
+ECHO = "onecontainer.test.echo.v1.EchoService"
+SERVICE = "services/echo"
+SUCCEEDED = job_pb2.JOB_STATE_SUCCEEDED
+READY = resources_pb2.SERVICE_STATE_READY
+_numbers = itertools.count()
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
+    """Polls until a condition holds; what it gives is returned."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"in {timeout:g} s: not {what}")
+
+
+@dataclass
+class Pair:
+    """Two gateways, a client of each, and the file in which attempts leave their marks."""
+
+    a: GatewayProcess
+    b: GatewayProcess
+    via_a: Client
+    via_b: Client
+    marks: Path
+
+    def __post_init__(self) -> None:
+        from onecontainer_driver_echo import echo_pb2  # built for this session
+
+        self.pb = echo_pb2
+
+    def work(self, client: Client, method: str = "Work", *, service: str = SERVICE, **fields: Any) -> Any:
+        request = self.pb.WorkRequest(mark_file=str(self.marks), **fields)
+        request.job_options.retry_policy.initial_backoff.FromMilliseconds(10)
+        return client.jobs.create(service, f"{ECHO}/{method}", request)
+
+    def call(self, gateway: GatewayProcess, payload: bytes, service: str = SERVICE, **fields: Any) -> bytes:
+        """The answer to an Echo through a gateway."""
+        with grpc.insecure_channel(gateway.address) as channel:
+            stub: Any = channel.unary_unary(
+                f"/{ECHO}/Echo",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=self.pb.EchoResponse.FromString,
+            )
+            request = self.pb.EchoRequest(service=service, payload=payload, **fields)
+            try:
+                answer: bytes = stub(request, timeout=20.0).payload
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from None
+            return answer
+
+    def lines(self, job: str, kind: str) -> list[str]:
+        text = self.marks.read_text() if self.marks.exists() else ""
+        return [line for line in text.splitlines() if line.startswith(f"{kind} {job} ")]
+
+    def begun(self, job: str, times: int = 1) -> None:
+        until(lambda: len(self.lines(job, "begin")) >= times, f"{job} begun {times} times")
+
+    def sidecar_parents(self) -> list[int]:
+        """The gateways (pids) that have a sidecar process."""
+        found = []
+        for gateway in (self.a, self.b):
+            children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children")
+            found += [gateway.pid for _ in children.read_text().split()] if children.exists() else []
+        return found
+
+    def effective_outcomes(self, job: str) -> int:
+        record = self.via_b.jobs.get(job)
+        return sum(attempt.state == job_pb2.ATTEMPT_STATE_SUCCEEDED for attempt in record.attempts)
+
+
+def make_pair(stack: ExitStack, folder: Path, drivers: Path, postgresql: str, **settings: str) -> Pair:
+    common = {
+        "database_url": f"postgresql+psycopg://{postgresql}",
+        "artifact_url": (folder / "artifacts").as_uri(),
+        "lease_duration": "3",
+        "gateway_lease_duration": "1.5",
+        "job_sweep_interval": "0.2",
+        "restart_backoff_initial": "0.1",
+        **settings,
+    }
+    a, b = (GatewayProcess(folder / name, [drivers], **common) for name in ("a", "b"))
+    for gateway in (a, b):
+        stack.enter_context(running(gateway))
+    return Pair(a, b, *(stack.enter_context(Client(gateway.address)) for gateway in (a, b)), folder / "marks")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """``USER@HOST:PORT`` of a PostgreSQL."""
+    with private_postgresql() as place:
+        yield place.rpartition("/")[0]
+
+
+@pytest.fixture
+def postgresql(server: str) -> str:
+    """``USER@HOST:PORT/DATABASE`` of a database of the test's own."""
+    name = f"gateways_{next(_numbers)}"
+    with psycopg.connect(f"postgresql://{server}/postgres", autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return f"{server}/{name}"
+
+
+@pytest.fixture
+def pair(tmp_path: Path, echo_drivers: Path, postgresql: str) -> Iterator[Pair]:
+    with ExitStack() as stack:
+        pair = make_pair(stack, tmp_path, echo_drivers, postgresql)
+        pair.via_a.services.create("echo", app="echo")
+        for client in (pair.via_a, pair.via_b):
+            until(lambda client=client: is_there(client, SERVICE), "the service known at both")
+            client.services.wait_ready("echo", timeout=60)
+        yield pair
+
+
+def is_there(client: Client, name: str) -> bool:
+    try:
+        client.services.get(name)
+    except ResourceNotFound:
+        return False
+    return True
+
+
+def test_a_service_has_one_sidecar_and_serves_through_both(pair: Pair) -> None:
+    assert pair.sidecar_parents() == [pair.a.pid]
+    assert pair.call(pair.a, b"one") == b"one"
+    assert pair.call(pair.b, b"two") == b"two"
+    mine, other = (client.sidecars.list(service=SERVICE) for client in (pair.via_a, pair.via_b))
+    assert [sidecar.name for sidecar in mine] == [sidecar.name for sidecar in other]
+    assert pair.via_b.sidecars.get(other[0].name).state == resources_pb2.SIDECAR_STATE_READY
+    heartbeat = pair.via_b.services.check_heartbeat("echo")
+    assert heartbeat.sidecar == mine[0].name
+    assert heartbeat.state == resources_pb2.HEARTBEAT_STATE_OK
+    # Its errors are as typed as at home.
+    with pytest.raises(OneContainerError) as raised:
+        pair.call(pair.b, b"", behaviour="typed")
+    assert raised.value.reason == Reason.DATA_INVALID
+
+
+def test_a_job_of_the_others_sidecar_is_seen_promptly(pair: Pair) -> None:
+    job = pair.work(pair.via_a, steps=2, step_seconds=1.0)
+    watched: list[tuple[int, float, float]] = []
+    for record in pair.via_b.jobs.watch(job.name, timeout=60):
+        watched.append((record.state, record.progress.done, time.monotonic()))
+    states = list(dict.fromkeys(state for state, _, _ in watched))
+    assert states[-2:] == [job_pb2.JOB_STATE_RUNNING, SUCCEEDED]
+    assert {done for _, done, _ in watched} >= {1.0}
+    # Two steps of a second lie between its start and its end, so that what came late would show.
+    begin = next(at for state, _, at in watched if state == job_pb2.JOB_STATE_RUNNING)
+    assert 1.0 < watched[-1][2] - begin < 4.0
+
+
+def test_a_wait_through_the_other_ends_with_the_job(pair: Pair) -> None:
+    job = pair.work(pair.via_b, steps=1, step_seconds=1.0)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: (pair.via_b.jobs.handle(job.name).wait(timeout=60), time.monotonic()))
+        until(lambda: pair.lines(job.name, "end"), "ended")
+        ended = time.monotonic()
+        record, at = waiting.result()
+    assert record.state == SUCCEEDED
+    # The poll of WaitJob that knows of no notice looks after five seconds.
+    assert at - ended < 3.0
+
+
+@pytest.mark.parametrize("through", ["notice", "poll"])
+def test_a_cancel_through_the_other_reaches_the_handler_in_about_a_second(
+    pair: Pair, postgresql: str, through: str
+) -> None:
+    if through == "poll":
+        make_deaf(postgresql)
+    job = pair.work(pair.via_a, steps=600, step_seconds=0.1)
+    pair.begun(job.name)
+    begin = time.monotonic()
+    pair.via_b.jobs.cancel(job.name)
+    record = pair.via_b.jobs.handle(job.name).wait(timeout=60)
+    assert record.state == job_pb2.JOB_STATE_CANCELLED
+    assert time.monotonic() - begin < 3.0
+    assert not pair.lines(job.name, "end")
+
+
+def make_deaf(postgresql: str) -> None:
+    """From now on no NOTIFY of anybody arrives: the function that sends them is shadowed by one that does not."""
+    with psycopg.connect(f"postgresql://{postgresql}", autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE sql AS 'SELECT'",
+        )
+        database = sql.Identifier(postgresql.rpartition("/")[2])
+        connection.execute(sql.SQL("ALTER DATABASE {} SET search_path = public, pg_catalog").format(database))
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+
+
+@pytest.mark.parametrize("method", ["Work", "WorkOnce"])
+def test_kill_of_the_gateway_that_runs_it(pair: Pair, method: str) -> None:
+    job = pair.work(pair.via_a, method, steps=25, step_seconds=0.2)
+    pair.begun(job.name)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: pair.via_b.jobs.handle(job.name).wait(timeout=90))
+        pair.a.kill()
+        ended = waiting.result()
+    record = pair.via_b.jobs.get(job.name)
+    assert ended.state == record.state
+    if method == "Work":
+        assert record.state == SUCCEEDED
+        assert pair.effective_outcomes(job.name) == 1
+        assert pair.lines(job.name, "end") == [f"end {job.name} {record.attempts[-1].number}"]
+    else:
+        assert record.state == job_pb2.JOB_STATE_FAILED
+        assert from_status(record.error).reason == Reason.OUTCOME_UNKNOWN
+        assert len(pair.lines(job.name, "begin")) == 1
+    assert pair.via_b.services.wait_ready("echo", timeout=60)[0].state == READY
+    assert pair.call(pair.b, b"mine now") == b"mine now"
+
+
+def test_no_job_is_lost_or_doubled_when_one_is_killed(pair: Pair) -> None:
+    jobs = [pair.work(client, steps=2, step_seconds=0.2) for _ in range(20) for client in (pair.via_a, pair.via_b)]
+    pair.begun(jobs[0].name)
+    pair.a.kill()
+    for job in jobs:
+        assert pair.via_b.jobs.handle(job.name).wait(timeout=90).state == SUCCEEDED
+        assert pair.effective_outcomes(job.name) == 1
+
+
+def test_the_killed_one_comes_back_and_serves_through_the_other(pair: Pair) -> None:
+    pair.a.kill()
+    until(lambda: pair.sidecar_parents() == [pair.b.pid], "taken over")
+    pair.via_b.services.wait_ready("echo", timeout=60)
+    pair.a.start()
+    pair.via_a.services.wait_ready("echo", timeout=60)
+    assert pair.call(pair.a, b"over there") == b"over there"
+    assert pair.sidecar_parents() == [pair.b.pid]
+
+
+def test_a_gateway_that_stood_still_steps_down(pair: Pair) -> None:
+    os.kill(pair.a.pid, signal.SIGSTOP)
+    try:
+        until(lambda: pair.sidecar_parents() == [pair.a.pid, pair.b.pid], "taken over")
+    finally:
+        os.kill(pair.a.pid, signal.SIGCONT)
+    until(lambda: pair.sidecar_parents() == [pair.b.pid], "one sidecar again")
+    until(lambda: pair.via_a.services.get("echo").state == READY, "ready through both")
+    assert pair.call(pair.a, b"over there") == b"over there"
+
+
+def test_a_gateway_that_is_stopped_hands_over_at_once(pair: Pair) -> None:
+    job = pair.work(pair.via_b, steps=10, step_seconds=0.2)
+    pair.begun(job.name)
+    assert pair.a.stop() == 0
+    assert pair.via_b.jobs.handle(job.name).wait(timeout=60).state == SUCCEEDED
+    pair.via_b.services.wait_ready("echo", timeout=60)
+
+
+def test_management_through_the_one_that_does_not_own_it(pair: Pair) -> None:
+    before = pair.via_a.sidecars.list(service=SERVICE)[0].name
+    pair.via_b.services.update("echo", resources_pb2.Service(options={"greeting": "good day"}), paths=["options"])
+
+    def restarted() -> bool:
+        found = pair.via_b.sidecars.list(service=SERVICE)
+        return any(one.name != before and one.state == resources_pb2.SIDECAR_STATE_READY for one in found)
+
+    until(restarted, "its owner has started it anew")
+    assert pair.via_b.services.check_heartbeat("echo").layers[-1].message == "good day"
+    assert pair.sidecar_parents()[0] == pair.a.pid
+    name = pair.via_b.sidecars.list(service=SERVICE)[0].name
+    assert list(pair.via_b.sidecars.logs(name, tail=5)) == list(pair.via_a.sidecars.logs(name, tail=5))
+    pair.via_b.services.delete("echo")
+    assert not is_there(pair.via_b, SERVICE)
+    until(lambda: not is_there(pair.via_a, SERVICE), "gone at both")
+    until(lambda: not pair.sidecar_parents(), "its sidecar ended")
+
+
+def test_two_creations_of_one_name_at_once_make_one_service(pair: Pair) -> None:
+    for number in range(5):
+        barrier = threading.Barrier(2)
+
+        def create(client: Client, number: int = number, barrier: threading.Barrier = barrier) -> str:
+            barrier.wait()
+            try:
+                return client.services.create(f"new-{number}", app="echo").uid
+            except ResourceConflict:
+                return ""
+
+        with ThreadPoolExecutor(2) as threads:
+            made = [uid for uid in threads.map(create, (pair.via_a, pair.via_b)) if uid]
+        assert len(made) == 1
+        for client in (pair.via_a, pair.via_b):
+            until(lambda client=client, number=number: is_there(client, f"services/new-{number}"), "known at both")
+            assert client.services.get(f"new-{number}").uid == made[0]
+    pair.via_b.services.wait_ready(*(f"new-{number}" for number in range(5)), timeout=90)
+    # One more than the five: the fixture's.
+    assert len(pair.sidecar_parents()) == 6
+
+
+def test_credentials_are_checked_by_the_owner_too(tmp_path: Path, echo_drivers: Path, postgresql: str) -> None:
+    tokens = json.dumps({"anns-token": "ann"})
+    with ExitStack() as stack:
+        pair = make_pair(stack, tmp_path, echo_drivers, postgresql, tokens=tokens)
+        pair.via_a.services.create("echo", app="echo")
+        pair.via_a.services.wait_ready("echo", timeout=60)
+        until(lambda: is_there(pair.via_b, SERVICE), "known at both")
+        pair.via_b.services.wait_ready("echo", timeout=60)
+        with grpc.insecure_channel(pair.b.address) as channel:
+            stub: Any = channel.unary_unary(f"/{ECHO}/Echo")
+            request = pair.pb.EchoRequest(service=SERVICE, payload=b"x").SerializeToString()
+            assert stub(request, timeout=20, metadata=[("authorization", "Bearer anns-token")])
+            with pytest.raises(grpc.RpcError) as raised:
+                stub(request, timeout=20, metadata=[("authorization", "Bearer nobodys")])
+            assert from_rpc_error(raised.value).reason == Reason.CREDENTIALS_INVALID
+            # A call that was sent on once is not sent on again.
+            with pytest.raises(grpc.RpcError) as raised:
+                stub(request, timeout=20, metadata=[("onecontainer-forwarded-by", "gateways/other")])
+            assert isinstance(from_rpc_error(raised.value), DriverUnreachable)
+
+
+def test_over_kafka_the_other_publishes_on_and_both_see_results(
+    tmp_path: Path, echo_drivers: Path, postgresql: str
+) -> None:
+    if not kafka.available():
+        pytest.skip("a real broker needs java and mvn; .ci/run installs them")
+    with ExitStack() as stack:
+        broker = kafka.KafkaBroker(tmp_path / "broker")
+        stack.enter_context(running(broker))
+        pair = make_pair(stack, tmp_path, echo_drivers, postgresql, dispatch_url=f"kafka://{broker.address}")
+        # The first one leads; the sidecar is the second one's, so that it lives on when the leader is killed.
+        pair.via_b.services.create("echo", app="echo")
+        pair.via_b.services.wait_ready("echo", timeout=60)
+        until(lambda: is_there(pair.via_a, SERVICE), "known at both")
+        for client, other in ((pair.via_a, pair.via_b), (pair.via_b, pair.via_a)):
+            job = pair.work(client, steps=1)
+            assert other.jobs.handle(job.name).wait(timeout=60).state == SUCCEEDED
+        jobs = [pair.work(pair.via_a, steps=1, step_seconds=0.1) for _ in range(10)]
+        pair.a.kill()
+        jobs += [pair.work(pair.via_b, steps=1) for _ in range(10)]
+        for job in jobs:
+            assert pair.via_b.jobs.handle(job.name).wait(timeout=90).state == SUCCEEDED
+            assert len(pair.lines(job.name, "begin")) == 1
