@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     """Folder with one file per secret, for `secrets/NAME` in a service's options; its files must be readable by the
     owner only. Default: `secrets` in the data folder."""
 
+    state_dir: Path = Field(default_factory=lambda data: data["data_dir"] / "state" if "data_dir" in data else Path())
+    """Folder of what drivers keep for their services. Gateways on one PostgreSQL share it, so that a service finds its own
+    when another gateway takes over. Default: `state` in the data folder."""
+
     driver_paths: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     """Folders with further drivers, each a folder with a `metadata.json`; as a variable separated by `:`. The bundled
     drivers are always there. Default: none."""
@@ -192,7 +196,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """How messages are written: for people or, one object a line, for machines. Default: `text`."""
 
-    @field_validator("data_dir", "secrets_dir", "tls_cert_file", "tls_key_file", "peer_ca_file", "tokens_file")
+    @field_validator(
+        "data_dir", "secrets_dir", "state_dir", "tls_cert_file", "tls_key_file", "peer_ca_file", "tokens_file"
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

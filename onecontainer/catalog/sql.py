@@ -17,6 +17,8 @@ from onecontainer.errors import EtagMismatch, ResourceConflict
 from onecontainer.sidecars.model import RuntimeKind, RuntimeSpec
 
 metadata = sa.MetaData()
+Tell = Callable[[Connection, str], None]
+"""Takes part in each transaction that changes services, with the uid of one that is made: other gateways are to hear of it."""
 
 services = sa.Table(
     "services",
@@ -71,8 +73,7 @@ catalog_request_ids = sa.Table(
 class SqlCatalogStore:
     """`CatalogStore` on SQLAlchemy Core."""
 
-    def __init__(self, database: Database, tell: Callable[[Connection], None] | None = None) -> None:
-        """``tell`` tells other gateways, with a transaction, that it changes services."""
+    def __init__(self, database: Database, tell: Tell | None = None) -> None:
         self._database = database
         self._tell = tell if tell is not None else _nobody
 
@@ -96,7 +97,7 @@ class SqlCatalogStore:
             except exc.IntegrityError:
                 # Another gateway was faster by the time between our look and our insert.
                 raise _taken(record) from None
-            self._tell(connection)
+            self._tell(connection, record.uid)
 
         await self._database.write(write)
 
@@ -109,14 +110,14 @@ class SqlCatalogStore:
             )
             if changed.rowcount != 1:
                 raise EtagMismatch(f"somebody else changed {record.name}: get it, and apply your change to that")
-            self._tell(connection)
+            self._tell(connection, "")
 
         await self._database.write(write)
 
     async def delete(self, uid: str) -> None:
         def write(connection: Connection) -> None:
             connection.execute(sa.delete(services).where(services.c.uid == uid))
-            self._tell(connection)
+            self._tell(connection, "")
 
         await self._database.write(write)
 
@@ -164,7 +165,7 @@ class SqlCatalogStore:
         return await self._database.write(write)
 
 
-def _nobody(_connection: Connection) -> None:
+def _nobody(_connection: Connection, _made: str) -> None:
     """Where no other gateway shares the database, nobody is told."""
 
 

@@ -27,7 +27,7 @@ MAX_PAYLOADS = 16
 PING_INTERVAL = 5.0
 PING_TIMEOUT = 10.0
 RECONNECT_INTERVAL = 1.0
-_PENDING = "onecontainer_notices"
+_PENDING, _MARKS = "onecontainer_notices", "onecontainer_notice_marks"
 _NOTIFY = "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS payload"
 # A host that vanishes without a word is given up after some ten seconds, on both sides.
 _KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "connect_timeout": 10}
@@ -59,20 +59,33 @@ class PostgresNotices:
         self.listening = asyncio.Event()
         event.listen(engine, "commit", self._commit)
         event.listen(engine, "rollback", self._rollback)
+        event.listen(engine, "savepoint", self._savepoint)
+        event.listen(engine, "rollback_savepoint", self._rollback_savepoint)
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
     def add(self, connection: Connection, topic: str, item: str) -> None:
-        # A dict keeps the order, and what is told twice once.
-        connection.info.setdefault(_PENDING, {}).setdefault(topic, {})[item] = None
+        connection.info.setdefault(_PENDING, []).append((topic, item))
 
     def _commit(self, connection: Connection) -> None:
-        pending: dict[str, dict[str, None]] | None = connection.info.pop(_PENDING, None)
+        pending: list[tuple[str, str]] | None = connection.info.pop(_PENDING, None)
+        connection.info.pop(_MARKS, None)
         if pending:
-            connection.exec_driver_sql(_NOTIFY, (CHANNEL, payloads(self._gateway, pending)))
+            # A dict keeps the order, and what is told twice once.
+            by_topic: dict[str, dict[str, None]] = {}
+            for topic, item in pending:
+                by_topic.setdefault(topic, {})[item] = None
+            connection.exec_driver_sql(_NOTIFY, (CHANNEL, payloads(self._gateway, by_topic)))
 
     def _rollback(self, connection: Connection) -> None:
         connection.info.pop(_PENDING, None)
+        connection.info.pop(_MARKS, None)
+
+    def _savepoint(self, connection: Connection, name: str) -> None:
+        connection.info.setdefault(_MARKS, {})[name] = len(connection.info.get(_PENDING, ()))
+
+    def _rollback_savepoint(self, connection: Connection, name: str, _context: object) -> None:
+        del connection.info.get(_PENDING, [])[connection.info.get(_MARKS, {}).get(name, 0) :]
 
     # --- being told --------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class LocalSidecars(Protocol):
 
     async def remove(self, uid: str, drain: float) -> None: ...
 
+    async def release(self, uid: str) -> None: ...
+
     def endpoint(self, uid: str) -> Endpoint | None: ...
 
     def state(self, uid: str) -> tuple[ServiceState, OneContainerError | None]: ...
@@ -231,7 +233,7 @@ class SharedSidecars:
                 elif uid in self._mine:
                     await self._owners.release(uid)
                 else:
-                    await self._local.unassign(uid, 0)
+                    await self._local.release(uid)
             except Exception:  # one service's trouble must not end the leases of the others
                 log.exception("after a change of the owner of %s", self._service(uid))
 

@@ -87,7 +87,7 @@ class SqlOwners:
             if not free:
                 return list(rows)
             for service_uid in free:
-                self._take(connection, service_uid)
+                self.take(connection, service_uid)
             self._tell(connection)
             return list(connection.execute(_ALL).all())
 
@@ -103,7 +103,8 @@ class SqlOwners:
         }
         connection.execute(insert(gateways).values(mine).on_conflict_do_update(index_elements=["name"], set_=mine))
 
-    def _take(self, connection: Connection, service_uid: str) -> None:
+    def take(self, connection: Connection, service_uid: str) -> None:
+        """Makes this gateway the owner of a service, unless another one that lives is."""
         connection.execute(
             insert(sidecar_owners)
             .values(service_uid=service_uid, gateway=self._gateway)

@@ -143,7 +143,7 @@ class Gateway:
             await ledger.lose(other_gateways_than=self._name)
         supervisor = Supervisor(
             [ProcessRuntime(), AttachedRuntime()],
-            folders=Folders(settings.data_dir, private_folder(self._run_dir())),
+            folders=Folders(settings.data_dir, private_folder(self._run_dir()), settings.state_dir),
             secrets=secrets,
             clock=clock,
             policy=Policy.of(settings),

@@ -65,8 +65,10 @@ class Cluster:
         if self._look_at_jobs is not None:
             self._look_at_jobs()
 
-    def tell_services(self, connection: Connection) -> None:
-        """Tells the others, with this transaction, that the catalog has changed."""
+    def tell_services(self, connection: Connection, made: str) -> None:
+        """Tells the others, with this transaction, that the catalog has changed; a service (uid) that is made here is run here."""
+        if made:
+            self._owners.take(connection, made)
         self._notices.add(connection, SERVICES, ALL)
 
     def share(self, supervisor: Supervisor) -> SharedSidecars:
