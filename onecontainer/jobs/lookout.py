@@ -18,6 +18,7 @@ from onecontainer.jobs.ledger import Changed
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL = 0.25
+MOST_AWAITED = 1000
 
 
 class View(Protocol):
@@ -25,6 +26,10 @@ class View(Protocol):
 
     async def sequences(self, jobs: Collection[str]) -> dict[str, int]:
         """The sequence of each of these jobs that is there."""
+        ...
+
+    async def ended(self, jobs: Collection[str]) -> list[str]:
+        """Which of these jobs have ended, or are gone."""
         ...
 
     async def queued(self, services: Collection[str]) -> list[str]:
@@ -46,6 +51,7 @@ class Lookout:
         self._connected = connected
         self._bell = Bell()
         self._seen: dict[str, int] = {}
+        self._turn = 0
         self._ordered: set[tuple[str, int, int, int]] = set()
 
     def soon(self) -> None:
@@ -71,6 +77,12 @@ class Lookout:
                 if self._seen.get(job) != found.get(job):
                     self._changes.touch(job)
             self._seen = found
+        awaited = self._changes.awaited()
+        if awaited:
+            # So many of them at a time; the others' turn comes.
+            self._turn = self._turn + MOST_AWAITED if self._turn + MOST_AWAITED < len(awaited) else 0
+            for job in await self._view.ended(awaited[self._turn : self._turn + MOST_AWAITED]):
+                self._changes.touch(job)
         waiting = self._changes.waited_for()
         if waiting:
             for service_uid in await self._view.queued(waiting):

@@ -108,11 +108,11 @@ class SqlLedger:
         def run(connection: Connection) -> list[Created]:
             now = self._now(connection)
             answers = sql_writes.create(connection, new, now, self._request_id_retention, self._artifacts)
-            made = [job for job, answer in zip(new, answers, strict=True) if answer.id == job.id]
             if self._record_events:
+                made = [job for job, answer in zip(new, answers, strict=True) if answer.id == job.id]
                 sql_outbox.record_events(connection, (), made, now)
             if self._tell is not None:
-                self._tell(connection, (), {job.service_uid for job in made})
+                self._tell(connection, (), {job.service_uid for job in new})
             return answers
 
         return await self._database.write(run)

@@ -10,9 +10,10 @@ from onecontainer.database import Database
 from onecontainer.jobs import sql_writes
 from onecontainer.jobs.ledger import Changed
 from onecontainer.jobs.model import State
-from onecontainer.jobs.tables import IN_LEASE, QUEUED, jobs
+from onecontainer.jobs.tables import IN_LEASE, LIVE, QUEUED, jobs
 
 _SEQUENCES = sa.select(jobs.c.id, jobs.c.sequence).where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)))
+_LIVE = sa.select(jobs.c.id).where(jobs.c.id.in_(sa.bindparam("ids", expanding=True)), LIVE)
 _ENDING = sa.select(*sql_writes.DECIDING).where(
     IN_LEASE,
     jobs.c.state.in_([int(State.CANCELLING), int(State.EXPIRING)]),
@@ -29,6 +30,10 @@ class SqlView:
     async def sequences(self, jobs: Collection[str]) -> dict[str, int]:
         rows = await self._database.read(lambda c: c.execute(_SEQUENCES, {"ids": list(jobs)}).all())
         return {row.id: row.sequence for row in rows}
+
+    async def ended(self, jobs: Collection[str]) -> list[str]:
+        rows = await self._database.read(lambda c: c.execute(_LIVE, {"ids": list(jobs)}).all())
+        return list(set(jobs) - {row.id for row in rows})
 
     async def queued(self, services: Collection[str]) -> list[str]:
         # One index probe a service, however long its queue is.

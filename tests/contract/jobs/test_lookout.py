@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onecontainer.database import Database
+from onecontainer.jobs import lookout
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.ledger import Changed
 from onecontainer.jobs.lookout import Lookout
@@ -53,6 +54,26 @@ async def test_watchers_hear_that_a_job_has_gone(desk: Desk, scene: Scene) -> No
         await desk.ledger.delete(job)
         await scene.lookout.look()
         assert await bell.wait(0)
+
+
+async def test_who_waits_for_many_hears_of_the_ends_only(
+    desk: Desk, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout, "MOST_AWAITED", 2)
+    jobs = [await desk.create() for _ in range(5)]
+    with scene.changes.of_jobs(jobs) as roll:
+        await desk.claim(1)
+        for _ in range(3):
+            await scene.lookout.look()
+        assert roll.touched() == []
+        for job in jobs[1:]:
+            await desk.ledger.cancel(job, CancelMode.ABORT)
+        for _ in range(3):
+            await scene.lookout.look()
+        assert sorted(roll.touched()) == sorted(jobs[1:])
+        roll.left -= set(jobs[1:])
+        await scene.lookout.look()
+        assert roll.touched() == []
 
 
 async def test_waiting_workers_hear_of_jobs_of_their_service(desk: Desk, scene: Scene) -> None:
