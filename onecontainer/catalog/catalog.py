@@ -43,6 +43,7 @@ class Catalog:
     Args:
         driver_folders: where to look for drivers, the first one wins.
         drain_timeout: of services that do not set their own, in seconds.
+        shared: other gateways have the same store.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Catalog:
         *,
         driver_folders: Sequence[tuple[Path, DriverSource]],
         drain_timeout: float = 600.0,
+        shared: bool = False,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self.sidecars = sidecars
@@ -65,6 +67,7 @@ class Catalog:
         self._clock = clock
         self._folders = driver_folders
         self._drain_timeout = drain_timeout
+        self._shared = shared
         self._new_uid = new_uid
         self._services: dict[str, ServiceRecord] = {}
         self._names: dict[str, str] = {}
@@ -125,7 +128,9 @@ class Catalog:
             except OneContainerError as error:
                 log.warning("%s has no driver any more: %s", record.name, error)
                 driver = None
-            assigned = "" if driver is None else driver.name
+            # What is not here may well be at another gateway, which runs the service then.
+            keeps = driver is None and self._shared
+            assigned = record.assigned_driver if keeps else "" if driver is None else driver.name
             if assigned != record.assigned_driver:
                 record = await self._write(replace(record, assigned_driver=assigned, generation=record.generation + 1))
         await self._deploy(record)

@@ -158,6 +158,7 @@ class Gateway:
             clock,
             driver_folders=_driver_folders(settings),
             drain_timeout=settings.drain_timeout,
+            shared=cluster is not None,
         )
         routes = Routes(catalog, sidecars)
         directory = JobDirectory(routes, sidecars)

@@ -61,6 +61,7 @@ class Pair:
     via_a: Client
     via_b: Client
     marks: Path
+    settings: dict[str, str]
 
     def __post_init__(self) -> None:
         from onecontainer_driver_echo import echo_pb2  # built for this session
@@ -120,7 +121,7 @@ def make_pair(stack: ExitStack, folder: Path, drivers: Path, postgresql: str, **
     a, b = (GatewayProcess(folder / name, [drivers], **common) for name in ("a", "b"))
     for gateway in (a, b):
         stack.enter_context(running(gateway))
-    return Pair(a, b, *(stack.enter_context(Client(gateway.address)) for gateway in (a, b)), folder / "marks")
+    return Pair(a, b, *(stack.enter_context(Client(gateway.address)) for gateway in (a, b)), folder / "marks", common)
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +358,14 @@ def test_two_creations_of_one_name_at_once_make_one_service(pair: Pair) -> None:
             assert client.services.get(f"new-{number}").uid == made[0]
     pair.via_b.services.wait_ready(*(f"new-{number}" for number in range(5)), timeout=90)
     assert len(pair.sidecar_parents()) == running + 5
+
+
+def test_a_gateway_that_lacks_the_driver_takes_it_from_nobody(pair: Pair, tmp_path: Path) -> None:
+    third = GatewayProcess(tmp_path / "c", **pair.settings)
+    with running(third), Client(third.address) as client:
+        assert client.services.get("echo").assigned_driver == "drivers/echo-1.0.0"
+        client.services.wait_ready("echo", timeout=60)
+        assert pair.call(pair.b, b"still") == b"still"
 
 
 def test_a_call_goes_on_once_at_the_most(pair: Pair) -> None:
