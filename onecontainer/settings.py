@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     """Folder with one file per secret, for `secrets/NAME` in a service's options; its files must be readable by the
     owner only. Default: `secrets` in the data folder."""
 
+    state_dir: Path = Field(default_factory=lambda data: data["data_dir"] / "state" if "data_dir" in data else Path())
+    """Folder of what drivers keep for their services. Gateways on one PostgreSQL share it, so that a service finds its own
+    when another gateway takes over. Default: `state` in the data folder."""
+
     driver_paths: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     """Folders with further drivers, each a folder with a `metadata.json`; as a variable separated by `:`. The bundled
     drivers are always there. Default: none."""
@@ -81,6 +85,10 @@ class Settings(BaseSettings):
 
     tls_key_file: Path | None = None
     """PEM file with the private key of `tls_cert_file`. Default: none."""
+
+    peer_ca_file: Path | None = None
+    """PEM file with the authority that signed the certificates of the other gateways on the same PostgreSQL. Default: the
+    system's authorities."""
 
     tokens: dict[str, str] = Field(default_factory=dict, repr=False)
     """Static bearer tokens, token to principal; as a variable in JSON. Default: none."""
@@ -141,6 +149,16 @@ class Settings(BaseSettings):
     inline_request_bytes: int = Field(default=256 * 1024, ge=0)
     """Largest job request kept in the ledger; a larger one goes to the artifact store. Default: 262144 (256 KiB)."""
 
+    # --- several gateways ----------------------------------------------------------------------------------------------
+
+    advertise: str = ""
+    """Address, `HOST:PORT`, at which the other gateways on the same PostgreSQL reach this one's public listener. Default: that of
+    `listen`, with the machine's name if it listens on all addresses."""
+
+    gateway_lease_duration: float = Field(default=10.0, ge=0.5)
+    """Seconds without a sign of life after which another gateway on the same PostgreSQL takes over a gateway's
+    sidecars. Default: 10."""
+
     # --- artifacts -----------------------------------------------------------------------------------------------------
 
     max_artifact_bytes: int = Field(default=1024 * 1024 * MIB, gt=0)
@@ -178,7 +196,9 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """How messages are written: for people or, one object a line, for machines. Default: `text`."""
 
-    @field_validator("data_dir", "secrets_dir", "tls_cert_file", "tls_key_file", "tokens_file")
+    @field_validator(
+        "data_dir", "secrets_dir", "state_dir", "tls_cert_file", "tls_key_file", "peer_ca_file", "tokens_file"
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

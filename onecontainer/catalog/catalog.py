@@ -43,6 +43,7 @@ class Catalog:
     Args:
         driver_folders: where to look for drivers, the first one wins.
         drain_timeout: of services that do not set their own, in seconds.
+        shared: other gateways have the same store.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Catalog:
         *,
         driver_folders: Sequence[tuple[Path, DriverSource]],
         drain_timeout: float = 600.0,
+        shared: bool = False,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self.sidecars = sidecars
@@ -65,6 +67,7 @@ class Catalog:
         self._clock = clock
         self._folders = driver_folders
         self._drain_timeout = drain_timeout
+        self._shared = shared
         self._new_uid = new_uid
         self._services: dict[str, ServiceRecord] = {}
         self._names: dict[str, str] = {}
@@ -82,7 +85,39 @@ class Catalog:
         self._drivers = {record.name: replace(record, create_time=since[record.name]) for record in records}
         for record in await self._store.load():
             self._put(record)
-            await self._settle(record)
+            try:
+                await self._settle(record)
+            except EtagMismatch:
+                log.info("another gateway has just changed %s: `refresh` tells how", record.name)
+
+    async def refresh(self) -> None:
+        """Takes over what other gateways have changed in the same store. Safe beside itself and everything else."""
+        async with self._changing:
+            stored = {record.uid: record for record in await self._store.load()}
+            gone = [
+                record
+                for record in self._services.values()
+                if record.uid not in stored and record.uid not in self._deleting
+            ]
+            for record in gone:
+                del self._services[record.name]
+            changed = [record for record in stored.values() if self._is_news(record)]
+            for record in changed:
+                self._put(record)
+        for record in changed:
+            self._changed(record.name)
+            await self._deploy(record)
+        for record in gone:
+            self._changed(record.name)
+        await asyncio.gather(*(self._forget(record) for record in gone))
+
+    def _is_news(self, record: ServiceRecord) -> bool:
+        known = self._services.get(record.name)
+        return known is None or (known.uid, known.revision) != (record.uid, record.revision)
+
+    async def _forget(self, record: ServiceRecord) -> None:
+        await self.sidecars.remove(record.uid, DELETE_DRAIN)
+        self._names.pop(record.uid, None)
 
     async def _settle(self, record: ServiceRecord) -> None:
         """After a start: a service whose driver is gone or broken, or that had none, gets the best one there is now."""
@@ -93,7 +128,9 @@ class Catalog:
             except OneContainerError as error:
                 log.warning("%s has no driver any more: %s", record.name, error)
                 driver = None
-            assigned = "" if driver is None else driver.name
+            # What is not here may well be at another gateway, which runs the service then.
+            keeps = driver is None and self._shared
+            assigned = record.assigned_driver if keeps else "" if driver is None else driver.name
             if assigned != record.assigned_driver:
                 record = await self._write(replace(record, assigned_driver=assigned, generation=record.generation + 1))
         await self._deploy(record)
@@ -276,9 +313,10 @@ class Catalog:
             # Also with none: one may have been made between the count and now.
             await self._jobs.cancel_all(record.uid)
             await self.sidecars.remove(record.uid, DELETE_DRAIN)
-            await self._store.delete(record.uid)
-            del self._services[name]
-            del self._names[record.uid]
+            async with self._changing:  # a refresh between the two would bring it back
+                await self._store.delete(record.uid)
+                del self._services[name]
+                del self._names[record.uid]
         except BaseException:
             self._deleting.discard(record.uid)
             await self._deploy(record)

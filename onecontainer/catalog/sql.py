@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
 from onecontainer.catalog.model import DriverRecord, JobLimits, ServiceRecord
@@ -16,6 +17,8 @@ from onecontainer.errors import EtagMismatch, ResourceConflict
 from onecontainer.sidecars.model import RuntimeKind, RuntimeSpec
 
 metadata = sa.MetaData()
+Tell = Callable[[Connection, str], None]
+"""Takes part in each transaction that changes services, with the uid of one that is made: other gateways are to hear of it."""
 
 services = sa.Table(
     "services",
@@ -70,8 +73,9 @@ catalog_request_ids = sa.Table(
 class SqlCatalogStore:
     """`CatalogStore` on SQLAlchemy Core."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, tell: Tell | None = None) -> None:
         self._database = database
+        self._tell = tell if tell is not None else _nobody
 
     async def load(self) -> list[ServiceRecord]:
         rows = await self._database.read(
@@ -83,15 +87,17 @@ class SqlCatalogStore:
         def write(connection: Connection) -> None:
             taken = connection.execute(sa.select(services.c.uid).where(services.c.name == record.name)).first()
             if taken is not None:
-                raise ResourceConflict(
-                    f"{record.name} is there already: choose another id, or update that one",
-                    resource=("onecontainer.dev/Service", record.name),
-                )
-            connection.execute(sa.insert(services).values(_row(record)))
-            if replay is not None:
-                table = catalog_request_ids
-                connection.execute(sa.delete(table).where(table.c.expire_time <= record.create_time))
-                connection.execute(sa.insert(table).values(asdict(replay)))
+                raise _taken(record)
+            try:
+                connection.execute(sa.insert(services).values(_row(record)))
+                if replay is not None:
+                    table = catalog_request_ids
+                    connection.execute(sa.delete(table).where(table.c.expire_time <= record.create_time))
+                    connection.execute(sa.insert(table).values(asdict(replay)))
+            except exc.IntegrityError:
+                # Another gateway was faster by the time between our look and our insert.
+                raise _taken(record) from None
+            self._tell(connection, record.uid)
 
         await self._database.write(write)
 
@@ -104,13 +110,16 @@ class SqlCatalogStore:
             )
             if changed.rowcount != 1:
                 raise EtagMismatch(f"somebody else changed {record.name}: get it, and apply your change to that")
+            self._tell(connection, "")
 
         await self._database.write(write)
 
     async def delete(self, uid: str) -> None:
-        await self._database.write(
-            lambda connection: connection.execute(sa.delete(services).where(services.c.uid == uid))
-        )
+        def write(connection: Connection) -> None:
+            connection.execute(sa.delete(services).where(services.c.uid == uid))
+            self._tell(connection, "")
+
+        await self._database.write(write)
 
     async def replay(self, principal: str, method: str, request_id: str, now: int) -> Replay | None:
         table = catalog_request_ids
@@ -132,6 +141,9 @@ class SqlCatalogStore:
         records = list(found)
 
         def write(connection: Connection) -> dict[str, int]:
+            if connection.dialect.name == "postgresql":
+                # Gateways that start together find the same drivers.
+                connection.execute(sa.text("LOCK TABLE drivers IN SHARE ROW EXCLUSIVE MODE"))
             known = {row.name: row for row in connection.execute(sa.select(drivers))}
             since: dict[str, int] = {}
             for record in records:
@@ -151,6 +163,17 @@ class SqlCatalogStore:
             return since
 
         return await self._database.write(write)
+
+
+def _nobody(_connection: Connection, _made: str) -> None:
+    """Where no other gateway shares the database, nobody is told."""
+
+
+def _taken(record: ServiceRecord) -> ResourceConflict:
+    return ResourceConflict(
+        f"{record.name} is there already: choose another id, or update that one",
+        resource=("onecontainer.dev/Service", record.name),
+    )
 
 
 def _row(record: ServiceRecord) -> dict[str, Any]:

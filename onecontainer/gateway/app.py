@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -31,6 +32,7 @@ from onecontainer.catalog.model import DriverSource
 from onecontainer.catalog.servicer import ManagementServicer
 from onecontainer.catalog.sql import SqlCatalogStore
 from onecontainer.clock import Clock, SystemClock
+from onecontainer.cluster.leadership import Alone, Leadership
 from onecontainer.database import Database
 from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
@@ -41,6 +43,7 @@ from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
 from onecontainer.gateway.routing import JobDirectory, Routes
+from onecontainer.gateway.tasks import Tasks
 from onecontainer.jobs import mapping
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
@@ -62,6 +65,9 @@ from onecontainer.sidecars.runtimes.attached import AttachedRuntime
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from onecontainer.gateway.cluster import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +110,8 @@ class Gateway:
         await asyncio.to_thread(migrations.upgrade, database.engine)
 
         changes = Changes()
+        cluster = _cluster(settings, database, self._name, folder.node, changes)
+        leadership: Leadership = Alone() if cluster is None else cluster.leadership
         ledger = SqlLedger(
             database,
             clock,
@@ -112,6 +120,7 @@ class Gateway:
             retention=settings.job_retention,
             request_id_retention=settings.request_id_retention,
             record_events=bool(kafka_servers(settings.dispatch_url)),
+            tell=None if cluster is None else cluster.tell_jobs,
         )
         store = await stack.enter_async_context(FileArtifactStore(folder_of_url(settings.artifact_url)))
         artifacts = Artifacts(database, store, LedgerView(), clock, max_bytes=settings.max_artifact_bytes)
@@ -134,23 +143,25 @@ class Gateway:
             await ledger.lose(other_gateways_than=self._name)
         supervisor = Supervisor(
             [ProcessRuntime(), AttachedRuntime()],
-            folders=Folders(settings.data_dir, private_folder(self._run_dir())),
+            folders=Folders(settings.data_dir, private_folder(self._run_dir()), settings.state_dir),
             secrets=secrets,
             clock=clock,
             policy=Policy.of(settings),
             job_source=job_source,
         )
+        sidecars = supervisor if cluster is None else cluster.share(supervisor)
         catalog = Catalog(
-            SqlCatalogStore(database),
-            supervisor,
+            SqlCatalogStore(database, None if cluster is None else cluster.tell_services),
+            sidecars,
             secrets,
             LiveJobs(ledger, changes),
             clock,
             driver_folders=_driver_folders(settings),
             drain_timeout=settings.drain_timeout,
+            shared=cluster is not None,
         )
-        routes = Routes(catalog, supervisor)
-        directory = JobDirectory(routes, supervisor)
+        routes = Routes(catalog, sidecars)
+        directory = JobDirectory(routes, sidecars)
         jobs = Jobs(
             ledger,
             changes,
@@ -169,14 +180,13 @@ class Gateway:
             lambda service: routes.entry(service).limits.max_running,
         )
 
-        tasks = _Tasks()
-        await stack.enter_async_context(tasks)
+        tasks = await stack.enter_async_context(Tasks())
         tasks.start(watch.run(), "instance watch")
         if publishing is not None:
-            tasks.start(publishing(), "publishing to the broker")
-        tasks.start(_sweep(ledger, changes, settings.job_sweep_interval), "job sweeper")
+            tasks.start(leadership.lead(publishing), "publishing to the broker")
+        tasks.start(_sweep(ledger, changes, leadership, settings.job_sweep_interval), "job sweeper")
         sweeper = ArtifactSweeper(database, store, LedgerView(), clock)
-        tasks.start(sweeper.run(settings.artifact_sweep_interval), "artifact sweeper")
+        tasks.start(leadership.lead(lambda: sweeper.run(settings.artifact_sweep_interval)), "artifact sweeper")
 
         lease_servicer = JobLeaseServicer(ledger, changes, dispatch, watch.worker_of, lease=settings.lease_duration)
         instances = InstanceTokensOnly(supervisor)
@@ -184,12 +194,23 @@ class Gateway:
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
 
+        if cluster is not None:
+            await stack.enter_async_context(cluster)
         await stack.enter_async_context(supervisor)
+        # Renewed until the supervisor closes: before the others may take the sidecars over.
+        owning = await stack.enter_async_context(Tasks())
         await catalog.start()
         instances.complete()
 
-        public, health_servicer = self._public_server(catalog, routes, jobs, artifacts)
+        management = (
+            ManagementServicer(catalog, request_id_retention=settings.request_id_retention)
+            if cluster is None
+            else cluster.management(catalog)
+        )
+        public, health_servicer = self._public_server(management, catalog, routes, jobs, artifacts)
         await public.start()
+        if cluster is not None:
+            await cluster.start(owning, self.address, catalog, lease_servicer)
         stack.push_async_callback(self._drain, public, health_servicer)
         # Before the drain, which would otherwise wait for watches that never end by themselves.
         stack.callback(catalog.close)
@@ -225,12 +246,17 @@ class Gateway:
         return server
 
     def _public_server(
-        self, catalog: Catalog, routes: Routes, jobs: Jobs, artifacts: Artifacts
+        self,
+        management: ManagementServicer,
+        catalog: Catalog,
+        routes: Routes,
+        jobs: Jobs,
+        artifacts: Artifacts,
     ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
         settings, clock = self.settings, self._clock
         authenticator = public_authenticator(settings)
         servicers: tuple[object, ...] = (
-            ManagementServicer(catalog, request_id_retention=settings.request_id_retention),
+            management,
             JobServicer(jobs, self._clock),
             ArtifactServicer(artifacts),
         )
@@ -283,6 +309,16 @@ class Gateway:
         await public.stop(self.settings.gateway_drain_timeout)
 
 
+def _cluster(settings: Settings, database: Database, name: str, node: str, changes: Changes) -> Cluster | None:
+    """This gateway's place among others; None where its database is its own."""
+    if database.dialect != "postgresql":
+        return None
+    # Here, so that a gateway on SQLite starts without the other one's driver.
+    from onecontainer.gateway.cluster import Cluster
+
+    return Cluster(settings, database, name, node, changes)
+
+
 def _dispatch(
     settings: Settings,
     database: Database,
@@ -316,39 +352,16 @@ def _driver_folders(settings: Settings) -> list[tuple[Path, DriverSource]]:
     return folders + [(path, DriverSource.PLUGIN) for path in settings.driver_paths]
 
 
-async def _sweep(ledger: Ledger, changes: Changes, interval: float) -> None:
-    """Looks at leases, timeouts and retries, for ever."""
+async def _sweep(ledger: Ledger, changes: Changes, leadership: Leadership, interval: float) -> None:
+    """Looks at leases, timeouts and retries, for ever; of several gateways one at a time."""
     while True:
         try:
-            outcome = await ledger.sweep()
-            changes.publish(outcome.changed)
+            if leadership.held:
+                outcome = await ledger.sweep()
+                changes.publish(outcome.changed)
         except Exception:  # a database that is away for a moment must not end the sweeps
             log.exception("the job sweeper failed; it goes on")
         await asyncio.sleep(interval)
-
-
-class _Tasks:
-    """Background tasks that end with their context; one that fails is told of."""
-
-    def __init__(self) -> None:
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> _Tasks:
-        return self
-
-    def start(self, work: Awaitable[None], name: str) -> None:
-        async def run() -> None:
-            try:
-                await work
-            except Exception:
-                log.exception("%s ended", name)
-
-        self._tasks.append(asyncio.create_task(run(), name=name))
-
-    async def __aexit__(self, *_exc: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def serve(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from onecontainer.settings import private_folder
 
 LOCK_FILE = "gateway.lock"
 NOTE_FILE = "gateway.json"
+NODE_FILE = "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,16 @@ class DataFolder:
         self._lock = lock
         (self.path / NOTE_FILE).unlink(missing_ok=True)
         return self
+
+    @property
+    def node(self) -> str:
+        """The folder's own name among those of other gateways, made the first time that it is asked for."""
+        path = self.path / NODE_FILE
+        if not path.exists():
+            draft = self.path / (NODE_FILE + ".new")
+            draft.write_text(uuid.uuid4().hex)
+            draft.replace(path)
+        return path.read_text()
 
     def tell(self, note: Note) -> None:
         """Writes the note, whole or not at all."""

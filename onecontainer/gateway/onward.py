@@ -18,7 +18,7 @@ from onecontainer.errors import (
 )
 from onecontainer.jobs.directory import Entry
 from onecontainer.rpc import status
-from onecontainer.rpc.server import Context
+from onecontainer.rpc.server import Context, header
 from onecontainer.sidecars.model import Endpoint
 
 # Not passed on: credentials are for this hop only, and the keys that this hop itself sets must not be the caller's to choose.
@@ -29,6 +29,7 @@ _DROPPED = frozenset(
         "onecontainer-service",
         "onecontainer-instance",
         "onecontainer-principal",
+        "onecontainer-forwarded-by",
         "te",
         "content-type",
     }
@@ -42,6 +43,10 @@ _EXPLAINED_BY_CODE: dict[Code, type[OneContainerError]] = {
     # Ours was not cancelled, so the connection to the sidecar was.
     Code.CANCELLED: DriverUnreachable,
 }
+FORWARDED_KEY = "onecontainer-forwarded-by"
+"""The gateway that has sent a call on to the one that owns the service's sidecar."""
+# Between gateways the caller's credentials go on: the owner authenticates the caller itself.
+_HOP_ONLY = _DROPPED - {"authorization"}
 RETRY_AFTER = 0.5
 """Seconds after which a call that met a dead sidecar may be sent again: its supervisor restarts it meanwhile."""
 
@@ -58,6 +63,8 @@ def shortened(remaining: float, margin: float) -> float:
 
 def metadata(received: Any, endpoint: Endpoint, service: str, principal: str) -> tuple[tuple[str, str | bytes], ...]:
     """The caller's metadata, with what the sidecar has to know of the hop."""
+    if endpoint.forwards:
+        return (*forwarded(received), *endpoint.metadata, ("onecontainer-service", service))
     passed = [(key, value) for key, value in received if key not in _DROPPED and not key.startswith("grpc-")]
     return (
         *passed,
@@ -65,6 +72,20 @@ def metadata(received: Any, endpoint: Endpoint, service: str, principal: str) ->
         ("onecontainer-service", service),
         ("onecontainer-principal", principal),
     )
+
+
+def forwarded(received: Any) -> tuple[tuple[str, str | bytes], ...]:
+    """The caller's metadata as it goes on to another gateway."""
+    return tuple((key, value) for key, value in received if key not in _HOP_ONLY and not key.startswith("grpc-"))
+
+
+def refuse_second_hop(received: Any) -> None:
+    """Raises DriverUnreachable for a call that another gateway has sent here, and that would have to go on."""
+    sender = header(received, FORWARDED_KEY)
+    if sender:
+        raise DriverUnreachable(
+            f"the sidecar is just changing hands: {sender} took this gateway for its owner", retry_after=RETRY_AFTER
+        )
 
 
 async def pass_initial(context: Context, rpc: Any) -> None:

@@ -140,7 +140,7 @@ class Relay(grpc.GenericRpcHandler):
                 # The job's worker has the request alone, without this call's metadata.
                 request += route_pb2.Route(service=entry.name).SerializeToString()
             return await self._long_call(entry.name, name, request, call)
-        endpoint = self._endpoint(entry, name)
+        endpoint = self._endpoint(entry, name, metadata)
         multicallable: Any = endpoint.calls.get(path)
         if multicallable is None:
             multicallable = endpoint.calls[path] = endpoint.channel.unary_unary(path)
@@ -170,7 +170,7 @@ class Relay(grpc.GenericRpcHandler):
                 raise FieldRequired("service", "is required: in the first message, or as metadata onecontainer-service")
         self._admit(name, first)
         entry = self._route(first, metadata)
-        endpoint = self._endpoint(entry, name)
+        endpoint = self._endpoint(entry, name, metadata)
         multicallable: Any = endpoint.calls.get(path)
         if multicallable is None:
             multicallable = endpoint.calls[path] = _multicallable(endpoint.channel, path, shape)
@@ -232,8 +232,10 @@ class Relay(grpc.GenericRpcHandler):
             raise FieldRequired("service", f"is required: in the request, or as metadata {SERVICE_KEY}")
         return self._router.entry(service)
 
-    def _endpoint(self, entry: Entry, name: str) -> Endpoint:
+    def _endpoint(self, entry: Entry, name: str, metadata: Any) -> Endpoint:
         endpoint = self._router.endpoint(entry)
+        if endpoint.forwards:
+            onward.refuse_second_hop(metadata)
         if name not in endpoint.methods:
             raise CapabilityMissing(
                 f"{entry.driver}, the driver of {entry.name}, does not implement {name}; GetDriver lists what it does",

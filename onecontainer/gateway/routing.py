@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from onecontainer.catalog.catalog import Catalog
 from onecontainer.catalog.methods import Method
@@ -16,18 +17,25 @@ from onecontainer.gateway.relay import Shape
 from onecontainer.jobs.directory import Entry
 from onecontainer.jobs.model import Limits
 from onecontainer.sidecars.model import Endpoint, ServiceState
-from onecontainer.sidecars.supervisor import Supervisor
 
 RETRY_AFTER = 1.0
 """Seconds after which a call to a service that is starting may be sent again."""
 
 
-class Routes:
-    """The relay's Router and the jobs' Directory, on the catalog and the supervisor."""
+class Serving(Protocol):
+    """What serves the services now."""
 
-    def __init__(self, catalog: Catalog, supervisor: Supervisor) -> None:
+    def endpoint(self, uid: str) -> Endpoint | None: ...
+
+    def state(self, uid: str) -> tuple[ServiceState, OneContainerError | None]: ...
+
+
+class Routes:
+    """The relay's Router and the jobs' Directory, on the catalog and what serves it."""
+
+    def __init__(self, catalog: Catalog, sidecars: Serving) -> None:
         self._catalog = catalog
-        self._supervisor = supervisor
+        self._sidecars = sidecars
         self._entries: dict[str, tuple[ServiceRecord, Entry]] = {}
         self._shapes: Mapping[str, Shape] = {}
         self.update()
@@ -70,10 +78,10 @@ class Routes:
         return self.entry(service).limits.max_running, self._catalog.resolve(service).job_limits.max_running
 
     def endpoint(self, entry: Entry) -> Endpoint:
-        endpoint = self._supervisor.endpoint(entry.uid)
+        endpoint = self._sidecars.endpoint(entry.uid)
         if endpoint is not None:
             return endpoint
-        state, error = self._supervisor.state(entry.uid)
+        state, error = self._sidecars.state(entry.uid)
         if state is ServiceState.UNASSIGNED or entry.methods is None:
             raise DriverNotAvailable(
                 f"{entry.name} has no driver; call MatchDrivers to see which fit, then AssignDriver",
@@ -85,14 +93,14 @@ class Routes:
 class JobDirectory:
     """Services as jobs see them: with what the running sidecar says it implements."""
 
-    def __init__(self, routes: Routes, supervisor: Supervisor) -> None:
+    def __init__(self, routes: Routes, sidecars: Serving) -> None:
         self._routes = routes
-        self._supervisor = supervisor
+        self._sidecars = sidecars
         self._entries: dict[str, tuple[Entry, frozenset[str], Entry]] = {}
 
     def entry(self, service: str) -> Entry:
         entry = self._routes.entry(service)
-        endpoint = self._supervisor.endpoint(entry.uid)
+        endpoint = self._sidecars.endpoint(entry.uid)
         if endpoint is None:
             return entry
         cached = self._entries.get(service)

@@ -121,6 +121,18 @@ class Changes:
         for callback in self._on_work:
             callback(service_uid)
 
+    def watched(self) -> list[str]:
+        """Jobs that somebody watches."""
+        return list(self._jobs)
+
+    def awaited(self) -> list[str]:
+        """Jobs whose end somebody waits for, among many."""
+        return [job for job, rolls in self._rolls.items() if any(job in roll.left for roll in rolls)]
+
+    def waited_for(self) -> list[str]:
+        """Services (uids) whose jobs somebody waits for."""
+        return list(self._queues)
+
     @contextmanager
     def of_job(self, job: str) -> Iterator[Bell]:
         """Rings at each change of one job."""

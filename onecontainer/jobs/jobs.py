@@ -257,7 +257,7 @@ class Jobs:
                         await self._delivered(view)
                 if view.row.state in TERMINAL:
                     return
-                # The ring is only a hint: a change through another gateway rings here late, or not at all.
+                # The ring is only a hint.
                 await self.changes.next_of(bell, 5.0)
 
     async def wait(self, job: str, timeout: float | None) -> JobView:

@@ -124,6 +124,10 @@ class JobLeaseServicer:
             if self._streams.get(worker.instance) is stream:
                 del self._streams[worker.instance]
 
+    def connected(self) -> list[str]:
+        """Instances whose report stream ends here."""
+        return list(self._streams)
+
     def stop_claiming(self, instance: str) -> None:
         """Tells an instance to claim nothing more."""
         stream = self._streams.get(instance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -31,6 +31,8 @@ from onecontainer.jobs.model import LEASED, SECOND, TERMINAL, CancelMode, NewJob
 from onecontainer.jobs.tables import IN_LEASE, LIVE, NONE, QUEUED, WAITING, dead_letters, facts, jobs, request_ids
 
 T = TypeVar("T")
+Tell = Callable[[Connection, Sequence[Changed], Collection[str]], None]
+"""Tells others of changes, and of services that may have jobs to take, when the transaction commits."""
 LAST_SWEEP = "last_sweep"
 _DATABASE_NOW = sa.select(
     sa.cast(sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp()) * SECOND), sa.BigInteger)
@@ -55,10 +57,12 @@ class SqlLedger:
         rng: random.Random | None = None,
         database_clock: bool | None = None,
         record_events: bool = False,
+        tell: Tell | None = None,
     ) -> None:
         """Durations in seconds: of a lease, how long ended jobs are kept, and how long request_ids are.
 
-        With ``record_events`` each transition goes to the outbox of events in its transaction.
+        With ``record_events`` each transition goes to the outbox of events in its transaction. ``tell`` takes part in each as
+        well: other gateways are to hear of it.
 
         One clock judges leases: the database's where several gateways share it (``database_clock``; by default on
         PostgreSQL), else ``clock``.
@@ -71,11 +75,12 @@ class SqlLedger:
         self._request_id_retention = int(request_id_retention * SECOND)
         self._rng = rng or random.Random()
         self._record_events = record_events
+        self._tell = tell
         self._database_clock = database.dialect == "postgresql" if database_clock is None else database_clock
 
     async def _write(self, fn: Callable[[Connection], T]) -> T:
-        """One write transaction; what it changes goes to the outbox of events with it."""
-        if not self._record_events:
+        """One write transaction; what it changes goes to the outbox of events with it, and other gateways are told."""
+        if not self._record_events and self._tell is None:
             return await self._database.write(fn)
 
         def run(connection: Connection) -> T:
@@ -86,7 +91,10 @@ class SqlLedger:
                 else result
             )
             if isinstance(outcome, Outcome) and outcome.changed:
-                sql_outbox.record_events(connection, outcome.changed, (), self._now(connection))
+                if self._record_events:
+                    sql_outbox.record_events(connection, outcome.changed, (), self._now(connection))
+                if self._tell is not None:
+                    self._tell(connection, outcome.changed, ())
             return result
 
         return await self._database.write(run)
@@ -103,6 +111,8 @@ class SqlLedger:
             if self._record_events:
                 made = [job for job, answer in zip(new, answers, strict=True) if answer.id == job.id]
                 sql_outbox.record_events(connection, (), made, now)
+            if self._tell is not None:
+                self._tell(connection, (), {job.service_uid for job in new})
             return answers
 
         return await self._database.write(run)

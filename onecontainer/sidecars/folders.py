@@ -27,13 +27,15 @@ class InstanceFolders:
 
 
 class Folders:
-    """Makes and removes folders below the data folder; sockets are below `run_dir`, whose path must be short.
+    """Makes and removes folders below the data folder; sockets are below `run_dir`, whose path must be short. What services keep is
+    in `state_dir`, by default in the data folder too.
 
     All are 0700: sockets, tokens and secrets are in them.
     """
 
-    def __init__(self, data_dir: Path, run_dir: Path) -> None:
+    def __init__(self, data_dir: Path, run_dir: Path, state_dir: Path | None = None) -> None:
         self._data_dir = data_dir
+        self._state_dir = state_dir if state_dir is not None else data_dir / "state"
         self._run_dir = run_dir / "sidecars"
         self._logs = data_dir / "logs" / "sidecars"
 
@@ -46,7 +48,7 @@ class Folders:
             path.unlink(missing_ok=True)
 
     def state(self, uid: str) -> Path:
-        return self._data_dir / "state" / uid
+        return self._state_dir / uid
 
     def log(self, instance: str) -> Path:
         return self._logs / f"{_last(instance)}.log"

@@ -68,7 +68,7 @@ class Keeper:
         self._end(drain)
 
     def close(self) -> None:
-        """The gateway stops: its own sidecars end, those of others go on as they are."""
+        """The gateway stops, or leaves the service to another one: its own sidecars end, those of others go on as they are."""
         self._closing = True
         self._end(0)
 

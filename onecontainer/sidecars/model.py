@@ -162,7 +162,8 @@ class Target:
 
 @dataclass(slots=True)
 class Endpoint:
-    """A sidecar that takes calls. `calls` is the relay's own cache of multicallables, gone with the channel."""
+    """A sidecar that takes calls, or with `forwards` the gateway that has it. `calls` is the relay's own cache of multicallables,
+    gone with the channel."""
 
     instance: str
     channel: grpc.aio.Channel
@@ -170,6 +171,7 @@ class Endpoint:
     methods: frozenset[str]
     max_message_bytes: int
     calls: dict[Any, Any] = field(default_factory=dict)
+    forwards: bool = False
 
 
 @dataclass(frozen=True, slots=True)

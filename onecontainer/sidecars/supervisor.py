@@ -147,6 +147,17 @@ class Supervisor:
         if keeper is None:
             return
         keeper.remove(drain)
+        await self._gone(uid, keeper)
+
+    async def release(self, uid: str) -> None:
+        """Leaves the service to another gateway: a sidecar of our own ends, somebody else's goes on as it is. Idempotent."""
+        keeper = self._keepers.get(uid)
+        if keeper is None:
+            return
+        keeper.close()
+        await self._gone(uid, keeper)
+
+    async def _gone(self, uid: str, keeper: Keeper) -> None:
         await keeper.done.wait()
         if self._keepers.get(uid) is keeper:
             del self._keepers[uid]

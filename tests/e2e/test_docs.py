@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.postgresql import private_postgresql
 from tests.fixtures.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,22 +38,21 @@ def squeezed(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text)
 
 
-def test_the_tutorial_runs(tmp_path: Path) -> None:
-    tutorial = steps(ROOT / "docs" / "tutorial.md")
-    assert len(tutorial) > 15
-    (tmp_path / "drivers").symlink_to(ROOT / "drivers")
+def run_page(name: str, folder: Path, variables: dict[str, str], *, least: int, stop: list[str]) -> None:
+    """Runs the commands of a page in a folder; then, whatever came of them, those that stop what they started."""
+    page = steps(ROOT / "docs" / name)
+    assert len(page) > least
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "ONECONTAINER_DATA_DIR": str(tmp_path / "data"),
-        "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}",
         "COLUMNS": "200",
+        **variables,
     }
 
     def run(command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["bash", "-c", command],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -62,7 +62,14 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
         )
 
     try:
-        for step in tutorial:
+        for step in page:
+            exported = step.command.removeprefix("export ")
+            if exported != step.command:
+                # What a reader's shell would remember.
+                for assignment in exported.split():
+                    variable, _, value = run(f"echo {assignment}").stdout.strip().partition("=")
+                    environment[variable] = value
+                continue
             result = run(step.command)
             said = result.stdout + result.stderr
             # What `doctor` finds is this machine's business; that it runs is ours.
@@ -71,7 +78,24 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
             for line in step.expected:
                 assert squeezed(line) in squeezed(said), f"$ {step.command}\n{said}"
     finally:
-        run("oca down")
+        for command in stop:
+            run(command)
+
+
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    (tmp_path / "drivers").symlink_to(ROOT / "drivers")
+    variables = {
+        "ONECONTAINER_DATA_DIR": str(tmp_path / "data"),
+        "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+    run_page("tutorial.md", tmp_path, variables, least=15, stop=["oca down"])
+
+
+def test_several_gateways_run(tmp_path: Path) -> None:
+    with private_postgresql() as place:
+        variables = {name: f"127.0.0.1:{free_port()}" for name in ("ONE", "TWO")} | {"PG": place}
+        stop = ["oca down --data-dir one", "oca down --data-dir two"]
+        run_page("several-gateways.md", tmp_path, variables, least=8, stop=stop)
 
 
 def test_links_between_pages_lead_somewhere() -> None:

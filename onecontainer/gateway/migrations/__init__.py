@@ -8,14 +8,17 @@ import sqlalchemy as sa
 
 from onecontainer.errors import StateInvalid
 
+LOCK = 0x6F636D67
+
 
 def metadata() -> list[sa.MetaData]:
     """The tables of all features."""
     from onecontainer.artifacts import sql as artifacts
     from onecontainer.catalog import sql as catalog
+    from onecontainer.cluster import sql as cluster
     from onecontainer.jobs import tables as jobs
 
-    return [catalog.metadata, jobs.metadata, artifacts.metadata]
+    return [catalog.metadata, jobs.metadata, artifacts.metadata, cluster.metadata]
 
 
 def upgrade(engine: sa.Engine) -> None:
@@ -31,6 +34,9 @@ def upgrade(engine: sa.Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            # Of several gateways that start together one migrates, and the others find it done.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK}, hashtext(current_schema()))")
         config.attributes["connection"] = connection
         try:
             command.upgrade(config, "head")

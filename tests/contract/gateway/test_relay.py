@@ -39,6 +39,8 @@ from tests.fakes.routes import FakeLongRunning, FakeMethod, FakeRouter
 
 CAT = route_pb2.Route(service="services/cat").SerializeToString()
 LIMIT = 1024 * 1024
+FORWARDED = (("onecontainer-forwarded-by", "gateways/here"),)
+THERE = route_pb2.Route(service="services/there").SerializeToString()
 SHAPES = {"Unary": (False, False), "Down": (False, True), "Up": (True, False), "Both": (True, True)}
 
 
@@ -106,7 +108,7 @@ class Bench:
         methods["test.Echo/Long"] = FakeMethod("test.Echo/Long", long_running=FakeLongRunning())
         methods["test.Echo/Missing"] = FakeMethod("test.Echo/Missing")
         self.router = FakeRouter(dict(methods))
-        self.tokens: dict[str, str] = {}
+        self.tokens: dict[str, str] = {"s3cret": "alice"}
         self.anonymous: str | None = "local"
 
     async def __aenter__(self) -> Bench:
@@ -130,6 +132,8 @@ class Bench:
         self.router.endpoints = {
             "services/cat": Endpoint("sidecars/cat-1", channel, own, implemented, LIMIT),
             "services/new": None,
+            # Another gateway has this one's sidecar.
+            "services/there": Endpoint("sidecars/there-1", channel, FORWARDED, implemented, LIMIT, forwards=True),
         }
 
         async def long_call(service: str, method: str, request: bytes, call: Any) -> bytes:
@@ -218,6 +222,29 @@ async def test_metadata_passes_on_but_not_credentials(bench: Bench, name: str) -
     assert seen["authorization"] == "Bearer of-the-instance"
     assert ("said-last", "bye") in tuple(await rpc.trailing_metadata())
     assert ("said-first", "hello") in tuple(await rpc.initial_metadata())
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+async def test_to_another_gateway_a_call_goes_with_its_callers_credentials(bench: Bench, name: str) -> None:
+    """It authenticates the caller itself; whom this one took him for is not for it."""
+    await bench.call(name, THERE, authorization="Bearer s3cret", onecontainer_principal="root", x_own="1")
+    seen = bench.sidecar.metadata
+    assert seen["authorization"] == "Bearer s3cret"
+    assert seen["onecontainer-forwarded-by"] == "gateways/here"
+    assert seen["onecontainer-service"] == "services/there"
+    assert seen["x-own"] == "1"
+    assert "onecontainer-principal" not in seen
+    assert "onecontainer-instance" not in seen
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+async def test_a_call_from_another_gateway_goes_to_no_third_one(bench: Bench, name: str) -> None:
+    with pytest.raises(DriverUnreachable, match="changing hands") as raised:
+        await bench.call(name, THERE, authorization="Bearer s3cret", onecontainer_forwarded_by="gateways/other")
+    assert raised.value.retry_after
+    # A sidecar of this gateway does not learn of the hop.
+    await bench.call(name, CAT, authorization="Bearer s3cret", onecontainer_forwarded_by="gateways/other")
+    assert "onecontainer-forwarded-by" not in bench.sidecar.metadata
 
 
 @pytest.mark.parametrize("name", list(SHAPES))

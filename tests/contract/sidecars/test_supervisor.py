@@ -333,6 +333,28 @@ async def test_the_token_of_an_attached_sidecar_stands_for_it_as_long_as_it_is_t
     assert bench.supervisor.authenticate("another") is None
 
 
+async def test_a_service_left_to_another_gateway_ends_here_but_an_attached_sidecar_goes_on(
+    bench, stranger: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "token").write_text("the-stranger")
+    (tmp_path / "secrets" / "token").chmod(0o600)
+    runtime = RuntimeSpec(RuntimeKind.ATTACHED, endpoint=f"unix:{stranger}", token_secret="secrets/token")
+    await bench.supervisor.apply(bench.target("u1", runtime=runtime))
+    await bench.supervisor.apply(bench.target("u2"))
+    await bench.ready("u1")
+    own = int(bench.supervisor.sidecar(await bench.ready("u2")).runtime_id)
+    for uid in ("u1", "u2", "never-there"):
+        await bench.supervisor.release(uid)
+        assert bench.supervisor.state(uid) == (ServiceState.UNASSIGNED, None)
+    # The other gateway has attached it meanwhile: a Detach from here would take it away.
+    events = [line.split()[0] for line in (tmp_path / "stranger-state" / "events").read_text().splitlines()]
+    assert events == ["start", "attach"]
+    assert not Path(f"/proc/{own}").exists()
+    await bench.supervisor.apply(bench.target("u2"))
+    await bench.ready("u2")
+
+
 async def test_calls_in_flight_fail_as_unavailable_when_the_sidecar_dies(bench) -> None:
     await bench.supervisor.apply(bench.target())
     instance = await bench.ready()
