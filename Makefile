@@ -97,6 +97,12 @@ test: lint type check-protos check-docs ## Everything that must be green before 
 test-full: lint type check-protos check-docs ## Like test, with the slow tests
 	$(PYTEST)
 
+# A run can be played again: make faults SEED=7
+.PHONY: faults
+faults: setup ## kill -9 of gateway, driver and broker under load, and a rebalance storm (half an hour)
+	$(BIN)/python -m tests.faults.matrix $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.faults.storm $(if $(SEED),--seed $(SEED))
+
 # --- to look at --------------------------------------------------------------------------------------------------------
 
 .PHONY: demo

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 0.05
 """Offsets are committed so often at the most."""
+COMMIT_TIMEOUT = 3.0
+CLOSE_TIMEOUT = 3.0
+"""So long a broker that is away may hold up a commit, and the end of the consumer: aiokafka would wait for it."""
 PAUSED_SECONDS = 0.5
 READ_MS = 500
 LEAST_READ_AHEAD = 16
@@ -197,14 +200,15 @@ class KafkaSource:
                 if room <= 0:
                     # It goes on being polled, or it would be taken for dead and lose its partitions.
                     consumer.pause(*consumer.assignment())
-                    await consumer.getmany(timeout_ms=0)
                     self._taken.clear()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(PAUSED_SECONDS):
                             await self._taken.wait()
-                    continue
-                consumer.resume(*consumer.paused())
-                found = await consumer.getmany(timeout_ms=READ_MS, max_records=room)
+                    # A rebalance in this moment brings partitions that are not paused: what comes of them is kept.
+                    found = await consumer.getmany(timeout_ms=0, max_records=LEAST_READ_AHEAD)
+                else:
+                    consumer.resume(*consumer.paused())
+                    found = await consumer.getmany(timeout_ms=READ_MS, max_records=room)
                 for records in found.values():
                     for record in records:
                         self._take(record)
@@ -213,7 +217,9 @@ class KafkaSource:
             await asyncio.wait((committing,))
             with suppress(KafkaError, OSError):
                 await self._commit(consumer)
-            await consumer.stop()
+            with suppress(KafkaError, OSError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await consumer.stop()
 
     def _take(self, record: ConsumerRecord[bytes | None, bytes | None]) -> None:
         partition = TopicPartition(record.topic, record.partition)
@@ -287,7 +293,8 @@ class KafkaSource:
         }
         if not offsets:
             return
-        await consumer.commit(offsets)
+        async with asyncio.timeout(COMMIT_TIMEOUT):
+            await consumer.commit(offsets)
         for partition, offset in offsets.items():
             if self._offsets.get(partition) == offset:
                 del self._offsets[partition]

@@ -82,10 +82,22 @@ def published(connection: Connection, rows: Iterable[tuple[int, int]], now: int)
         _MARKS.run(connection, marks)
 
 
-def publish_again(connection: Connection, before: int) -> int:
-    """What was published before then and is still unclaimed goes to the broker again, with the same fence; how many."""
-    result = connection.execute(jobs.update().where(PUBLISHED, jobs.c.published_time < before).values(published_time=0))
-    return result.rowcount
+def unclaimed_services(connection: Connection, before: int) -> list[tuple[str, str]]:
+    """Services (name, uid) with jobs that were published before then and are still unclaimed."""
+    query = sa.select(jobs.c.service, jobs.c.service_uid).where(PUBLISHED, jobs.c.published_time < before).distinct()
+    return [(row.service, row.service_uid) for row in connection.execute(query)]
+
+
+def publish_again(connection: Connection, service_uid: str, before: int, slots: int) -> int:
+    """What was published before then and is still unclaimed goes to the broker again, with the same fence; how many.
+
+    None while all slots of the service are taken. Its jobs wait for a slot then, they are not lost: of jobs that take hours
+    there would be a record a minute, each of which is read, asked for and skipped before the next job can begin.
+    """
+    if int(connection.scalar(_RUNNING, {"uid": service_uid}) or 0) >= slots:
+        return 0
+    unclaimed = (jobs.c.service_uid == service_uid, PUBLISHED, jobs.c.published_time < before)
+    return connection.execute(jobs.update().where(*unclaimed).values(published_time=0)).rowcount
 
 
 def oldest_events(connection: Connection, limit: int) -> list[Any]:
@@ -151,8 +163,11 @@ class SqlOutbox:
     async def published(self, rows: Sequence[tuple[int, int]]) -> None:
         await self._database.write(lambda c: published(c, rows, self._clock.now()))
 
-    async def publish_again(self, before: int) -> int:
-        return await self._database.write(lambda c: publish_again(c, before))
+    async def unclaimed_services(self, before: int) -> list[tuple[str, str]]:
+        return await self._database.read(lambda c: unclaimed_services(c, before))
+
+    async def publish_again(self, service_uid: str, before: int, slots: int) -> int:
+        return await self._database.write(lambda c: publish_again(c, service_uid, before, slots))
 
     async def oldest_events(self, limit: int) -> list[Any]:
         return await self._database.read(lambda c: oldest_events(c, limit))

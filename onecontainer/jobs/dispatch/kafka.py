@@ -16,7 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+from aiokafka.errors import KafkaError, NoError, TopicAlreadyExistsError, for_code
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.event.v1 import event_pb2
@@ -152,9 +152,14 @@ class KafkaDispatch:
                 log.warning(
                     "the broker does not answer (%s); jobs wait in the ledger, next try in %.1f s", error, backoff
                 )
+            except Exception:
+                # A database that is away for a moment, or a defect, must not end the publishing for good.
+                log.exception("publishing failed; jobs wait in the ledger, next try in %.1f s", backoff)
             finally:
                 # What was on its way goes again.
                 self._sent.clear()
+                # A topic that was there may be what is missing now.
+                self._topics.clear()
                 self.reachable = False
                 await _stop(producer)
             await asyncio.sleep(backoff)
@@ -177,7 +182,7 @@ class KafkaDispatch:
             if loop.time() >= look:
                 look = loop.time() + LOOK_AGAIN
                 await self._mark(loop.time() - MARK_AFTER)
-                await self._outbox.publish_again(self._clock.now() - UNCLAIMED)
+                await self._publish_again()
                 self._names.update((uid, name) for name, uid in await self._outbox.waiting_services())
                 self._touched |= self._names.keys()
             touched, self._touched = self._touched, set()
@@ -190,6 +195,16 @@ class KafkaDispatch:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, look - loop.time())):
                         await self._wake.wait()
+
+    async def _publish_again(self) -> None:
+        """Takes back what has been on the broker for so long that its record may be lost."""
+        before = self._clock.now() - UNCLAIMED
+        for service, service_uid in await self._outbox.unclaimed_services(before):
+            try:
+                slots, _ = self._limits(service)
+            except OneContainerError:
+                continue  # it is gone, and its jobs have been ended
+            await self._outbox.publish_again(service_uid, before, slots)
 
     async def _publish_events(self, producer: AIOKafkaProducer) -> None:
         while True:
@@ -266,8 +281,12 @@ class KafkaDispatch:
             # The events are for whoever reads them, as long as the broker keeps records; work is of use for a minute.
             kept = {} if topic == EVENTS_TOPIC else WORK_TOPIC
             new = NewTopic(topic, self._settings.partitions, self._settings.replication_factor, topic_configs=kept)
-            with suppress(TopicAlreadyExistsError):
-                await admin.create_topics([new])
+            answer: Any = await admin.create_topics([new])
+            # The client raises nothing for a topic that was refused.
+            for name, code, *message in answer.topic_errors:
+                error = for_code(code)
+                if error not in (NoError, TopicAlreadyExistsError):
+                    raise error(f"the topic {name} cannot be made: {error.__name__} {' '.join(filter(None, message))}")
             (found,) = await admin.describe_topics([topic])
         finally:
             await admin.close()

@@ -63,9 +63,25 @@ async def test_what_stays_unclaimed_is_published_again_with_the_same_fence(desk:
     await publish(outbox)
     await desk.ledger.claim_records(WORKER, [(claimed, 1)], 100)
     desk.clock.advance(61)
-    assert await outbox.publish_again(desk.clock.now() - 60_000_000) == 1
+    before = desk.clock.now() - 60_000_000
+    assert await outbox.unclaimed_services(before) == [(SERVICE, UID)]
+    assert await outbox.publish_again(UID, before, 2) == 1
+    assert await outbox.unclaimed_services(before) == []
     (row,) = await outbox.to_publish(UID, 100, 0)
     assert (row.id, row.fence) == (unclaimed, 1)
+
+
+async def test_what_waits_for_a_slot_is_not_published_again(desk: Desk, outbox: SqlOutbox) -> None:
+    claimed, _ = await desk.create(), await desk.create()
+    await publish(outbox)
+    answers, _ = await desk.ledger.claim_records(WORKER, [(claimed, 1)], 100)
+    desk.clock.advance(3600)
+    before = desk.clock.now() - 60_000_000
+    assert await outbox.publish_again(UID, before, 1) == 0
+    assert await outbox.publish_again("uid-other", before, 1) == 0
+    assert isinstance(answers[0], Granted)
+    await desk.succeed(answers[0])
+    assert await outbox.publish_again(UID, before, 1) == 1
 
 
 async def test_one_that_was_claimed_before_its_record_is_noted_is_left_alone(desk: Desk, outbox: SqlOutbox) -> None:
