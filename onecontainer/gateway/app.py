@@ -18,7 +18,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from onecontainer import __version__
 from onecontainer.api.artifact.v1 import artifact_pb2
-from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.api.driver.v1 import driver_pb2, registration_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2, job_service_pb2
 from onecontainer.api.management.v1 import management_service_pb2
 from onecontainer.artifacts.artifacts import Artifacts
@@ -35,7 +35,7 @@ from onecontainer.database import Database
 from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
 from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
-from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch
+from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch, RegistrationTokenOnly
 from onecontainer.gateway.listeners import bind_internal, bind_public, check_free, new_server, public_authenticator
 from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
@@ -60,7 +60,10 @@ from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.runtimes.attached import AttachedRuntime
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
+from onecontainer.sidecars.servicer import RegistrationServicer
 from onecontainer.sidecars.supervisor import Supervisor
+from onecontainer.sidecars.tokens import registration_token
+from onecontainer.sidecars.workers import RegisteredWorkers
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ class Gateway:
         self._log_file = log_file
         self._name = f"gateways/{uuid.uuid4().hex[:12]}"
         self._draining = False
+        self._started = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Gateway:
@@ -119,6 +123,21 @@ class Gateway:
         def limits(service: str) -> tuple[int, int]:
             return routes.job_limits(service)  # there by the time that it is asked
 
+        def target_of(service: str) -> Target:
+            return routes.target(service)
+
+        def worker_changed(uid: str) -> None:
+            supervisor.tell(uid)
+
+        registration = registration_token(settings.registration_token_file)
+        workers = RegisteredWorkers(
+            registration,
+            target_of=target_of,
+            clock=clock,
+            lease=settings.lease_duration,
+            on_change=worker_changed,
+        )
+
         dispatch, publishing = _dispatch(settings, database, ledger, changes, clock, secrets, limits)
 
         def job_source(target: Target) -> driver_pb2.JobSource:
@@ -138,6 +157,7 @@ class Gateway:
             clock=clock,
             policy=Policy.of(settings),
             job_source=job_source,
+            workers=workers,
         )
         catalog = Catalog(
             SqlCatalogStore(database),
@@ -148,7 +168,7 @@ class Gateway:
             driver_folders=_driver_folders(settings),
             drain_timeout=settings.drain_timeout,
         )
-        routes = Routes(catalog, supervisor)
+        routes = Routes(catalog, supervisor, workers)
         directory = JobDirectory(routes, supervisor)
         jobs = Jobs(
             ledger,
@@ -164,7 +184,7 @@ class Gateway:
             changes,
             dispatch,
             self._name,
-            lambda service: routes.entry(service).limits.max_running,
+            lambda service: limits(service)[0],
         )
 
         tasks = _Tasks()
@@ -177,12 +197,19 @@ class Gateway:
         tasks.start(sweeper.run(settings.artifact_sweep_interval), "artifact sweeper")
 
         lease_servicer = JobLeaseServicer(ledger, changes, dispatch, watch.worker_of, lease=settings.lease_duration)
-        internal = self._internal_server(supervisor, lease_servicer, artifacts)
+        internal = self._internal_server(
+            supervisor,
+            lease_servicer,
+            artifacts,
+            RegistrationServicer(workers, job_source),
+            RegistrationTokenOnly(registration),
+        )
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
 
         await stack.enter_async_context(supervisor)
         await catalog.start()
+        self._started = True
 
         public, health_servicer = self._public_server(catalog, routes, jobs, artifacts)
         await public.start()
@@ -206,16 +233,30 @@ class Gateway:
             return None
         return Draining("the gateway is stopping; call again, the next one answers", retry_after=2.0)
 
+    def _internal_refusal(self, method: str) -> BaseException | None:
+        if self._started:
+            return self._refusal(method)
+        return Draining("the gateway is starting and does not know its services yet; call again", retry_after=0.2)
+
     def _internal_server(
-        self, supervisor: Supervisor, leases: JobLeaseServicer, artifacts: Artifacts
+        self,
+        supervisor: Supervisor,
+        leases: JobLeaseServicer,
+        artifacts: Artifacts,
+        registrations: RegistrationServicer,
+        registration_tokens: RegistrationTokenOnly,
     ) -> grpc.aio.Server:
         authenticator = InstanceTokensOnly(supervisor)
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
+        registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
         server = new_server(
             self.settings,
             [
                 service_handler(leases, lease_service, authenticator),
                 service_handler(ArtifactServicer(artifacts, internal=True), PUBLIC_SERVICES[2], authenticator),
+                service_handler(
+                    registrations, registration_service, registration_tokens, unless=self._internal_refusal
+                ),
             ],
         )
         bind_internal(server, self.settings.internal_listen)

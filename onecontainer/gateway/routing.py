@@ -15,8 +15,9 @@ from onecontainer.errors import DriverNotAvailable, DriverUnreachable, OneContai
 from onecontainer.gateway.relay import Shape
 from onecontainer.jobs.directory import Entry
 from onecontainer.jobs.model import Limits
-from onecontainer.sidecars.model import Endpoint, ServiceState
+from onecontainer.sidecars.model import Endpoint, ServiceState, Target
 from onecontainer.sidecars.supervisor import Supervisor
+from onecontainer.sidecars.workers import RegisteredWorkers
 
 RETRY_AFTER = 1.0
 """Seconds after which a call to a service that is starting may be sent again."""
@@ -25,9 +26,10 @@ RETRY_AFTER = 1.0
 class Routes:
     """The relay's Router and the jobs' Directory, on the catalog and the supervisor."""
 
-    def __init__(self, catalog: Catalog, supervisor: Supervisor) -> None:
+    def __init__(self, catalog: Catalog, supervisor: Supervisor, workers: RegisteredWorkers) -> None:
         self._catalog = catalog
         self._supervisor = supervisor
+        self._workers = workers
         self._entries: dict[str, tuple[ServiceRecord, Entry]] = {}
         self._shapes: Mapping[str, Shape] = {}
         self.update()
@@ -66,8 +68,19 @@ class Routes:
         return Entry(record.name, record.uid, methods, None, limits, record.assigned_driver)
 
     def job_limits(self, service: str) -> tuple[int, int]:
-        """Slots that a service's sidecar announces, and how many jobs may run at once if its operator limits that (0: not)."""
-        return self.entry(service).limits.max_running, self._catalog.resolve(service).job_limits.max_running
+        """How many jobs of a service may run at once, and the same if it is its operator who limits that (0: not).
+
+        Without such a limit each slot counts, of its sidecar and of the workers that registered.
+        """
+        entry, limit = self.entry(service), self._catalog.resolve(service).job_limits.max_running
+        return entry.limits.max_running + (0 if limit else self._workers.slots(entry.uid)), limit
+
+    def target(self, service: str) -> Target:
+        """What a service runs on. Raises ResourceNotFound, and DriverNotAvailable if it has no driver."""
+        target = self._supervisor.target(self._catalog.resolve(service).uid)
+        if target is None:
+            raise DriverNotAvailable(f"{service} has no driver; call MatchDrivers, then AssignDriver")
+        return target
 
     def endpoint(self, entry: Entry) -> Endpoint:
         endpoint = self._supervisor.endpoint(entry.uid)
