@@ -12,7 +12,7 @@ import grpc
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.clock import Clock
-from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError
+from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError, Reason
 from onecontainer.rpc.manifest import secret_names
 from onecontainer.sidecars.conversation import Conversation
 from onecontainer.sidecars.folders import Folders, InstanceFolders
@@ -269,6 +269,9 @@ class Instance:
             if error is not None:
                 continue
             ready, error = await talk.probe()
+            if error is not None and error.reason is Reason.NOT_ATTACHED:
+                # Somebody else's sidecar that was started anew between two looks: attached again by a start of ours.
+                raise self._with_log("the sidecar has been started anew")
             if self.record.state not in (SidecarState.READY, SidecarState.PROBING):
                 continue
             if ready and self.record.state is SidecarState.PROBING:
