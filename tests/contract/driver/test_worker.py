@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from google.protobuf import wrappers_pb2
@@ -16,8 +16,10 @@ from onecontainer import errors
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as pb
 from onecontainer.api.job.v1 import job_pb2
+from onecontainer.driver.attempts import Attempt
 from onecontainer.driver.serve import SidecarServer, serving
 from onecontainer.driver.settings import SidecarSettings
+from onecontainer.driver.worker import SidecarAttempts, Worker
 from onecontainer.rpc.channel import open_channel
 from onecontainer.rpc.status import from_status, to_status
 from tests.contract.driver.conftest import ATTACH, Calls
@@ -292,6 +294,69 @@ async def test_an_attempts_artifacts_belong_to_it(worker: Calls, gateway: FakeGa
     artifact, data = gateway.artifacts[driver.received[0]]
     assert (artifact.filename, artifact.media_type, data) == ("out.txt", "text/plain", b"made by an attempt")
     assert gateway.uploads[0].attempt.job == "jobs/1"
+
+
+class GivesAgain:
+    """A Source whose second answer was made before the first one's job had ended, and comes after that."""
+
+    def __init__(self, gateway: FakeGateway, given: pb.Grant) -> None:
+        self.polls = 0
+        self._gateway = gateway
+        self._given = given
+
+    async def poll(self, free: int, held: object, *, wait: float = 20.0) -> Sequence[pb.Grant]:
+        self.polls += 1
+        if self.polls == 1:
+            return [self._given]
+        if self.polls == 2:
+            await self._gateway.outcome(self._given.job)
+            await in_time(self.settled())
+            return [self._given]
+        await asyncio.sleep(wait)
+        return []
+
+    async def settled(self) -> None:
+        await until(lambda: not self.worker._held)
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+    worker: Worker
+
+
+async def test_what_is_given_again_after_its_end_is_not_run_again(
+    worker: Calls, server: SidecarServer, gateway: FakeGateway, driver: EchoDriver
+) -> None:
+    given = grant("again", text="quick")
+    gateway.leases[given.job, given.fence] = given
+    source = GivesAgain(gateway, given)
+    async with open_channel(gateway.target) as channel:
+        mine = Worker(SidecarAttempts(server.sidecar), lambda _reject: source, channel, GOOD, SLOTS)
+        source.worker = mine
+        mine.start()
+        await in_time(gateway.outcome(given.job))
+        await until(lambda: source.polls == 3)
+        assert not mine._held
+        await mine.close()
+    assert gateway.kinds(given.job).count("succeeded") == 1
+    assert gateway.refused == []
+
+
+async def test_an_attempt_that_is_stopped_as_it_starts_has_an_outcome(
+    worker: Calls, server: SidecarServer, gateway: FakeGateway
+) -> None:
+    outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    request = gateway.keep(b"")
+    # Its sink is not asked for: no handler begins.
+    attempt = Attempt(
+        server.sidecar,
+        grant(request_artifact=request.name),
+        cast(Any, None),
+        lambda _attempt, it: outcome.set_result(it),
+    )
+    attempt.start()
+    attempt.give_back()
+    assert isinstance(await in_time(outcome), pb.Released)
 
 
 async def test_a_request_artifact_that_is_not_there(worker: Calls, gateway: FakeGateway) -> None:
