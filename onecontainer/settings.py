@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=lambda data: data["data_dir"] / "state" if "data_dir" in data else Path())
     """Folder of what drivers keep for their services. Gateways on one PostgreSQL share it, so that a service finds its own
     when another gateway takes over. Default: `state` in the data folder."""
+
     registration_token_file: Path = Field(
         default_factory=lambda data: data["data_dir"] / "registration.token" if "data_dir" in data else Path()
     )
@@ -202,8 +203,14 @@ class Settings(BaseSettings):
     """How messages are written: for people or, one object a line, for machines. Default: `text`."""
 
     @field_validator(
-        *("data_dir", "secrets_dir", "state_dir", "registration_token_file"),
-        *("tls_cert_file", "tls_key_file", "peer_ca_file", "tokens_file"),
+        "data_dir",
+        "secrets_dir",
+        "state_dir",
+        "registration_token_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "peer_ca_file",
+        "tokens_file",
     )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:

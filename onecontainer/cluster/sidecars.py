@@ -130,10 +130,6 @@ class SharedSidecars:
             None,
         )
 
-    def target(self, uid: str) -> Target | None:
-        """What a service is to run on, wherever it does; None if it has no driver."""
-        return self._targets.get(uid)
-
     def endpoint(self, uid: str) -> Endpoint | None:
         """Where calls of the service go: to its sidecar here, or to the gateway that has it; None: there is none now."""
         if uid in self._mine:

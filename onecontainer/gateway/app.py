@@ -67,7 +67,7 @@ from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.servicer import RegistrationServicer
 from onecontainer.sidecars.supervisor import Supervisor
 from onecontainer.sidecars.tokens import registration_token
-from onecontainer.sidecars.workers import RegisteredWorkers
+from onecontainer.sidecars.workers import Post, RegisteredWorkers
 
 if TYPE_CHECKING:
     from onecontainer.gateway.cluster import Cluster
@@ -133,8 +133,8 @@ class Gateway:
         def limits(service: str) -> tuple[int, int]:
             return routes.job_limits(service)  # there by the time that it is asked
 
-        def target_of(service: str) -> Target:
-            return routes.target(service)
+        def post_of(service: str) -> Post:
+            return routes.post(service)
 
         def worker_changed(uid: str) -> None:
             supervisor.tell(uid)
@@ -142,7 +142,7 @@ class Gateway:
         registration = registration_token(settings.registration_token_file)
         workers = RegisteredWorkers(
             registration,
-            target_of=target_of,
+            post_of=post_of,
             clock=clock,
             lease=settings.lease_duration,
             on_change=worker_changed,
@@ -150,11 +150,14 @@ class Gateway:
 
         dispatch, publishing = _dispatch(settings, database, ledger, changes, clock, secrets, limits)
 
-        def job_source(target: Target) -> driver_pb2.JobSource:
-            source = dispatch.source(target.uid)
+        def source_of(uid: str, slots: int) -> driver_pb2.JobSource:
+            source = dispatch.source(uid)
             source.internal_target = settings.internal_listen
-            source.slots = target.slots
+            source.slots = slots
             return source
+
+        def job_source(target: Target) -> driver_pb2.JobSource:
+            return source_of(target.uid, target.slots)
 
         if database.dialect == "sqlite":
             # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases. Where several
@@ -214,7 +217,7 @@ class Gateway:
             instances,
             lease_servicer,
             artifacts,
-            RegistrationServicer(workers, job_source),
+            RegistrationServicer(workers, source_of),
             RegistrationTokenOnly(registration),
         )
         await internal.start()

@@ -16,8 +16,8 @@ from onecontainer.errors import DriverNotAvailable, DriverUnreachable, OneContai
 from onecontainer.gateway.relay import Shape
 from onecontainer.jobs.directory import Entry
 from onecontainer.jobs.model import Limits
-from onecontainer.sidecars.model import Endpoint, ServiceState, Target
-from onecontainer.sidecars.workers import RegisteredWorkers
+from onecontainer.sidecars.model import Endpoint, ServiceState
+from onecontainer.sidecars.workers import Post, RegisteredWorkers
 
 RETRY_AFTER = 1.0
 """Seconds after which a call to a service that is starting may be sent again."""
@@ -29,8 +29,6 @@ class Serving(Protocol):
     def endpoint(self, uid: str) -> Endpoint | None: ...
 
     def state(self, uid: str) -> tuple[ServiceState, OneContainerError | None]: ...
-
-    def target(self, uid: str) -> Target | None: ...
 
 
 class Routes:
@@ -85,12 +83,13 @@ class Routes:
         entry, limit = self.entry(service), self._catalog.resolve(service).job_limits.max_running
         return entry.limits.max_running + (0 if limit else self._workers.slots(entry.uid)), limit
 
-    def target(self, service: str) -> Target:
-        """What a service runs on. Raises ResourceNotFound, and DriverNotAvailable if it has no driver."""
-        target = self._sidecars.target(self._catalog.resolve(service).uid)
-        if target is None:
+    def post(self, service: str) -> Post:
+        """What a worker of a service works for. Raises ResourceNotFound, and DriverNotAvailable if it has no driver."""
+        record = self._catalog.resolve(service)
+        driver = self._catalog.driver_of(record)
+        if driver is None or driver.manifest is None:
             raise DriverNotAvailable(f"{service} has no driver; call MatchDrivers, then AssignDriver")
-        return target
+        return Post(record.uid, driver.name, driver.manifest.name, driver.manifest.job_slots)
 
     def endpoint(self, entry: Entry) -> Endpoint:
         endpoint = self._sidecars.endpoint(entry.uid)

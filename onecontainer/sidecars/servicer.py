@@ -9,14 +9,13 @@ from onecontainer.api.driver.v1 import registration_pb2 as pb
 from onecontainer.errors import CapabilityMissing, FieldRequired, FieldViolation
 from onecontainer.rpc.server import Context
 from onecontainer.rpc.status import duration
-from onecontainer.sidecars.model import Target
 from onecontainer.sidecars.workers import RegisteredWorkers, Registration
 
 
 class RegistrationServicer:
     """Serves `onecontainer.api.driver.v1.RegistrationService`."""
 
-    def __init__(self, workers: RegisteredWorkers, job_source: Callable[[Target], driver_pb2.JobSource]) -> None:
+    def __init__(self, workers: RegisteredWorkers, job_source: Callable[[str, int], driver_pb2.JobSource]) -> None:
         self._workers = workers
         self._job_source = job_source
 
@@ -27,8 +26,8 @@ class RegistrationServicer:
         try:
             async for request in requests:
                 if registration is None:
-                    registration, target = self._register(request)
-                    yield self._welcome(registration, target)
+                    registration = self._register(request)
+                    yield self._welcome(registration)
                 else:
                     retired = self._workers.renew(registration)
                     yield self._answer(registration, retired=retired)
@@ -39,7 +38,7 @@ class RegistrationServicer:
         if registration is not None:
             self._workers.leave(registration)
 
-    def _register(self, request: pb.RegisterRequest) -> tuple[Registration, Target]:
+    def _register(self, request: pb.RegisterRequest) -> Registration:
         if request.endpoint:
             raise CapabilityMissing(
                 "a sidecar that serves calls cannot register itself: give its address as `runtime.endpoint` of the service; "
@@ -51,13 +50,12 @@ class RegistrationServicer:
             raise FieldRequired(violations=[FieldViolation(name, "is required") for name in absent])
         return self._workers.register(request.service, request.manifest.name, request.instance_id, request.slots)
 
-    def _welcome(self, registration: Registration, target: Target) -> pb.RegisterResponse:
-        source = self._job_source(target)
-        source.slots = registration.identity.slots
+    def _welcome(self, registration: Registration) -> pb.RegisterResponse:
+        identity = registration.identity
         response = self._answer(registration)
         response.instance_token = registration.token
-        response.service_uid = registration.identity.service_uid
-        response.job_source.CopyFrom(source)
+        response.service_uid = identity.service_uid
+        response.job_source.CopyFrom(self._job_source(identity.service_uid, identity.slots))
         return response
 
     def _answer(self, registration: Registration, *, retired: bool = False) -> pb.RegisterResponse:

@@ -174,11 +174,6 @@ class Supervisor:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    def target(self, uid: str) -> Target | None:
-        """What a service is to run on; None if it has no driver."""
-        keeper = self._keepers.get(uid)
-        return None if keeper is None else keeper.target
-
     def endpoint(self, uid: str) -> Endpoint | None:
         """The sidecar that takes the service's calls now, None if there is none."""
         keeper = self._keepers.get(uid)

@@ -13,13 +13,23 @@ from dataclasses import dataclass, replace
 from onecontainer.clock import Clock
 from onecontainer.errors import Code, FieldInvalid, QueueUnreachable, StateInvalid
 from onecontainer.rpc.server import same_token
-from onecontainer.sidecars.model import InstanceIdentity, RuntimeKind, Sidecar, SidecarEvent, SidecarState, Target
+from onecontainer.sidecars.model import InstanceIdentity, RuntimeKind, Sidecar, SidecarEvent, SidecarState
 
 log = logging.getLogger(__name__)
 
 MAX_SLOTS = 1000
 REGISTER_AGAIN_SECONDS = 0.2
 _INSTANCE_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What a worker of a service works for: the service's uid, its driver as a resource and by name, and the driver's own slots."""
+
+    uid: str
+    driver: str
+    driver_name: str
+    slots: int
 
 
 @dataclass(slots=True, eq=False)
@@ -44,49 +54,49 @@ class RegisteredWorkers:
         self,
         secret: str,
         *,
-        target_of: Callable[[str], Target],
+        post_of: Callable[[str], Post],
         clock: Clock,
         lease: float,
         on_change: Callable[[str], None],
     ) -> None:
-        """``secret`` is the registration token. ``target_of(service)`` is what the service runs on; it raises ResourceNotFound
+        """``secret`` is the registration token. ``post_of(service)`` raises ResourceNotFound
         or DriverNotAvailable. ``lease`` in seconds. ``on_change`` is told a service's uid."""
         self.lease = lease
         self._secret = secret.encode()
-        self._target_of = target_of
+        self._post_of = post_of
         self._clock = clock
         self._on_change = on_change
         self._by_token: dict[str, Registration] = {}
 
     # --- coming and going --------------------------------------------------------------------------------------------
 
-    def register(self, service: str, driver: str, instance_id: str, slots: int) -> tuple[Registration, Target]:
+    def register(self, service: str, driver: str, instance_id: str, slots: int) -> Registration:
         """Takes a worker in, or takes it back. ``slots`` 0: as many as its driver's manifest says.
 
-        Raises FieldInvalid, StateInvalid for the wrong driver, and what ``target_of`` raises.
+        Raises FieldInvalid, StateInvalid for the wrong driver, and what ``post_of`` raises.
         """
         if not _INSTANCE_ID.fullmatch(instance_id):
             raise FieldInvalid("instance_id", "must be a name of its own, [a-z][a-z0-9-]{0,62}")
         if not 0 <= slots <= MAX_SLOTS:
             raise FieldInvalid("slots", f"must be 0 to {MAX_SLOTS}")
-        target = self._target_of(service)
-        if driver != target.manifest.name:
+        post = self._post_of(service)
+        if driver != post.driver_name:
             raise StateInvalid(
-                f"the driver of {service} is {target.manifest.name!r}, not {driver!r}",
-                metadata={"service": service, "driver": target.driver},
+                f"the driver of {service} is {post.driver_name!r}, not {driver!r}",
+                metadata={"service": service, "driver": post.driver},
             )
-        token = self._token(target.uid, instance_id)
+        token = self._token(post.uid, instance_id)
         old = self._by_token.get(token)
         if old is not None:
             self._stop_clock(old)
-        name = f"sidecars/{service.removeprefix('services/')[:48]}-{self._digest(target.uid, instance_id)}"
-        identity = InstanceIdentity(name, service, target.uid, slots or target.slots)
-        registration = Registration(identity, token, driver, self._record(identity, target, old))
+        name = f"sidecars/{service.removeprefix('services/')[:48]}-{self._digest(post.uid, instance_id)}"
+        identity = InstanceIdentity(name, service, post.uid, slots or post.slots)
+        registration = Registration(identity, token, driver, self._record(identity, post, old))
         self._by_token[token] = registration
         self._start_clock(registration)
-        self._on_change(target.uid)
+        self._on_change(post.uid)
         log.info("%s %s as a worker of %s", name, "is back" if old is not None else "has registered", service)
-        return registration, target
+        return registration
 
     def renew(self, registration: Registration) -> bool:
         """The worker is there. True: its service's driver has become another one, so it is to take no more jobs.
@@ -96,7 +106,7 @@ class RegisteredWorkers:
         if self._by_token.get(registration.token) is not registration:
             raise StateInvalid("another stream of this instance has replaced this one", code=Code.ABORTED)
         self._start_clock(registration)
-        retired = self._target_of(registration.identity.service).manifest.name != registration.driver
+        retired = self._post_of(registration.identity.service).driver_name != registration.driver
         if retired and registration.record.state is not SidecarState.DRAINING:
             self._become(registration, SidecarEvent.DRAIN)
         return retired
@@ -157,7 +167,7 @@ class RegisteredWorkers:
     def _digest(uid: str, instance_id: str) -> str:
         return hashlib.sha256(f"worker {uid} {instance_id}".encode()).hexdigest()[:12]
 
-    def _record(self, identity: InstanceIdentity, target: Target, old: Registration | None) -> Sidecar:
+    def _record(self, identity: InstanceIdentity, post: Post, old: Registration | None) -> Sidecar:
         if old is not None:
             return replace(old.record, state=SidecarState.READY, error=None)
         now = self._clock.now()
@@ -165,7 +175,7 @@ class RegisteredWorkers:
             identity.instance,
             identity.service,
             identity.service_uid,
-            target.driver,
+            post.driver,
             RuntimeKind.ATTACHED,
             worker_only=True,
             create_time=now,
