@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     """Folder of what drivers keep for their services. Gateways on one PostgreSQL share it, so that a service finds its own
     when another gateway takes over. Default: `state` in the data folder."""
 
+    registration_token_file: Path = Field(
+        default_factory=lambda data: data["data_dir"] / "registration.token" if "data_dir" in data else Path()
+    )
+    """File with the token with which workers (`oca worker`) register, readable by the owner only; made if it is not there. The
+    same text for several gateways on one database. Default: `registration.token` in the data folder."""
+
     driver_paths: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     """Folders with further drivers, each a folder with a `metadata.json`; as a variable separated by `:`. The bundled
     drivers are always there. Default: none."""
@@ -197,7 +203,14 @@ class Settings(BaseSettings):
     """How messages are written: for people or, one object a line, for machines. Default: `text`."""
 
     @field_validator(
-        "data_dir", "secrets_dir", "state_dir", "tls_cert_file", "tls_key_file", "peer_ca_file", "tokens_file"
+        "data_dir",
+        "secrets_dir",
+        "state_dir",
+        "registration_token_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "peer_ca_file",
+        "tokens_file",
     )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:

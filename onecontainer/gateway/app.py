@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from onecontainer import __version__
 from onecontainer.api.artifact.v1 import artifact_pb2
-from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.api.driver.v1 import driver_pb2, registration_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2, job_service_pb2
 from onecontainer.api.management.v1 import management_service_pb2
 from onecontainer.artifacts.artifacts import Artifacts
@@ -37,7 +37,7 @@ from onecontainer.database import Database
 from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
 from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
-from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch
+from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch, RegistrationTokenOnly
 from onecontainer.gateway.listeners import bind_internal, bind_public, check_free, new_server, public_authenticator
 from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
@@ -64,7 +64,10 @@ from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.runtimes.attached import AttachedRuntime
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
+from onecontainer.sidecars.servicer import RegistrationServicer
 from onecontainer.sidecars.supervisor import Supervisor
+from onecontainer.sidecars.tokens import registration_token
+from onecontainer.sidecars.workers import Post, RegisteredWorkers
 
 if TYPE_CHECKING:
     from onecontainer.gateway.cluster import Cluster
@@ -88,6 +91,7 @@ class Gateway:
         self._log_file = log_file
         self._name = f"gateways/{uuid.uuid4().hex[:12]}"
         self._draining = False
+        self._started = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Gateway:
@@ -129,13 +133,31 @@ class Gateway:
         def limits(service: str) -> tuple[int, int]:
             return routes.job_limits(service)  # there by the time that it is asked
 
+        def post_of(service: str) -> Post:
+            return routes.post(service)
+
+        def worker_changed(uid: str) -> None:
+            supervisor.tell(uid)
+
+        registration = registration_token(settings.registration_token_file)
+        workers = RegisteredWorkers(
+            registration,
+            post_of=post_of,
+            clock=clock,
+            lease=settings.lease_duration,
+            on_change=worker_changed,
+        )
+
         dispatch, publishing = _dispatch(settings, database, ledger, changes, clock, secrets, limits)
 
-        def job_source(target: Target) -> driver_pb2.JobSource:
-            source = dispatch.source(target.uid)
+        def source_of(uid: str, slots: int) -> driver_pb2.JobSource:
+            source = dispatch.source(uid)
             source.internal_target = settings.internal_listen
-            source.slots = target.slots
+            source.slots = slots
             return source
+
+        def job_source(target: Target) -> driver_pb2.JobSource:
+            return source_of(target.uid, target.slots)
 
         if database.dialect == "sqlite":
             # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases. Where several
@@ -148,6 +170,7 @@ class Gateway:
             clock=clock,
             policy=Policy.of(settings),
             job_source=job_source,
+            workers=workers,
         )
         sidecars = supervisor if cluster is None else cluster.share(supervisor)
         catalog = Catalog(
@@ -160,7 +183,7 @@ class Gateway:
             drain_timeout=settings.drain_timeout,
             shared=cluster is not None,
         )
-        routes = Routes(catalog, sidecars)
+        routes = Routes(catalog, sidecars, workers)
         directory = JobDirectory(routes, sidecars)
         jobs = Jobs(
             ledger,
@@ -177,7 +200,7 @@ class Gateway:
             changes,
             dispatch,
             self._name,
-            lambda service: routes.entry(service).limits.max_running,
+            lambda service: limits(service)[0],
         )
 
         tasks = await stack.enter_async_context(Tasks())
@@ -190,7 +213,13 @@ class Gateway:
 
         lease_servicer = JobLeaseServicer(ledger, changes, dispatch, watch.worker_of, lease=settings.lease_duration)
         instances = InstanceTokensOnly(supervisor)
-        internal = self._internal_server(instances, lease_servicer, artifacts)
+        internal = self._internal_server(
+            instances,
+            lease_servicer,
+            artifacts,
+            RegistrationServicer(workers, source_of),
+            RegistrationTokenOnly(registration),
+        )
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
 
@@ -201,6 +230,7 @@ class Gateway:
         owning = await stack.enter_async_context(Tasks())
         await catalog.start()
         instances.complete()
+        self._started = True
 
         management = (
             ManagementServicer(catalog, request_id_retention=settings.request_id_retention)
@@ -231,15 +261,29 @@ class Gateway:
             return None
         return Draining("the gateway is stopping; call again, the next one answers", retry_after=2.0)
 
+    def _internal_refusal(self, method: str) -> BaseException | None:
+        if self._started:
+            return self._refusal(method)
+        return Draining("the gateway is starting and does not know its services yet; call again", retry_after=0.2)
+
     def _internal_server(
-        self, authenticator: InstanceTokensOnly, leases: JobLeaseServicer, artifacts: Artifacts
+        self,
+        authenticator: InstanceTokensOnly,
+        leases: JobLeaseServicer,
+        artifacts: Artifacts,
+        registrations: RegistrationServicer,
+        registration_tokens: RegistrationTokenOnly,
     ) -> grpc.aio.Server:
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
+        registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
         server = new_server(
             self.settings,
             [
                 service_handler(leases, lease_service, authenticator),
                 service_handler(ArtifactServicer(artifacts, internal=True), PUBLIC_SERVICES[2], authenticator),
+                service_handler(
+                    registrations, registration_service, registration_tokens, unless=self._internal_refusal
+                ),
             ],
         )
         bind_internal(server, self.settings.internal_listen)

@@ -69,7 +69,7 @@ class LedgerView:
 
     def principal_of(self, connection: Connection, attempt: Attempt, identity: object) -> str:
         row = connection.execute(
-            sa.select(jobs.c.principal, jobs.c.state, jobs.c.fence, jobs.c.instance, jobs.c.service_uid).where(
+            sa.select(jobs.c.principal, jobs.c.state, jobs.c.fence, jobs.c.service_uid).where(
                 jobs.c.id == attempt.job.removeprefix("jobs/")
             )
         ).one_or_none()
@@ -77,8 +77,7 @@ class LedgerView:
             raise PermissionDenied(f"{identity.instance} may not upload for a job of another service")
         if row is None or row.fence != attempt.fence or State(row.state) not in LEASED:
             raise LeaseLost(f"the attempt of {attempt.job} with fence {attempt.fence} is not the current one: stop it")
-        if isinstance(identity, InstanceIdentity) and row.instance != identity.instance:
-            raise LeaseLost(f"the attempt of {attempt.job} is another instance's")
+        # Not who holds the lease: a driver beside a worker uploads with its own token for the attempt that the worker claimed.
         principal: str = row.principal
         return principal
 

@@ -10,7 +10,7 @@ from onecontainer.errors import CapabilityMissing, CredentialsInvalid, QueueUnre
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.dispatch.port import Dispatch
 from onecontainer.jobs.ledger import Ledger, Worker
-from onecontainer.rpc.server import Call, Metadata, bearer_token
+from onecontainer.rpc.server import Call, Metadata, bearer_token, same_token
 from onecontainer.sidecars.model import InstanceIdentity, RuntimeKind, SidecarState
 from onecontainer.sidecars.supervisor import Supervisor
 
@@ -39,6 +39,21 @@ class InstanceTokensOnly:
         if identity is None:
             raise CredentialsInvalid("the internal listener takes the token of a running sidecar instance only")
         return Call(identity.instance, identity=identity)
+
+
+class RegistrationTokenOnly:
+    """Authenticates those who want to register, by the installation's registration token."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def authenticate(self, metadata: Metadata) -> Call:
+        token = bearer_token(metadata)
+        if token is None or not same_token(token, self._token):
+            raise CredentialsInvalid(
+                "send the text of the gateway's registration.token as `authorization: Bearer TOKEN`"
+            )
+        return Call("registration")
 
 
 class InstanceWatch:
@@ -92,7 +107,8 @@ class InstanceWatch:
         if known and known[0].runtime is RuntimeKind.ATTACHED and known[0].state in _ENDED:
             # Who answers next under this name may be another process. Its leases tell what became of its attempts.
             self._dispatch.forget(known[0].name)
-        sidecars = [record for record in known if record.runtime is not RuntimeKind.ATTACHED]
+        # What an attached sidecar runs goes on without it being reached; a registered worker that is not there any more has left.
+        sidecars = [record for record in known if record.runtime is not RuntimeKind.ATTACHED or record.worker_only]
         running = {record.name for record in sidecars if record.state not in _ENDED}
         # One that has ended may be forgotten before we look; one that was never seen running has claimed nothing.
         for name in sorted(self._running.pop(uid, set()) - running):

@@ -121,6 +121,8 @@ class Sidecar:
     next_start_time: int = 0
     create_time: int = 0
     ready_time: int = 0
+    worker_only: bool = False
+    """True: it takes jobs and serves no calls; somebody started it beside a driver, and it registered."""
 
     def after(self, event: SidecarEvent, **changes: Any) -> Sidecar:
         """The record after an event. Raises ValueError if the table does not have it."""

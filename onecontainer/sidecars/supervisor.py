@@ -38,6 +38,7 @@ from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.runtime import Runtime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.tokens import InstanceTokens
+from onecontainer.sidecars.workers import RegisteredWorkers
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Supervisor:
         clock: Clock,
         policy: Policy,
         job_source: Callable[[Target], driver_pb2.JobSource | None],
+        workers: RegisteredWorkers | None = None,
         channel: Callable[[str], grpc.aio.Channel] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = random_module.random,
@@ -78,6 +80,7 @@ class Supervisor:
         self.default_runtime = all_runtimes[0].kind
         self._folders = folders
         self._tokens = InstanceTokens()
+        self._workers = workers
         self._policy = policy
         self._random = random
         self._new_suffix = new_suffix
@@ -182,8 +185,12 @@ class Supervisor:
         return (ServiceState.UNASSIGNED, None) if keeper is None else keeper.state()
 
     def authenticate(self, token: str) -> InstanceIdentity | None:
-        """Whom an instance token stands for; None: for nobody, or the instance has been stopped."""
-        return self._tokens.authenticate(token)
+        """Whom an instance token stands for; None: for nobody, or the instance has been stopped.
+
+        Raises QueueUnreachable for the token of a worker that has to register first.
+        """
+        identity = self._tokens.authenticate(token)
+        return self._workers.authenticate(token) if identity is None and self._workers is not None else identity
 
     @property
     def introduced(self) -> bool:
@@ -196,16 +203,18 @@ class Supervisor:
         return lambda: self._listeners.remove(callback)
 
     def sidecars(self, uid: str | None = None) -> list[Sidecar]:
-        """Sidecars of a service, the serving one first; of all services, newest first. The last ended ones too."""
+        """Sidecars of a service, the serving one first, registered workers last; of all services, newest first. The last ended
+        ones too, but for workers."""
+        workers = [] if self._workers is None else list(self._workers.records(uid))
         if uid is not None:
             keeper = self._keepers.get(uid)
-            return [] if keeper is None else [instance.record for instance in keeper.instances()]
-        found = [instance.record for keeper in self._keepers.values() for instance in keeper.instances()]
+            return [*([] if keeper is None else [instance.record for instance in keeper.instances()]), *workers]
+        found = [instance.record for keeper in self._keepers.values() for instance in keeper.instances()] + workers
         return sorted(found, key=lambda record: (-record.create_time, record.name))
 
     def sidecar(self, name: str) -> Sidecar:
         """Raises ResourceNotFound."""
-        return self._instance(name).record
+        return self._worker(name) or self._instance(name).record
 
     async def heartbeat(self, uid: str, timeout: float) -> Heartbeat:
         """Asks each layer now. Raises DriverNotAvailable if the service has no sidecar to come."""
@@ -232,8 +241,9 @@ class Supervisor:
 
         Raises ResourceNotFound, and StateInvalid for one that somebody else started.
         """
-        instance = self._instance(name)
-        if not instance.runtime.owns:
+        worker = self._worker(name)
+        instance = None if worker is not None else self._instance(name)
+        if instance is None or not instance.runtime.owns:
             raise StateInvalid(f"{name} is attached: its logs are with whoever started it")
         if not follow:
             yield instance.logs.tail(tail)
@@ -241,6 +251,10 @@ class Supervisor:
         async with contextlib.aclosing(instance.logs.follow(tail)) as batches:
             async for lines in batches:
                 yield lines
+
+    def _worker(self, name: str) -> Sidecar | None:
+        workers = () if self._workers is None else self._workers.records()
+        return next((record for record in workers if record.name == name), None)
 
     def _instance(self, name: str) -> Instance:
         for keeper in self._keepers.values():
@@ -253,6 +267,10 @@ class Supervisor:
         )
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def tell(self, uid: str) -> None:
+        """Tells those who subscribed that something about a service has changed: one of its workers."""
+        self._changed(uid)
 
     def _changed(self, uid: str) -> None:
         for listener in list(self._listeners):

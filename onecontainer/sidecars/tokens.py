@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
 
 from onecontainer.errors import StateInvalid
 from onecontainer.rpc.server import same_token
@@ -32,6 +36,23 @@ class InstanceTokens:
         """Whom a token stands for, None if for nobody. Looked up by digest, so the time it takes tells nothing of the tokens."""
         held = self._by_digest.get(_digest(token))
         return held[1] if held is not None and same_token(held[0], token) else None
+
+
+def registration_token(path: Path) -> str:
+    """The token with which workers register: the text of a file of its owner, which is made if it is not there.
+
+    Raises StateInvalid if others can read it, or if it is empty.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    except FileExistsError:
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise StateInvalid(f"{path} can be read by others than its owner: chmod 600") from None
+    token = path.read_text().strip()
+    if not token:
+        raise StateInvalid(f"{path} is empty: remove it, and the gateway makes a new one")
+    return token
 
 
 def _digest(token: str) -> bytes:

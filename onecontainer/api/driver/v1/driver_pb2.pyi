@@ -629,7 +629,9 @@ class RunRequest(_message.Message):
     GRANT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def grant(self) -> _job_lease_service_pb2.Grant:
-        """REQUIRED. The attempt."""
+        """REQUIRED. The attempt. `oca worker` fetches a request that is an artifact and puts it in as bytes, so that the driver needs no way to the gateway: a driver MUST take a
+        `request` of up to its max_message_bytes, with 2 MiB for the rest of the message. Lease and heartbeats are the caller's; the driver looks at neither.
+        """
 
     def __init__(
         self,
@@ -670,7 +672,7 @@ class RunResponse(_message.Message):
 
     @_builtins.property
     def succeeded(self) -> _job_lease_service_pb2.Succeeded:
-        """The last event: it succeeded."""
+        """The last event: it succeeded. A `result` may have up to max_message_bytes here; the caller makes an artifact of one that is too large for a report."""
 
     @_builtins.property
     def failed(self) -> _status_pb2.Status:

@@ -29,17 +29,22 @@ class RegisterRequest(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTOR_SET_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     """REQUIRED in the first message. The service that it wants to serve, `services/{service}`."""
     endpoint: _builtins.str
-    """REQUIRED in the first message. gRPC target at which the gateway reaches it, `host:port`."""
+    """OPTIONAL, looked at in the first message. gRPC target at which the gateway reaches it, `host:port`. Absent: a worker only, which serves no calls."""
     instance_id: _builtins.str
-    """REQUIRED in the first message. A name of its own that survives its restarts, `[a-z][a-z0-9-]{0,62}`."""
+    """REQUIRED in the first message. A name of its own, `[a-z][a-z0-9-]{0,62}`. It survives broken streams and restarts of the gateway. Of a worker it MUST NOT survive
+    the worker's own restart: attempts that the instance is known to hold are given to it again, on the understanding that it runs them already.
+    """
     descriptor_set: _builtins.bytes
     """OPTIONAL. FileDescriptorSet of its services, serialised, when the gateway does not have the driver. Absent: the gateway has it."""
+    slots: _builtins.int
+    """OPTIONAL, of a worker. Jobs that it runs at once, at most 1000. Absent or 0: as many as the driver's manifest says."""
     @_builtins.property
     def manifest(self) -> _driver_pb2.DriverManifest:
-        """REQUIRED in the first message. Who it is."""
+        """REQUIRED in the first message. Who it is; of a worker, the driver that it stands beside. `name` must be the service's driver."""
 
     def __init__(
         self,
@@ -49,10 +54,11 @@ class RegisterRequest(_message.Message):
         manifest: _driver_pb2.DriverManifest | None = ...,
         instance_id: _builtins.str = ...,
         descriptor_set: _builtins.bytes = ...,
+        slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor_set", b"descriptor_set", "endpoint", b"endpoint", "instance_id", b"instance_id", "manifest", b"manifest", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor_set", b"descriptor_set", "endpoint", b"endpoint", "instance_id", b"instance_id", "manifest", b"manifest", "service", b"service", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -67,13 +73,24 @@ class RegisterResponse(_message.Message):
     SIDECAR_FIELD_NUMBER: _builtins.int
     INSTANCE_TOKEN_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    SERVICE_UID_FIELD_NUMBER: _builtins.int
+    JOB_SOURCE_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
     sidecar: _builtins.str
-    """OUTPUT ONLY. The sidecar's resource, `sidecars/{sidecar}`."""
+    """OUTPUT ONLY. The sidecar's resource, `sidecars/{sidecar}`: its instance name."""
     instance_token: _builtins.str
-    """OUTPUT ONLY. In the first answer: the instance token for both directions."""
+    """OUTPUT ONLY. In the first answer: the instance token for both directions. The same instance gets the same one again."""
+    service_uid: _builtins.str
+    """OUTPUT ONLY. In the first answer: the service's uid, which no later service of the same name has."""
+    retired: _builtins.bool
+    """OUTPUT ONLY. True: the service's driver has become another one meanwhile. Take no more jobs, go on renewing until what runs has ended, and leave."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """OUTPUT ONLY. Send the next message before so much time has passed; a third of it is recommended."""
+
+    @_builtins.property
+    def job_source(self) -> _driver_pb2.JobSource:
+        """OUTPUT ONLY. In the first answer to a worker: where its jobs come from, and how many it runs at once."""
 
     def __init__(
         self,
@@ -81,10 +98,13 @@ class RegisterResponse(_message.Message):
         sidecar: _builtins.str = ...,
         instance_token: _builtins.str = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
+        service_uid: _builtins.str = ...,
+        job_source: _driver_pb2.JobSource | None = ...,
+        retired: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job_source", b"job_source", "lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_token", b"instance_token", "lease_duration", b"lease_duration", "sidecar", b"sidecar"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_token", b"instance_token", "job_source", b"job_source", "lease_duration", b"lease_duration", "retired", b"retired", "service_uid", b"service_uid", "sidecar", b"sidecar"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RegistrationServiceStub:
-    """Takes in sidecars that somebody else starts: a pod, a systemd unit. Only on the internal listener, with a registration token of the service.
+    """Takes in what somebody else starts: a pod, a systemd unit, `oca worker`. Only on the internal listener, with the installation's registration token
+    as `authorization: Bearer TOKEN`: the text of `registration.token` in the gateway's data folder.
     """
 
     def __init__(self, channel):
@@ -43,18 +44,30 @@ class RegistrationServiceStub:
 
 
 class RegistrationServiceServicer:
-    """Takes in sidecars that somebody else starts: a pod, a systemd unit. Only on the internal listener, with a registration token of the service.
+    """Takes in what somebody else starts: a pod, a systemd unit, `oca worker`. Only on the internal listener, with the installation's registration token
+    as `authorization: Bearer TOKEN`: the text of `registration.token` in the gateway's data folder.
     """
 
     def Register(self, request_iterator, context):
-        """Announces a sidecar and keeps its lease. The first message on the stream announces, each further one renews; each answer gives the lease's length. When the stream ends or
-        the lease runs out the sidecar counts as not ready until it registers again. Idempotent: the same instance again takes over its old entry.
+        """Announces a sidecar or a worker and keeps its lease. The first message on the stream announces, each further one renews; each is answered. Idempotent: the same instance
+        again takes over its old entry, its name and its token.
+
+        A worker only (`endpoint` is empty) takes jobs of the service and serves no calls: it stands beside a driver that does not take jobs by itself and calls its
+        DriverService.Run. With the answer's token it polls, claims, reports and uploads as a sidecar does. Several may work for one service.
+
+        Ending the stream properly (half-close) takes leave: the token is invalid at once, and what the instance still holds is lost. When the stream breaks, the instance has until the end of its
+        lease to come back; then the same. Calls with the token of an instance that is not registered (any more, or not yet with a gateway that has started anew) are answered with
+        UNAVAILABLE / QUEUE_UNREACHABLE: register, then call again.
 
         Errors:
         - UNAUTHENTICATED / CREDENTIALS_INVALID: no valid registration token. Do not retry.
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such service. Create it first.
-        - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one, or not of the runtime `attached`.
-        - INVALID_ARGUMENT / FIELD_INVALID: the endpoint does not answer, or another driver answers there.
+        - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: a field of the first message is missing or wrong. Do not retry.
+        - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver. Assign one first.
+        - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one. Do not retry.
+        - UNIMPLEMENTED / CAPABILITY_MISSING: the first message has an endpoint; sidecars that serve calls are attached by `runtime.endpoint` of the service, not by Register.
+        - ABORTED / STATE_INVALID: a newer stream of the same instance has replaced this one.
+        - UNAVAILABLE / DRAINING: the gateway is starting or stopping. Retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,7 +90,8 @@ def add_RegistrationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistrationService:
-    """Takes in sidecars that somebody else starts: a pod, a systemd unit. Only on the internal listener, with a registration token of the service.
+    """Takes in what somebody else starts: a pod, a systemd unit, `oca worker`. Only on the internal listener, with the installation's registration token
+    as `authorization: Bearer TOKEN`: the text of `registration.token` in the gateway's data folder.
     """
 
     @staticmethod

@@ -27,41 +27,69 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistrationServiceStub:
-    """Takes in sidecars that somebody else starts: a pod, a systemd unit. Only on the internal listener, with a registration token of the service."""
+    """Takes in what somebody else starts: a pod, a systemd unit, `oca worker`. Only on the internal listener, with the installation's registration token
+    as `authorization: Bearer TOKEN`: the text of `registration.token` in the gateway's data folder.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegistrationServiceAsyncStub: ...
     Register: _grpc.StreamStreamMultiCallable[_registration_pb2.RegisterRequest, _registration_pb2.RegisterResponse]
-    """Announces a sidecar and keeps its lease. The first message on the stream announces, each further one renews; each answer gives the lease's length. When the stream ends or
-    the lease runs out the sidecar counts as not ready until it registers again. Idempotent: the same instance again takes over its old entry.
+    """Announces a sidecar or a worker and keeps its lease. The first message on the stream announces, each further one renews; each is answered. Idempotent: the same instance
+    again takes over its old entry, its name and its token.
+
+    A worker only (`endpoint` is empty) takes jobs of the service and serves no calls: it stands beside a driver that does not take jobs by itself and calls its
+    DriverService.Run. With the answer's token it polls, claims, reports and uploads as a sidecar does. Several may work for one service.
+
+    Ending the stream properly (half-close) takes leave: the token is invalid at once, and what the instance still holds is lost. When the stream breaks, the instance has until the end of its
+    lease to come back; then the same. Calls with the token of an instance that is not registered (any more, or not yet with a gateway that has started anew) are answered with
+    UNAVAILABLE / QUEUE_UNREACHABLE: register, then call again.
 
     Errors:
     - UNAUTHENTICATED / CREDENTIALS_INVALID: no valid registration token. Do not retry.
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such service. Create it first.
-    - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one, or not of the runtime `attached`.
-    - INVALID_ARGUMENT / FIELD_INVALID: the endpoint does not answer, or another driver answers there.
+    - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: a field of the first message is missing or wrong. Do not retry.
+    - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver. Assign one first.
+    - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one. Do not retry.
+    - UNIMPLEMENTED / CAPABILITY_MISSING: the first message has an endpoint; sidecars that serve calls are attached by `runtime.endpoint` of the service, not by Register.
+    - ABORTED / STATE_INVALID: a newer stream of the same instance has replaced this one.
+    - UNAVAILABLE / DRAINING: the gateway is starting or stopping. Retry.
     """
 
 @_typing.type_check_only
 class RegistrationServiceAsyncStub(RegistrationServiceStub):
-    """Takes in sidecars that somebody else starts: a pod, a systemd unit. Only on the internal listener, with a registration token of the service."""
+    """Takes in what somebody else starts: a pod, a systemd unit, `oca worker`. Only on the internal listener, with the installation's registration token
+    as `authorization: Bearer TOKEN`: the text of `registration.token` in the gateway's data folder.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Register: _aio.StreamStreamMultiCallable[_registration_pb2.RegisterRequest, _registration_pb2.RegisterResponse]  # type: ignore[assignment]
-    """Announces a sidecar and keeps its lease. The first message on the stream announces, each further one renews; each answer gives the lease's length. When the stream ends or
-    the lease runs out the sidecar counts as not ready until it registers again. Idempotent: the same instance again takes over its old entry.
+    """Announces a sidecar or a worker and keeps its lease. The first message on the stream announces, each further one renews; each is answered. Idempotent: the same instance
+    again takes over its old entry, its name and its token.
+
+    A worker only (`endpoint` is empty) takes jobs of the service and serves no calls: it stands beside a driver that does not take jobs by itself and calls its
+    DriverService.Run. With the answer's token it polls, claims, reports and uploads as a sidecar does. Several may work for one service.
+
+    Ending the stream properly (half-close) takes leave: the token is invalid at once, and what the instance still holds is lost. When the stream breaks, the instance has until the end of its
+    lease to come back; then the same. Calls with the token of an instance that is not registered (any more, or not yet with a gateway that has started anew) are answered with
+    UNAVAILABLE / QUEUE_UNREACHABLE: register, then call again.
 
     Errors:
     - UNAUTHENTICATED / CREDENTIALS_INVALID: no valid registration token. Do not retry.
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such service. Create it first.
-    - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one, or not of the runtime `attached`.
-    - INVALID_ARGUMENT / FIELD_INVALID: the endpoint does not answer, or another driver answers there.
+    - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: a field of the first message is missing or wrong. Do not retry.
+    - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver. Assign one first.
+    - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one. Do not retry.
+    - UNIMPLEMENTED / CAPABILITY_MISSING: the first message has an endpoint; sidecars that serve calls are attached by `runtime.endpoint` of the service, not by Register.
+    - ABORTED / STATE_INVALID: a newer stream of the same instance has replaced this one.
+    - UNAVAILABLE / DRAINING: the gateway is starting or stopping. Retry.
     """
 
 class RegistrationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes in sidecars that somebody else starts: a pod, a systemd unit. Only on the internal listener, with a registration token of the service."""
+    """Takes in what somebody else starts: a pod, a systemd unit, `oca worker`. Only on the internal listener, with the installation's registration token
+    as `authorization: Bearer TOKEN`: the text of `registration.token` in the gateway's data folder.
+    """
 
     @_abc_1.abstractmethod
     def Register(
@@ -69,14 +97,25 @@ class RegistrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_registration_pb2.RegisterRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registration_pb2.RegisterResponse], _abc.AsyncIterator[_registration_pb2.RegisterResponse]]:
-        """Announces a sidecar and keeps its lease. The first message on the stream announces, each further one renews; each answer gives the lease's length. When the stream ends or
-        the lease runs out the sidecar counts as not ready until it registers again. Idempotent: the same instance again takes over its old entry.
+        """Announces a sidecar or a worker and keeps its lease. The first message on the stream announces, each further one renews; each is answered. Idempotent: the same instance
+        again takes over its old entry, its name and its token.
+
+        A worker only (`endpoint` is empty) takes jobs of the service and serves no calls: it stands beside a driver that does not take jobs by itself and calls its
+        DriverService.Run. With the answer's token it polls, claims, reports and uploads as a sidecar does. Several may work for one service.
+
+        Ending the stream properly (half-close) takes leave: the token is invalid at once, and what the instance still holds is lost. When the stream breaks, the instance has until the end of its
+        lease to come back; then the same. Calls with the token of an instance that is not registered (any more, or not yet with a gateway that has started anew) are answered with
+        UNAVAILABLE / QUEUE_UNREACHABLE: register, then call again.
 
         Errors:
         - UNAUTHENTICATED / CREDENTIALS_INVALID: no valid registration token. Do not retry.
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such service. Create it first.
-        - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one, or not of the runtime `attached`.
-        - INVALID_ARGUMENT / FIELD_INVALID: the endpoint does not answer, or another driver answers there.
+        - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: a field of the first message is missing or wrong. Do not retry.
+        - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver. Assign one first.
+        - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one. Do not retry.
+        - UNIMPLEMENTED / CAPABILITY_MISSING: the first message has an endpoint; sidecars that serve calls are attached by `runtime.endpoint` of the service, not by Register.
+        - ABORTED / STATE_INVALID: a newer stream of the same instance has replaced this one.
+        - UNAVAILABLE / DRAINING: the gateway is starting or stopping. Retry.
         """
 
 def add_RegistrationServiceServicer_to_server(servicer: RegistrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
