@@ -119,3 +119,40 @@ class ProgressGate:
         if self._timer is not None:
             self._timer.cancel()
         self._send()
+
+
+class ProgressRelay:
+    """Passes on the progress that another process tells, the latest of each quarter of a second. In the loop only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, emit: Emit) -> None:
+        self._loop = loop
+        self._emit = emit
+        self._waiting = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_emit = float("-inf")
+        self.latest: progress_pb2.Progress | None = None
+        self.last_change = loop.time()
+
+    def tell(self, progress: progress_pb2.Progress) -> None:
+        """Notes where the work stands. The same again is no progress."""
+        if progress == self.latest:
+            return
+        self.latest, self._waiting, self.last_change = progress, True, self._loop.time()
+        wait = self._last_emit + INTERVAL_SECONDS - self.last_change
+        if wait <= 0:
+            self._send()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(wait, self._send)
+
+    def _send(self) -> None:
+        self._timer = None
+        if self._waiting and self.latest is not None:
+            self._waiting = False
+            self._last_emit = self._loop.time()
+            self._emit(self.latest)
+
+    def close(self) -> None:
+        """Gives on what still waits, whatever the interval: the last word before the outcome."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._send()

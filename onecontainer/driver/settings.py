@@ -74,11 +74,16 @@ class SidecarSettings(BaseSettings):
         return token
 
     def secrets(self, names: set[str]) -> dict[str, str]:
-        """The secrets of these names that are there; a last newline, as editors add it, is not part of one."""
-        found: dict[str, str] = {}
-        if self.secrets_dir is not None:
-            for name in names:
-                path = self.secrets_dir / Path(name).name
-                if path.is_file():
-                    found[name] = path.read_text().removesuffix("\n")
-        return found
+        """The secrets of these names that are there."""
+        return read_secrets(self.secrets_dir, names)
+
+
+def read_secrets(folder: Path | None, names: set[str]) -> dict[str, str]:
+    """The secrets of these names in a folder, as far as they are there; a last newline, as editors add it, is not part of one."""
+    found: dict[str, str] = {}
+    if folder is not None:
+        for name in names:
+            path = folder / Path(name).name
+            if path.is_file():
+                found[name] = path.read_text().removesuffix("\n")
+    return found

@@ -1,10 +1,11 @@
-"""The worker of a sidecar: takes jobs while it has free slots, runs them in process, reports what becomes of them."""
+"""The worker: takes jobs while it has free slots, has them run here or by a driver beside it, and reports what becomes of them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import grpc
 from google.protobuf import any_pb2
@@ -16,6 +17,7 @@ from onecontainer.api.job.v1 import job_lease_service_pb2_grpc, job_pb2
 from onecontainer.api.type.v1 import progress_pb2
 from onecontainer.driver.artifacts import Metadata
 from onecontainer.driver.attempts import Attempt, Outcome
+from onecontainer.driver.context import EventSink
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.reports import MAX_BATCH_BYTES, Backoff, OnSettled, Reports
 from onecontainer.driver.source import Reject, Source, source_maker
@@ -36,21 +38,94 @@ FLUSH_SECONDS = 5.0
 LAST_POLL_SECONDS = 2.0
 
 
+OnOutcome = Callable[[object, Outcome], None]
+"""Told once of each attempt that was started how it ended; the first argument is the attempt."""
+
+
+class RunnableAttempt(Protocol):
+    """One attempt of a job; `Attempt` runs it in this process."""
+
+    @property
+    def grant(self) -> lease_pb2.Grant: ...
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Job and fence."""
+        ...
+
+    def start(self) -> None:
+        """Starts it. Raises what it is to be refused with; then nobody is told of an outcome."""
+        ...
+
+    def finish(self) -> None:
+        """End early, keep what is done. Raises NotFinishable."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop at once: the job was cancelled."""
+        ...
+
+    def abort(self, reason: status_pb2.Status) -> None:
+        """Stop at once; its outcome is `failed` with this status."""
+        ...
+
+    def lose(self) -> None:
+        """The lease is lost: stop at once, there is nothing to report."""
+        ...
+
+    def give_back(self) -> None:
+        """Its outcome is `released` if its handler has not begun. Without effect if it has."""
+        ...
+
+
+class Attempts(Protocol):
+    """Where attempts run: what a worker makes them with."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Metadata of errors: service and driver."""
+        ...
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Largest message to the gateway."""
+        ...
+
+    def attempt(self, grant: lease_pb2.Grant, sink: EventSink, on_outcome: OnOutcome) -> RunnableAttempt:
+        """An attempt that can be started."""
+        ...
+
+
+class SidecarAttempts:
+    """Attempts in this process, by the sidecar's own driver."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self._sidecar = sidecar
+        self.max_message_bytes = sidecar.settings.max_message_bytes
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        return self._sidecar.facts
+
+    def attempt(self, grant: lease_pb2.Grant, sink: EventSink, on_outcome: OnOutcome) -> Attempt:
+        return Attempt(self._sidecar, grant, sink, on_outcome)
+
+
 class Worker:
-    """Runs jobs for one attachment. Everything in the loop's thread.
+    """Takes jobs of one service. Everything in the loop's thread.
 
     A gateway that is away does not touch running attempts: what they report waits, and is sent when it is back.
     """
 
     def __init__(
         self,
-        sidecar: Sidecar,
+        attempts: Attempts,
         source: Callable[[Reject], Source],
         channel: grpc.aio.Channel,
         metadata: Metadata,
         slots: int,
     ) -> None:
-        self._sidecar = sidecar
+        self._attempts = attempts
         self._source = source(self._reject)
         self._slots = slots
         self._loop = asyncio.get_running_loop()
@@ -58,7 +133,7 @@ class Worker:
             channel
         )
         # A batch may go over its bound by one report, which is at most 1 MiB.
-        batch = min(MAX_BATCH_BYTES, sidecar.settings.max_message_bytes // 2)
+        batch = min(MAX_BATCH_BYTES, attempts.max_message_bytes // 2)
         self._reports = Reports(lambda: stub.ReportJobs(metadata=metadata), self, max_batch_bytes=batch)
         self._held: dict[tuple[str, int], _Run] = {}
         """From the grant until its outcome is in the ledger."""
@@ -154,8 +229,8 @@ class Worker:
         self._reports.add(lease_pb2.Report(rejected=record), lambda _refusal: settled())
 
     @property
-    def sidecar(self) -> Sidecar:
-        return self._sidecar
+    def attempts(self) -> Attempts:
+        return self._attempts
 
     @property
     def reports(self) -> Reports:
@@ -210,7 +285,7 @@ class _Run:
 
     def __init__(self, worker: Worker, grant: lease_pb2.Grant) -> None:
         self._worker = worker
-        self.attempt = Attempt(worker.sidecar, grant, self, self.outcome)
+        self.attempt = worker.attempts.attempt(grant, self, self.outcome)
         self._ended = False
         interval = grant.heartbeat_interval
         self._interval = interval.seconds + interval.nanos / 1e9
@@ -220,7 +295,7 @@ class _Run:
 
     def facts(self) -> dict[str, str]:
         grant = self.attempt.grant
-        return {**self._worker.sidecar.facts, "job": grant.job, "attempt": str(grant.attempt)}
+        return {**self._worker.attempts.facts, "job": grant.job, "attempt": str(grant.attempt)}
 
     def _report(self, settled: OnSettled | None = None, **event: object) -> None:
         grant = self.attempt.grant
@@ -267,7 +342,7 @@ class _Run:
 
     # --- the end -------------------------------------------------------------------------------------------------------
 
-    def outcome(self, _attempt: Attempt, outcome: Outcome) -> None:
+    def outcome(self, _attempt: object, outcome: Outcome) -> None:
         if self._ended:
             return
         self._ended = True
@@ -297,6 +372,6 @@ def start_worker(
     source = source_maker(job_source, channel, metadata, sidecar.facts["service"], sidecar.settings.secrets)
     if source is None:
         return None
-    worker = Worker(sidecar, source, channel, metadata, job_source.slots)
+    worker = Worker(SidecarAttempts(sidecar), source, channel, metadata, job_source.slots)
     worker.start()
     return worker

@@ -1,0 +1,130 @@
+"""`oca worker`: jobs for a driver that takes none by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import click
+
+from onecontainer.cli.options import DURATION, FILE, data_dir_option
+from onecontainer.cli.process import note_of, settings_of
+from onecontainer.client.names import full_name
+from onecontainer.errors import FieldInvalid, StateInvalid
+from onecontainer.settings import Settings
+
+
+@click.command()
+@click.argument("service")
+@click.option("--driver", required=True, metavar="TARGET", help="Where the driver listens: HOST:PORT or unix:PATH.")
+@click.option("--driver-token-file", type=FILE, help="File with the driver's instance token. Default: it needs none.")
+@click.option("--driver-ca-file", type=FILE, help="CA of the driver's certificate. Default: no TLS.")
+@click.option("--slots", type=click.IntRange(1, 1000), help="Jobs to run at once. Default: what the driver says.")
+@click.option(
+    "--drain-timeout",
+    type=DURATION,
+    default="10s",
+    show_default=True,
+    help="What running jobs get to end when this is stopped; then they are given back.",
+)
+@data_dir_option
+@click.option(
+    "--gateway",
+    metavar="TARGET",
+    help="The gateway's internal listener. Default: that of the gateway that runs on the data folder.",
+)
+@click.option("--gateway-ca-file", type=FILE, help="CA of its certificate. Default: no TLS.")
+@click.option(
+    "--registration-token-file",
+    type=FILE,
+    help="The gateway's registration token. Default: the one in the data folder.",
+)
+@click.option(
+    "--secrets-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the broker's secrets. Default: the one in the data folder.",
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
+def worker(
+    service: str,
+    driver: str,
+    driver_token_file: Path | None,
+    driver_ca_file: Path | None,
+    slots: int | None,
+    drain_timeout: float,
+    data_dir: Path | None,
+    gateway: str | None,
+    gateway_ca_file: Path | None,
+    registration_token_file: Path | None,
+    secrets_dir: Path | None,
+    log_level: str | None,
+) -> None:
+    """Take jobs of SERVICE and have a driver beside it run them.
+
+    For drivers that are not made with our SDK and take no jobs by themselves: a program in any language that serves DriverService.
+    It is attached by the service's runtime.endpoint, which is where sync calls go; this command brings it the jobs, by
+    DriverService.Run. Several may work for one service. On SIGTERM or Ctrl-C it takes no more jobs and lets what runs end; the
+    second time it gives back what runs.
+
+    \b
+    Examples:
+      oca worker movies --driver 127.0.0.1:7000
+      oca worker movies --driver unix:/run/movies.sock --slots 4 --drain-timeout 5m
+      oca worker movies --driver 127.0.0.1:7000 --gateway 10.0.0.5:50052 --registration-token-file token
+    """
+    settings = settings_of(
+        data_dir, log_level=log_level, registration_token_file=registration_token_file, secrets_dir=secrets_dir
+    )
+    # Imported here: the usage must not wait for grpc.
+    from onecontainer.driver.beside import BesideWorker, Place
+    from onecontainer.gateway.logs import configure
+
+    configure(settings.log_level, settings.log_format)
+    there = Place(_internal_target(gateway, settings), _text_of(settings.registration_token_file), gateway_ca_file)
+    token = None if driver_token_file is None else _text_of(driver_token_file)
+
+    async def work() -> None:
+        beside = BesideWorker(
+            full_name(service, "services"),
+            Place(driver, token, driver_ca_file),
+            there,
+            slots=slots or 0,
+            drain_timeout=drain_timeout,
+            secrets_dir=settings.secrets_dir,
+            max_message_bytes=settings.max_message_bytes,
+            say=click.echo,
+        )
+
+        def interrupted() -> None:
+            running = beside.lines()
+            click.echo("\n".join([f"stopping; {len(running)} running", *running]))
+            beside.ask_to_stop()
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, beside.ask_to_stop)
+        loop.add_signal_handler(signal.SIGINT, interrupted)
+        await beside.run()
+
+    asyncio.run(work())
+    click.echo("stopped")
+
+
+def _internal_target(gateway: str | None, settings: Settings) -> str:
+    if gateway is not None:
+        return gateway
+    note = note_of(settings.data_dir)
+    # Where it will listen, if it is not up yet: either may be started first.
+    return note.internal_address if note is not None else settings.internal_listen
+
+
+def _text_of(path: Path) -> str:
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        raise StateInvalid(
+            f"there is no {path}: the gateway makes it at its first start; give --data-dir, or --registration-token-file"
+        ) from None
+    if not text:
+        raise FieldInvalid("", f"{path} is empty")
+    return text
