@@ -86,7 +86,7 @@ def worker(
 
     async def work() -> None:
         beside = BesideWorker(
-            full_name(service, "services"),
+            full_name("services", service),
             Place(driver, token, driver_ca_file),
             there,
             slots=slots or 0,

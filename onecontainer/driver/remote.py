@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
@@ -40,9 +40,11 @@ class RemoteDriver:
         """Set while it answers, serves, and is attached to the service."""
         self._channel = channel
         self._stub: driver_pb2_grpc.DriverServiceAsyncStub = driver_pb2_grpc.DriverServiceStub(channel)
-        self._health: grpc.aio.UnaryUnaryMultiCallable[
-            health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
-        ] = health_pb2_grpc.HealthStub(channel).Check
+        self._health = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
         self._bearer: Metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         self._doubt = asyncio.Event()
 

@@ -83,10 +83,12 @@ async def _work(request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.Wor
         context.job.resume_details.Unpack(resumed)
     if request.checkpoint:
         context.checkpoint(echo_pb2.WorkResult(resumed_from=attempt))
-    if request.behaviour:
+    if request.behaviour and request.behaviour != "resume":
         await _misbehave(request.behaviour)
     if attempt <= request.failing_attempts:
         raise _failure(request)
+    if request.behaviour == "resume":
+        return echo_pb2.WorkResult(steps=await _resumed(request, context))
     steps = await (asyncio.to_thread(_block, request, context) if request.blocking else _steps(request, context))
     while request.wait_file and not Path(request.wait_file).exists():  # noqa: ASYNC110 - nothing tells of a file
         await asyncio.sleep(0.05)
@@ -114,6 +116,23 @@ async def _steps(request: echo_pb2.WorkRequest, context: Context) -> int:
         await asyncio.sleep(request.step_seconds)
         context.progress(step + 1, request.steps, unit="steps")
     return request.steps
+
+
+async def _resumed(request: echo_pb2.WorkRequest, context: Context) -> int:
+    """The steps from the checkpoint on; the first attempt fails half-way."""
+    reached = done = 0
+    job = context.job
+    if job is not None and job.resume_details is not None:
+        earlier = echo_pb2.WorkResult()
+        job.resume_details.Unpack(earlier)
+        reached = earlier.steps
+    while reached < request.steps:
+        await asyncio.sleep(request.step_seconds)
+        reached, done = reached + 1, done + 1
+        context.checkpoint(echo_pb2.WorkResult(steps=reached))
+        if job is not None and job.attempt == 1 and reached == request.steps // 2:
+            raise errors.BackendUnreachable("half of it is done")
+    return done
 
 
 def _block(request: echo_pb2.WorkRequest, context: Context) -> int:
