@@ -1,0 +1,144 @@
+"""A registration desk on a real socket: the registered workers behind RegistrationService."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from onecontainer.api.driver.v1 import driver_pb2, registration_pb2, registration_pb2_grpc
+from onecontainer.clock import SystemClock
+from onecontainer.errors import OneContainerError, ResourceNotFound
+from onecontainer.gateway.instances import RegistrationTokenOnly
+from onecontainer.rpc.channel import open_channel, server_options
+from onecontainer.rpc.server import service_handler
+from onecontainer.rpc.status import from_rpc_error
+from onecontainer.sidecars.model import RuntimeKind, RuntimeSpec, Target
+from onecontainer.sidecars.servicer import RegistrationServicer
+from onecontainer.sidecars.workers import RegisteredWorkers
+
+TOKEN = "registration-s3cret"
+LEASE = 30.0
+
+
+def target(uid: str = "uid-1", driver: str = "echo") -> Target:
+    return Target(
+        uid=uid,
+        service="services/echo",
+        app="echo",
+        app_version="",
+        endpoints={},
+        options={},
+        secrets=(),
+        driver=f"drivers/{driver}",
+        manifest=driver_pb2.DriverManifest(name=driver),
+        folder=None,
+        runtime=RuntimeSpec(kind=RuntimeKind.ATTACHED),
+        slots=3,
+        drain_timeout=10,
+        generation=1,
+    )
+
+
+class RegisterCall:
+    """A Register stream."""
+
+    def __init__(self, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
+        self.call = call
+
+    async def say(self, **fields: object) -> registration_pb2.RegisterResponse:
+        """Sends a message and returns its answer. Raises the typed error that the stream ends with."""
+        try:
+            await self.call.write(registration_pb2.RegisterRequest(**fields))  # type: ignore[arg-type]
+            answer = await self.call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        assert isinstance(answer, registration_pb2.RegisterResponse), "the stream has ended"
+        return answer
+
+    async def announce(self, instance_id: str = "one", **fields: object) -> registration_pb2.RegisterResponse:
+        manifest = driver_pb2.DriverManifest(name="echo")
+        return await self.say(
+            **{"service": "services/echo", "manifest": manifest, "instance_id": instance_id, **fields}
+        )
+
+    async def leave(self) -> None:
+        await self.call.done_writing()
+        assert await self.call.read() is grpc.aio.EOF
+
+    def break_off(self) -> None:
+        self.call.cancel()
+
+
+class Desk:
+    """Services to register for, and the gateway's side of the registrations."""
+
+    def __init__(self, lease: float = LEASE) -> None:
+        self.targets = {"services/echo": target()}
+        self.lease = lease
+        self.changes: list[str] = []
+        self.start()
+
+    def start(self) -> None:
+        """A gateway that has just started knows nobody."""
+        self.workers = RegisteredWorkers(
+            TOKEN, target_of=self._target, clock=SystemClock(), lease=self.lease, on_change=self.changes.append
+        )
+
+    def _target(self, service: str) -> Target:
+        if service not in self.targets:
+            raise ResourceNotFound(f"there is no {service}", resource=("onecontainer.dev/Service", service))
+        return self.targets[service]
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        def source(_target: Target) -> driver_pb2.JobSource:
+            return driver_pb2.JobSource(internal_target="unix:x", embedded=driver_pb2.EmbeddedDispatch())
+
+        service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
+        return service_handler(RegistrationServicer(self.workers, source), service, RegistrationTokenOnly(TOKEN))
+
+    @property
+    def states(self) -> list[str]:
+        return [record.state.value for record in self.workers.records()]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short temporary folder: the path of a UNIX socket has at most 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="oc-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+async def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture
+async def channel(desk: Desk, folder: Path) -> AsyncIterator[grpc.aio.Channel]:
+    server = grpc.aio.server(options=server_options())
+    server.add_generic_rpc_handlers((desk.handler(),))
+    server.add_insecure_port(f"unix:{folder}/internal.sock")
+    await server.start()
+    async with open_channel(f"unix:{folder}/internal.sock") as channel:
+        yield channel
+    await server.stop(None)
+
+
+def register(channel: grpc.aio.Channel, token: str = TOKEN) -> RegisterCall:
+    stub = registration_pb2_grpc.RegistrationServiceStub(channel)
+    return RegisterCall(stub.Register(metadata=(("authorization", f"Bearer {token}"),)))  # type: ignore[arg-type]
+
+
+async def refusal(waiting: object) -> OneContainerError:
+    """The typed error of what fails."""
+    try:
+        await waiting  # type: ignore[misc]
+    except OneContainerError as error:
+        return error
+    raise AssertionError("it was not refused")
