@@ -203,7 +203,8 @@ class Attempt:
         if self._execution is not None:
             self._execution.stop(error)
         if self._bringing is not None:
-            self._bringing.cancel()
+            # Not at once: a task that is cancelled before its first step would never come to an outcome.
+            self._loop.call_soon(self._bringing.cancel)
 
     # --- from the handler to the outcome -------------------------------------------------------------------------------
 

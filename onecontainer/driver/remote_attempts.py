@@ -98,6 +98,7 @@ class RemoteAttempt:
         self.progress = ProgressRelay(self._loop, sink.progress)
         """What the driver tells of it."""
         self._start_time = self._loop.time()
+        self._entered = False
         self._sent = False
         self._begun = False
         self._ended = asyncio.Event()
@@ -173,8 +174,9 @@ class RemoteAttempt:
         self._stop_error = error
         if self._sent:
             self._stopper = asyncio.create_task(self._stop_run(self._task))
-        else:
+        elif self._entered:
             self._task.cancel()
+        # Else the task has not begun; it looks at the error first. Cancelled now, it would never come to an outcome.
 
     async def _stop_run(self, task: asyncio.Task[None]) -> None:
         try:
@@ -192,6 +194,7 @@ class RemoteAttempt:
     # --- from the grant to the outcome ---------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        self._entered = True
         outcome: Outcome
         try:
             outcome = await self._drive()
@@ -207,6 +210,7 @@ class RemoteAttempt:
     async def _drive(self) -> Outcome:
         if self.grant.cancel_mode == job_pb2.CANCEL_MODE_ABORT:
             self._stop_error = Cancelled("the job was cancelled", hop="sidecar")
+        if self._stop_error is not None:
             raise self._stop_error
         await self._bring_request()
         await self._driver.connect()

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from google.protobuf import wrappers_pb2
@@ -16,6 +16,7 @@ from onecontainer import errors
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as pb
 from onecontainer.api.job.v1 import job_pb2
+from onecontainer.driver.attempts import Attempt
 from onecontainer.driver.serve import SidecarServer, serving
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.rpc.channel import open_channel
@@ -292,6 +293,23 @@ async def test_an_attempts_artifacts_belong_to_it(worker: Calls, gateway: FakeGa
     artifact, data = gateway.artifacts[driver.received[0]]
     assert (artifact.filename, artifact.media_type, data) == ("out.txt", "text/plain", b"made by an attempt")
     assert gateway.uploads[0].attempt.job == "jobs/1"
+
+
+async def test_an_attempt_that_is_stopped_as_it_starts_has_an_outcome(
+    worker: Calls, server: SidecarServer, gateway: FakeGateway
+) -> None:
+    outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    request = gateway.keep(b"")
+    # Its sink is not asked for: no handler begins.
+    attempt = Attempt(
+        server.sidecar,
+        grant(request_artifact=request.name),
+        cast(Any, None),
+        lambda _attempt, it: outcome.set_result(it),
+    )
+    attempt.start()
+    attempt.give_back()
+    assert isinstance(await in_time(outcome), pb.Released)
 
 
 async def test_a_request_artifact_that_is_not_there(worker: Calls, gateway: FakeGateway) -> None:
