@@ -258,11 +258,15 @@ class RemoteAttempt:
         if event.HasField("succeeded"):
             return await self._succeeded(event.succeeded)
         if event.HasField("stopped"):
-            why = event.stopped.error if event.stopped.error.code else None
-            return lease_pb2.Stopped(error=self._told(why) if why is not None else self._failed(self._told_to_stop()))
+            # Why it was told to stop is known here; a driver that stopped it by itself says why.
+            if self._stop_error is not None or not event.stopped.error.code:
+                return self._outcome_of(self._told_to_stop())
+            return lease_pb2.Stopped(error=self._told(event.stopped.error))
         if not event.failed.code:
             raise DriverMisimplemented("the driver ended Run with `failed`, but without an error in it")
-        return self._outcome_of(status.from_status(event.failed))
+        error = status.from_status(event.failed)
+        told = self._stop_error is not None and isinstance(error, Cancelled)
+        return self._outcome_of(self._told_to_stop() if told else error)
 
     async def _succeeded(self, succeeded: lease_pb2.Succeeded) -> lease_pb2.Succeeded:
         if len(succeeded.result) > INLINE_RESULT_BYTES:
@@ -283,7 +287,9 @@ class RemoteAttempt:
         return self._outcome_of(self._told_to_stop())
 
     def _told_to_stop(self) -> OneContainerError:
-        return self._stop_error or Cancelled("the attempt was cancelled", hop="sidecar")
+        if self._stop_error is None:
+            self._stop_error = Cancelled("the driver stopped the attempt", hop="sidecar")
+        return self._stop_error
 
     def _outcome_of(self, error: OneContainerError) -> Outcome:
         """The outcome of an attempt that ended by an error."""

@@ -20,6 +20,7 @@ from onecontainer.driver.remote import RemoteDriver
 from onecontainer.driver.remote_attempts import RemoteAttempts
 from onecontainer.errors import (
     BackendUnreachable,
+    Cancelled,
     CapabilityMissing,
     Draining,
     NotAttached,
@@ -257,6 +258,38 @@ async def test_what_runs_is_not_given_back_but_by_a_drain(bench: Bench) -> None:
     await bench.events.begun.wait()
     attempt.give_back()
     assert bench.driver.stops == []
+    attempt.drain()
+    outcome = await bench.events.end()
+    assert isinstance(outcome, lease_pb2.Stopped)
+    assert from_status(outcome.error).reason is Reason.DRAINING
+
+
+async def test_a_stop_without_a_reason_is_a_stop(bench: Bench) -> None:
+    outcome = await bench.outcome(telling(driver_pb2.RunResponse(stopped=lease_pb2.Stopped())))
+    assert isinstance(outcome, lease_pb2.Stopped)
+    assert from_status(outcome.error).reason is Reason.CANCELLED
+
+
+async def test_a_driver_that_stops_it_by_itself_says_why(bench: Bench) -> None:
+    stopped = lease_pb2.Stopped(error=to_status(Draining("the driver ends"), hop="sidecar"))
+    outcome = await bench.outcome(telling(PROGRESS, driver_pb2.RunResponse(stopped=stopped)))
+    assert isinstance(outcome, lease_pb2.Stopped)
+    assert from_status(outcome.error).reason is Reason.DRAINING
+
+
+@pytest.mark.parametrize("kind", ["stopped", "failed"])
+async def test_why_it_was_stopped_is_the_workers_word(bench: Bench, kind: str) -> None:
+    cancelled = to_status(Cancelled("the job was cancelled"), hop="sidecar")
+    last = {"stopped": {"stopped": lease_pb2.Stopped(error=cancelled)}, "failed": {"failed": cancelled}}[kind]
+
+    async def script(_grant: lease_pb2.Grant, _context: Context) -> AsyncIterator[driver_pb2.RunResponse]:
+        yield PROGRESS
+        await bench.driver.stopped.wait()
+        yield driver_pb2.RunResponse(**last)
+
+    bench.driver.script = script
+    attempt = bench.start()
+    await bench.events.begun.wait()
     attempt.drain()
     outcome = await bench.events.end()
     assert isinstance(outcome, lease_pb2.Stopped)
