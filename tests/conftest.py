@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# A suite that several modules run: its assertions tell as much as theirs.
+pytest.register_assert_rewrite("tests.fixtures.beside_suite")
+
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 
