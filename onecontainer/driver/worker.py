@@ -137,6 +137,8 @@ class Worker:
         self._reports = Reports(lambda: stub.ReportJobs(metadata=metadata), self, max_batch_bytes=batch)
         self._held: dict[tuple[str, int], _Run] = {}
         """From the grant until its outcome is in the ledger."""
+        self._ended: set[tuple[str, int]] = set()
+        """What has left `_held` since the poll that is under way was asked."""
         self._busy = 0
         self._claiming = True
         self._slot_free = asyncio.Event()
@@ -190,6 +192,7 @@ class Worker:
                 self._slot_free.clear()
                 await self._slot_free.wait()
                 continue
+            self._ended.clear()
             try:
                 for grant in await self._source.poll(free, list(self._held)):
                     self._take(grant)
@@ -209,8 +212,8 @@ class Worker:
 
     def _take(self, grant: lease_pb2.Grant) -> None:
         key = (grant.job, grant.fence)
-        if key in self._held:
-            return  # given again, for a poll that was asked before it was known
+        if key in self._held or key in self._ended:
+            return  # given again, for a poll that was asked before it was known, or before it had ended
         run = _Run(self, grant)
         self._held[key] = run
         self._busy += 1
@@ -242,6 +245,7 @@ class Worker:
 
     def forget(self, key: tuple[str, int]) -> None:
         self._held.pop(key, None)
+        self._ended.add(key)
 
     # --- Listener: what comes down the stream --------------------------------------------------------------------------
 

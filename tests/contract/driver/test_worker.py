@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.driver.attempts import Attempt
 from onecontainer.driver.serve import SidecarServer, serving
 from onecontainer.driver.settings import SidecarSettings
+from onecontainer.driver.worker import SidecarAttempts, Worker
 from onecontainer.rpc.channel import open_channel
 from onecontainer.rpc.status import from_status, to_status
 from tests.contract.driver.conftest import ATTACH, Calls
@@ -293,6 +294,52 @@ async def test_an_attempts_artifacts_belong_to_it(worker: Calls, gateway: FakeGa
     artifact, data = gateway.artifacts[driver.received[0]]
     assert (artifact.filename, artifact.media_type, data) == ("out.txt", "text/plain", b"made by an attempt")
     assert gateway.uploads[0].attempt.job == "jobs/1"
+
+
+class GivesAgain:
+    """A Source whose second answer was made before the first one's job had ended, and comes after that."""
+
+    def __init__(self, gateway: FakeGateway, given: pb.Grant) -> None:
+        self.polls = 0
+        self._gateway = gateway
+        self._given = given
+
+    async def poll(self, free: int, held: object, *, wait: float = 20.0) -> Sequence[pb.Grant]:
+        self.polls += 1
+        if self.polls == 1:
+            return [self._given]
+        if self.polls == 2:
+            await self._gateway.outcome(self._given.job)
+            await in_time(self.settled())
+            return [self._given]
+        await asyncio.sleep(wait)
+        return []
+
+    async def settled(self) -> None:
+        await until(lambda: not self.worker._held)
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+    worker: Worker
+
+
+async def test_what_is_given_again_after_its_end_is_not_run_again(
+    worker: Calls, server: SidecarServer, gateway: FakeGateway, driver: EchoDriver
+) -> None:
+    given = grant("again", text="quick")
+    gateway.leases[given.job, given.fence] = given
+    source = GivesAgain(gateway, given)
+    async with open_channel(gateway.target) as channel:
+        mine = Worker(SidecarAttempts(server.sidecar), lambda _reject: source, channel, GOOD, SLOTS)
+        source.worker = mine
+        mine.start()
+        await in_time(gateway.outcome(given.job))
+        await until(lambda: source.polls == 3)
+        assert not mine._held
+        await mine.close()
+    assert gateway.kinds(given.job).count("succeeded") == 1
+    assert gateway.refused == []
 
 
 async def test_an_attempt_that_is_stopped_as_it_starts_has_an_outcome(
