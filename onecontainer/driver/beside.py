@@ -137,7 +137,7 @@ class BesideWorker:
             return WhileReady(make_source(reject), driver)
 
         await stack.enter_async_context(running(driver.watch(), "driver watch"))
-        attempts = RemoteAttempts(driver, ArtifactLink(channel, metadata), self._max_message_bytes)
+        attempts = RemoteAttempts(driver, ArtifactLink(lambda: channel, metadata), self._max_message_bytes)
         worker = Worker(attempts, source, channel, metadata, welcome.job_source.slots)
         self._attempts = attempts
         worker.start()

@@ -17,31 +17,15 @@ from onecontainer.gateway.instances import RegistrationTokenOnly
 from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.server import service_handler
 from onecontainer.rpc.status import from_rpc_error
-from onecontainer.sidecars.model import RuntimeKind, RuntimeSpec, Target
 from onecontainer.sidecars.servicer import RegistrationServicer
-from onecontainer.sidecars.workers import RegisteredWorkers
+from onecontainer.sidecars.workers import Post, RegisteredWorkers
 
 TOKEN = "registration-s3cret"
 LEASE = 30.0
 
 
-def target(uid: str = "uid-1", driver: str = "echo") -> Target:
-    return Target(
-        uid=uid,
-        service="services/echo",
-        app="echo",
-        app_version="",
-        endpoints={},
-        options={},
-        secrets=(),
-        driver=f"drivers/{driver}",
-        manifest=driver_pb2.DriverManifest(name=driver),
-        folder=None,
-        runtime=RuntimeSpec(kind=RuntimeKind.ATTACHED),
-        slots=3,
-        drain_timeout=10,
-        generation=1,
-    )
+def post(driver: str = "echo") -> Post:
+    return Post("uid-1", f"drivers/{driver}-1.0.0", driver, 3)
 
 
 class RegisterCall:
@@ -78,7 +62,7 @@ class Desk:
     """Services to register for, and the gateway's side of the registrations."""
 
     def __init__(self, lease: float = LEASE) -> None:
-        self.targets = {"services/echo": target()}
+        self.posts = {"services/echo": post()}
         self.lease = lease
         self.changes: list[str] = []
         self.start()
@@ -86,17 +70,18 @@ class Desk:
     def start(self) -> None:
         """A gateway that has just started knows nobody."""
         self.workers = RegisteredWorkers(
-            TOKEN, target_of=self._target, clock=SystemClock(), lease=self.lease, on_change=self.changes.append
+            TOKEN, post_of=self._post, clock=SystemClock(), lease=self.lease, on_change=self.changes.append
         )
 
-    def _target(self, service: str) -> Target:
-        if service not in self.targets:
+    def _post(self, service: str) -> Post:
+        if service not in self.posts:
             raise ResourceNotFound(f"there is no {service}", resource=("onecontainer.dev/Service", service))
-        return self.targets[service]
+        return self.posts[service]
 
     def handler(self) -> grpc.GenericRpcHandler:
-        def source(_target: Target) -> driver_pb2.JobSource:
-            return driver_pb2.JobSource(internal_target="unix:x", embedded=driver_pb2.EmbeddedDispatch())
+        def source(uid: str, slots: int) -> driver_pb2.JobSource:
+            assert uid == "uid-1"
+            return driver_pb2.JobSource(internal_target="unix:x", embedded=driver_pb2.EmbeddedDispatch(), slots=slots)
 
         service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
         return service_handler(RegistrationServicer(self.workers, source), service, RegistrationTokenOnly(TOKEN))

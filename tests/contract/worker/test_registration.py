@@ -22,7 +22,7 @@ from onecontainer.errors import (
 )
 from onecontainer.sidecars.tokens import registration_token
 from onecontainer.sidecars.workers import RegisteredWorkers
-from tests.contract.worker.conftest import LEASE, TOKEN, Desk, refusal, register, target
+from tests.contract.worker.conftest import LEASE, TOKEN, Desk, post, refusal, register
 
 
 async def until(desk: Desk, condition: Callable[[], bool]) -> None:
@@ -67,7 +67,7 @@ async def test_what_cannot_be_registered_is_refused(desk: Desk, channel: grpc.ai
     missing = await refused(service="", instance_id="")
     assert isinstance(missing, FieldRequired)
     assert [violation.field for violation in missing.violations] == ["service", "instance_id"]
-    desk.targets["services/echo"] = target(driver="other")
+    desk.posts["services/echo"] = post(driver="other")
     assert isinstance(await refused(), StateInvalid)
     assert desk.states == []
 
@@ -95,7 +95,7 @@ async def test_a_stream_that_breaks_leaves_the_lease(desk: Desk, channel: grpc.a
 
 async def test_the_lease_ends_if_nobody_renews_it(folder: Path) -> None:
     desk = Desk(lease=0.05)
-    registration, _target = desk.workers.register("services/echo", "echo", "one", 1)
+    registration = desk.workers.register("services/echo", "echo", "one", 1)
     await until(desk, lambda: desk.states == [])
     with pytest.raises(StateInvalid) as caught:
         desk.workers.renew(registration)
@@ -131,7 +131,7 @@ async def test_instances_have_names_and_tokens_of_their_own(desk: Desk, channel:
 async def test_another_driver_retires_it(desk: Desk, channel: grpc.aio.Channel) -> None:
     call = register(channel)
     answer = await call.announce()
-    desk.targets["services/echo"] = target(driver="other")
+    desk.posts["services/echo"] = post(driver="other")
     assert (await call.say()).retired
     assert desk.states == ["DRAINING"]
     # What runs may still be reported.
@@ -141,25 +141,25 @@ async def test_another_driver_retires_it(desk: Desk, channel: grpc.aio.Channel) 
 async def test_a_service_that_is_deleted_ends_it(desk: Desk, channel: grpc.aio.Channel) -> None:
     call = register(channel)
     await call.announce()
-    desk.targets.clear()
+    desk.posts.clear()
     assert isinstance(await refusal(call.say()), ResourceNotFound)
 
 
 async def test_name_and_token_survive_a_restart_of_the_gateway(desk: Desk) -> None:
-    before, _target = desk.workers.register("services/echo", "echo", "one", 1)
+    before = desk.workers.register("services/echo", "echo", "one", 1)
     desk.start()
     # It keeps what it runs, and registers again.
     with pytest.raises(QueueUnreachable):
         desk.workers.authenticate(before.token)
-    after, _target = desk.workers.register("services/echo", "echo", "one", 1)
+    after = desk.workers.register("services/echo", "echo", "one", 1)
     assert (after.token, after.identity) == (before.token, before.identity)
 
 
 async def test_tokens_that_were_not_made_here_stand_for_nobody(desk: Desk) -> None:
-    registration, _target = desk.workers.register("services/echo", "echo", "one", 1)
+    registration = desk.workers.register("services/echo", "echo", "one", 1)
     stranger = RegisteredWorkers(
         "another secret",
-        target_of=lambda _service: target(),
+        post_of=lambda _service: post(),
         clock=desk.workers._clock,
         lease=1,
         on_change=lambda _uid: None,

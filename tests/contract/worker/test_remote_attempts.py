@@ -155,7 +155,7 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
         remote = RemoteDriver(channel, "services/echo", None)
         await remote.identify()
         remote.ready.set()
-        yield Bench(RemoteAttempts(remote, ArtifactLink(channel, ())), driver)
+        yield Bench(RemoteAttempts(remote, ArtifactLink(lambda: channel, ())), driver)
         driver.stopped.set()
     await server.stop(None)
 
