@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -33,6 +34,19 @@ class Bulk:
             known = self._compiled[dialect.name] = (str(compiled), dict if order is None else _values_of(order))
         text, values_of = known
         connection.exec_driver_sql(text, [values_of(row) for row in rows])
+
+
+class Query:
+    """A query whose rows are named tuples: an attribute of SQLAlchemy's own rows takes ten times as long, and a job has many."""
+
+    def __init__(self, select: sa.Select[Any]) -> None:
+        self.select = select
+        self._row: Any = namedtuple("Row", [column.name for column in select.selected_columns])  # type: ignore[misc]
+
+    def all(self, connection: Connection, parameters: Mapping[str, Any]) -> list[Any]:
+        """Its rows."""
+        make = self._row._make
+        return [make(row) for row in connection.execute(self.select, parameters).all()]
 
 
 def _values_of(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:

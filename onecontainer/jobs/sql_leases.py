@@ -16,7 +16,7 @@ from onecontainer.jobs import moves, sql_writes
 from onecontainer.jobs.ledger import AttemptArtifacts, Changed, Decision, Granted, Outcome, Reported, Worker
 from onecontainer.jobs.model import LEASED, CancelMode, State
 from onecontainer.jobs.tables import IN_LEASE, NONE, QUEUED, jobs
-from onecontainer.statements import Numbers, Texts, among
+from onecontainer.statements import Numbers, Query, Texts, among
 
 _GRANT = [
     jobs.c[name]
@@ -30,7 +30,7 @@ _GRANT = [
 # Statements of the hot path are built once.
 _uid, _now = sa.bindparam("uid", type_=sa.Text), sa.bindparam("now", type_=sa.BigInteger)
 _BUSY = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == _uid, IN_LEASE)
-_BEST = (
+_best = (
     sa.select(*_GRANT)
     .where(jobs.c.service_uid == _uid, QUEUED)
     # What is past its time is the sweeper's, however late that is.
@@ -39,11 +39,13 @@ _BEST = (
     .limit(sa.bindparam("room", type_=sa.Integer))
     .with_for_update(skip_locked=True)
 )
-_BETTER = _BEST.where(jobs.c.priority > sa.bindparam("lane", type_=sa.Integer))
-_REPORTED = sa.select(*sql_writes.DECIDING).where(among(jobs.c.id, sa.bindparam("ids", type_=Texts))).with_for_update()
-_NAMED = (
+_BEST = Query(_best)
+_BETTER = Query(_best.where(jobs.c.priority > sa.bindparam("lane", type_=sa.Integer)))
+_named = among(jobs.c.id, sa.bindparam("ids", type_=Texts))
+_REPORTED = Query(sa.select(*sql_writes.DECIDING).where(_named).with_for_update())
+_NAMED = Query(
     sa.select(*_GRANT, jobs.c.instance, jobs.c.queue_deadline)
-    .where(among(jobs.c.id, sa.bindparam("ids", type_=Texts)), jobs.c.service_uid == _uid)
+    .where(_named, jobs.c.service_uid == _uid)
     .with_for_update()
 )
 _RUN = (
@@ -70,7 +72,7 @@ def claim(
     room = min(limit, _room(connection, worker.service_uid, max_running))
     if room <= 0:
         return [], Outcome()
-    rows = connection.execute(_BEST, {"uid": worker.service_uid, "now": now, "room": room}).all()
+    rows = _BEST.all(connection, {"uid": worker.service_uid, "now": now, "room": room})
     return _claimed(connection, worker, rows, now, lease)
 
 
@@ -90,7 +92,7 @@ def claim_records(
     """
     room = _room(connection, worker.service_uid, max_running)
     fences = dict(wanted)
-    rows = connection.execute(_NAMED, {"ids": list(fences), "uid": worker.service_uid}).all()
+    rows = _NAMED.all(connection, {"ids": list(fences), "uid": worker.service_uid})
     current = {row.id: row for row in rows if row.fence == fences[row.id]}
     held = [row for row in current.values() if State(row.state) in LEASED and row.instance == worker.instance]
     free = [
@@ -122,7 +124,7 @@ def _best_of(connection: Connection, worker: Worker, free: Sequence[Any], room: 
     pool = {row.id: row for row in free}
     if lane < job_options_pb2.PRIORITY_HIGH:
         parameters = {"uid": worker.service_uid, "now": now, "room": room, "lane": lane}
-        pool |= {row.id: row for row in connection.execute(_BETTER, parameters)}
+        pool |= {row.id: row for row in _BETTER.all(connection, parameters)}
     return sorted(pool.values(), key=lambda row: (-row.priority, row.position))[:room]
 
 
@@ -221,7 +223,7 @@ def report(
 ) -> Outcome:
     """Takes what a worker tells. A report with the current fence counts, whatever the clock says; one with an old fence is refused."""
     named = Counter(item.id for item in reports)
-    rows: dict[str, Any] = {row.id: row for row in connection.execute(_REPORTED, {"ids": sorted(named)}).all()}
+    rows: dict[str, Any] = {row.id: row for row in _REPORTED.all(connection, {"ids": sorted(named)})}
     outcome = Outcome()
     done: list[moves.Move] = []
     notes: dict[str, dict[str, Any]] = {}
@@ -238,12 +240,12 @@ def report(
             # What was noted in this batch counts with the outcome that follows it.
             move.values = notes.pop(item.id, {}) | move.values
             done.append(move)
-            rows[item.id] = _Changed(row, move.values) if named[item.id] > 1 else None
+            rows[item.id] = _after(row, move.values) if named[item.id] > 1 else None
         else:
             values = notes.setdefault(item.id, {"b_position": row.position, "lease_expiry": now + lease})
             _note(item, now, values)
             if "idempotent" in values:
-                rows[item.id] = _Changed(row, {"idempotent": False})
+                rows[item.id] = row._replace(idempotent=False)
     sql_writes.apply(connection, done, artifacts, outcome, now)
     for job, values in notes.items():
         if "progress" in values:
@@ -264,15 +266,9 @@ def report(
     return outcome
 
 
-class _Changed:
-    """A row with changed columns: later reports of a batch meet it as it is then."""
-
-    def __init__(self, row: Any, values: dict[str, Any]) -> None:
-        self.__dict__.update({name: getattr(row, name) for name in moves.DECIDING})
-        self.__dict__.update(values)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
+def _after(row: Any, values: dict[str, Any]) -> Any:
+    """The row as a later report of the same batch meets it."""
+    return row._replace(**{name: values[name] for name in row._fields if name in values})
 
 
 def _outcome_move(row: Any, item: Reported, now: int, rng: random.Random) -> moves.Move | None:

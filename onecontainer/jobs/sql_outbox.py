@@ -20,7 +20,7 @@ from onecontainer.database import Database
 from onecontainer.jobs.ledger import Changed
 from onecontainer.jobs.model import SECOND, NewJob, State, shown
 from onecontainer.jobs.tables import IN_LEASE, NONE, QUEUED, events, jobs
-from onecontainer.statements import Bulk, Numbers, among
+from onecontainer.statements import Bulk, Numbers, Query, among
 
 _SHOWN = {state: job_pb2.JobState.ValueType(int(shown(state))) for state in State}
 _INSERT_EVENTS = Bulk(events.insert().values(events=sa.bindparam("events")))
@@ -42,7 +42,7 @@ def waiting_services(connection: Connection) -> list[tuple[str, str]]:
 _uid = sa.bindparam("uid", type_=sa.Text)
 _ON_BROKER = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == _uid, PUBLISHED)
 _RUNNING = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_uid == _uid, IN_LEASE)
-_BEST = (
+_BEST = Query(
     sa.select(*_RECORD)
     .where(jobs.c.service_uid == _uid, UNPUBLISHED)
     .order_by(jobs.c.priority.desc(), jobs.c.position)
@@ -71,7 +71,7 @@ def to_publish(
         room = min(room, max_running - running - unclaimed)
     if room <= 0:
         return []
-    rows = connection.execute(_BEST, {"uid": service_uid, "room": room + len(sent)}).all()
+    rows = _BEST.all(connection, {"uid": service_uid, "room": room + len(sent)})
     return [row for row in rows if (row.id, row.fence) not in sent][:room]
 
 

@@ -25,7 +25,7 @@ from onecontainer.jobs.tables import (
     labels,
 )
 from onecontainer.rpc.filters import micros_of
-from onecontainer.statements import Texts, among
+from onecontainer.statements import Query, Texts, among
 
 _SUMMARY = [column for column in jobs.c if column.name not in ("payload", "result", "resume")]
 _ALL = [column for column in jobs.c if column.name not in ("payload", "resume")]
@@ -43,9 +43,9 @@ LETTER_FIELDS = ("service", "job")
 # Statements of the hot path are built once.
 _job = sa.bindparam("job", type_=sa.Text)
 _NAMED = among(jobs.c.id, sa.bindparam("ids", type_=Texts))
-_GET = sa.select(*_ALL).where(jobs.c.id == _job)
-_VIEWS = sa.select(*_ALL).where(_NAMED)
-_TERMINAL = sa.select(*_ALL).where(_NAMED, jobs.c.end_time > NONE)
+_GET = Query(sa.select(*_ALL).where(jobs.c.id == _job))
+_VIEWS = Query(sa.select(*_ALL).where(_NAMED))
+_TERMINAL = Query(sa.select(*_ALL).where(_NAMED, jobs.c.end_time > NONE))
 _KNOWN = sa.select(jobs.c.id).where(_NAMED)
 _ATTEMPTS = (
     sa.select(attempts).where(among(attempts.c.job, sa.bindparam("ids", type_=Texts))).order_by(attempts.c.fence)
@@ -73,9 +73,10 @@ def get(connection: Connection, job: str, artifacts: AttemptArtifacts, *, place:
     Raises:
         ResourceNotFound: there is no such job.
     """
-    row = connection.execute(_GET, {"job": job}).one_or_none()
-    if row is None:
+    rows = _GET.all(connection, {"job": job})
+    if not rows:
         raise not_found(job)
+    row = rows[0]
     position = None
     if place and row.state == State.QUEUED:
         values = {"uid": row.service_uid, "priority": row.priority, "position": row.position}
@@ -101,7 +102,7 @@ def _whole(
 
 def ended(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifacts) -> tuple[list[JobView], list[str]]:
     """Those of the jobs that have ended, in the order in which they did; and the ids of those that are not there."""
-    rows = connection.execute(_TERMINAL, {"ids": ids}).all()
+    rows = _TERMINAL.all(connection, {"ids": ids})
     found = _whole(connection, sorted(rows, key=lambda row: int(row.end_time)), artifacts)
     left = set(ids).difference(row.id for row in rows)
     missing = left.difference(connection.scalars(_KNOWN, {"ids": sorted(left)})) if left else left
@@ -110,7 +111,7 @@ def ended(connection: Connection, ids: Sequence[str], artifacts: AttemptArtifact
 
 def views(connection: Connection, ids: Sequence[str]) -> dict[str, JobView]:
     """Jobs by id, without attempts, artifacts and queue position."""
-    return {row.id: JobView(row) for row in connection.execute(_VIEWS, {"ids": ids}).all()}
+    return {row.id: JobView(row) for row in _VIEWS.all(connection, {"ids": ids})}
 
 
 def payload(connection: Connection, job: str) -> Any:

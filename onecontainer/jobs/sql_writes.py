@@ -241,7 +241,7 @@ def update(connection: Connection, updates: Sequence[dict[str, Any]]) -> None:
     """Sets columns by position; rows that set the same columns go in one statement."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for values in updates:
-        groups.setdefault(tuple(sorted(values)), []).append(values)
+        groups.setdefault(tuple(values), []).append(values)
     for names, group in groups.items():
         _update_of(names).run(connection, group)
 
