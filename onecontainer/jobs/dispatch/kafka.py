@@ -39,6 +39,7 @@ LOOK_AGAIN = 5.0
 """Seconds between two looks for what no bell told of: unclaimed records, jobs of another gateway."""
 EVENTS_AT_ONCE = 500
 """Transactions whose events are told together."""
+EVENTS_PAUSE = 0.01
 TOLD_AT_ONCE = 100
 FORGET_AFTER = 0.5
 """Told events are deleted so many at a time, or when it has been quiet for so many seconds: each time is a commit."""
@@ -93,6 +94,8 @@ class KafkaDispatch:
         # By service: jobs that are on the broker, unclaimed, and have no mark in the ledger (job and fence → position and
         # when they went there). Most are claimed within milliseconds, and a mark for them would cost a write each.
         self._sent: dict[str, dict[tuple[str, int], tuple[int, float]]] = {}
+        self._refill: dict[str, int] = {}
+        """By service: so few unclaimed records are there when more are looked for."""
         self._told: dict[int, None] = {}
         """Rows of events that are on the broker and have yet to be deleted."""
         changes.on_work(self._work)
@@ -109,6 +112,8 @@ class KafkaDispatch:
             sent = self._sent.get(change.service_uid)
             if sent is not None:
                 sent.pop((change.id, change.fence), None)
+                if len(sent) == self._refill.get(change.service_uid):
+                    self._work(change.service_uid)
 
     async def poll(
         self, worker: Worker, limit: int, max_running: int, wait: float, held: Sequence[tuple[str, int]]
@@ -188,9 +193,7 @@ class KafkaDispatch:
             touched, self._touched = self._touched, set()
             self._wake.clear()
             for service_uid in touched:
-                # One call tells of many jobs, and a full window is looked at again when a job has left it.
-                if await self._send_jobs(producer, service_uid):
-                    self._work(service_uid)
+                await self._send_jobs(producer, service_uid)
             if not self._touched:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(0.0, look - loop.time())):
@@ -210,6 +213,8 @@ class KafkaDispatch:
         while True:
             self._events.clear()
             if await self._send_events(producer):
+                # Many transactions are told together: nobody waits for events as for a job.
+                await asyncio.sleep(EVENTS_PAUSE)
                 continue
             try:
                 async with asyncio.timeout(FORGET_AFTER if self._told else LOOK_AGAIN):
@@ -217,28 +222,31 @@ class KafkaDispatch:
             except TimeoutError:
                 await self._forget_events()
 
-    async def _send_jobs(self, producer: AIOKafkaProducer, service_uid: str) -> int:
+    async def _send_jobs(self, producer: AIOKafkaProducer, service_uid: str) -> None:
+        """Fills a service's window once half of it is free: a look and a batch for each job would cost more than the job."""
         if service_uid not in self._names:
             self._names.update((uid, name) for name, uid in await self._outbox.waiting_services())
         if service_uid not in self._names:
-            return 0
+            return
         try:
             slots, max_running = self._limits(self._names[service_uid])
         except OneContainerError:
             del self._names[service_uid]  # its service is gone, and its jobs have been ended
-            return 0
+            return
         window = min(MOST_WINDOW, max(LEAST_WINDOW, 2 * slots))
         sent = self._sent.setdefault(service_uid, {})
+        self._refill[service_uid] = window // 2
+        if len(sent) > window // 2:
+            return
         rows = await self._outbox.to_publish(service_uid, window, max_running, frozenset(sent))
         if not rows:
-            return 0
+            return
         topic = topic_of(service_uid)
         partitions = await self._ensure(topic)
         now = asyncio.get_running_loop().time()
         # Before they go: a worker may claim one before the broker has told that it has it.
         sent.update(((row.id, row.fence), (row.position, now)) for row in rows)
         await send_all(producer, topic, partitions, [dispatch_record(row) for row in rows])
-        return len(rows)
 
     async def _mark(self, before: float) -> None:
         """Marks in the ledger what has been on the broker since ``before`` (on the loop's clock): from then on the ledger knows."""
