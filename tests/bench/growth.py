@@ -232,7 +232,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oc-bench-")))
         sys.path.insert(0, str(build_driver("echo", folder / "drivers")))
-        broker = kafka.KafkaBroker(folder / "broker") if given.dispatch == "kafka" else None
+        broker = kafka.KafkaBroker(folder / "broker", quick_start=False) if given.dispatch == "kafka" else None
         if broker is not None:
             stack.enter_context(running(broker))
         settings = {"dispatch_url": f"kafka://{broker.address}"} if broker is not None else {}

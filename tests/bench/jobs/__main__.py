@@ -68,7 +68,7 @@ def build(names: Sequence[str], folder: Path, stack: ExitStack) -> list[System]:
     if set(names) & set(report.OURS):
         sys.path.insert(0, str(build_driver("echo", drivers)))
     if set(names) & set(ON_KAFKA):
-        broker = kafka.KafkaBroker(folder / "broker")
+        broker = kafka.KafkaBroker(folder / "broker", quick_start=False)
         stack.enter_context(running(broker))
         systems += [Ours(folder, drivers, broker), Raw(broker)]
     if set(names) & set(ON_REDIS):
