@@ -20,6 +20,8 @@ from onecontainer.api.event.v1 import event_pb2
 DISPATCH_TYPE = "dev.onecontainer.job.dispatch.v1"
 EVENT_TYPE = "dev.onecontainer.job.event.v1"
 
+SEND_TIMEOUT = 10.0
+
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -33,7 +35,15 @@ class Record:
 
 
 async def send_all(producer: AIOKafkaProducer, topic: str, partitions: int, records: Sequence[Record]) -> None:
-    """Sends records, in their order for each key, and waits until the broker has all of them."""
+    """Sends records, in their order for each key, and waits until the broker has all of them.
+
+    Raises KafkaError, and TimeoutError if that takes too long: a client whose broker is away tries on and on by itself.
+    """
+    async with asyncio.timeout(SEND_TIMEOUT):
+        await _send_all(producer, topic, partitions, records)
+
+
+async def _send_all(producer: AIOKafkaProducer, topic: str, partitions: int, records: Sequence[Record]) -> None:
     by_partition: dict[int, list[Record]] = {}
     for record in records:
         by_partition.setdefault(zlib.crc32(record.key) % partitions, []).append(record)
