@@ -102,6 +102,7 @@ test-full: lint type check-protos check-docs ## Like test, with the slow tests
 faults: setup ## kill -9 of gateway, driver and broker under load, and a rebalance storm (half an hour)
 	$(BIN)/python -m tests.faults.matrix $(if $(SEED),--seed $(SEED))
 	$(BIN)/python -m tests.faults.storm $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.faults.storm --crowd workers $(if $(SEED),--seed $(SEED))
 
 # --- to look at --------------------------------------------------------------------------------------------------------
 

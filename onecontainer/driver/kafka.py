@@ -279,7 +279,8 @@ class KafkaSource:
             try:
                 await self._commit(consumer)
             except (KafkaError, OSError) as error:
-                log.info("offsets are not committed now (%s): what is read again is skipped by its claim", error)
+                why = str(error) or "no answer in time"
+                log.info("offsets are not committed now (%s): what is read again is skipped by its claim", why)
 
     async def _commit(self, consumer: AIOKafkaConsumer) -> None:
         assigned = consumer.assignment()

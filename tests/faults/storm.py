@@ -4,9 +4,9 @@ long jobs run; each job must be run exactly once.
 Consumers inside which handlers run double their work then: a partition that is taken away has its records read by the next
 member, long before their handlers are through. Ours claims in the ledger, and what runs is not touched by a rebalance.
 
-    python -m tests.faults.storm [--seed S] [--short]
+    python -m tests.faults.storm [--seed S] [--crowd consumers|workers] [--short]
 
-Prints what was seen and writes build/faults/storm-consumers.json. Exit code 1 if a job was not run exactly once.
+Prints what was seen and writes build/faults/storm-CROWD.json. Exit code 1 if a job was not run exactly once.
 """
 
 from __future__ import annotations
@@ -258,6 +258,12 @@ def run(
     return seen, findings, write(f"storm-{crowd.__name__}", record)
 
 
+def _crowds() -> dict[str, Crowd]:
+    from tests.faults.storm_workers import workers
+
+    return {"consumers": consumers, "workers": workers}
+
+
 def report(findings: Sequence[Finding]) -> None:
     """Prints the history of each job that something is wrong with."""
     for finding in findings:
@@ -268,13 +274,15 @@ def main() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it tells of every rebalance
     parser = argparse.ArgumentParser(description="A rebalance storm over running jobs.")
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
+    parser.add_argument("--crowd", choices=("consumers", "workers"), default="consumers")
     parser.add_argument("--short", action="store_true", help="jobs of 6 seconds, one joins every second")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
     with tempfile.TemporaryDirectory(prefix="oc-storm-") as folder:
         drivers = Path(folder) / "drivers"
         sys.path.insert(0, str(build_driver("echo", drivers)))
-        _, findings, path = run(Path(folder), drivers, SHORT if arguments.short else FULL, seed)
+        weather = SHORT if arguments.short else FULL
+        _, findings, path = run(Path(folder), drivers, weather, seed, _crowds()[arguments.crowd])
     report(findings)
     print(f"record in {path}")
     sys.exit(1 if findings else 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import matrix, storm
+from tests.faults.storm_workers import workers
 from tests.fixtures import kafka
 
 SEED = 20
@@ -35,6 +36,14 @@ def test_no_job_is_lost_or_doubled_whatever_is_killed(dispatch: str, tmp_path: P
     assert all((cell.jobs, cell.kills) == (matrix.SHORT_JOBS, 1) for cell in cells)
     # The kills did something: somewhere an attempt was lost.
     assert sum(cell.retried + cell.outcome_unknown for cell in cells) > 0
+
+
+def test_each_job_runs_once_while_workers_come_and_go(tmp_path: Path, echo_drivers: Path) -> None:
+    _need_kafka()
+    seen, findings, _ = storm.run(tmp_path, echo_drivers, storm.SHORT, SEED, workers)
+    assert not findings, "\n".join(f"{finding}\n{finding.case.history()}" for finding in findings)
+    assert seen.run_once == seen.jobs >= 20
+    assert seen.left == seen.joined >= 4
 
 
 def test_each_job_runs_once_in_a_rebalance_storm(tmp_path: Path, echo_drivers: Path) -> None:

@@ -99,6 +99,23 @@ async def test_any_unary_method_is_a_job(worker: Calls, gateway: FakeGateway) ->
     assert (await gateway.outcome("jobs/1")).succeeded.result.startswith(b"\x1a")
 
 
+async def test_a_grant_that_comes_again_after_its_end_is_not_begun_again(
+    server: SidecarServer, worker: Calls, gateway: FakeGateway, driver: EchoDriver
+) -> None:
+    """A claim that was answered before the outcome was in, and whose answer is here after the outcome's acknowledgement."""
+    await gateway.submit(grant("1", text="wait"))
+    await until(lambda: driver.contexts)
+    await gateway.wait_for(lambda: gateway.polls[-1].held)  # asked while it runs
+    driver.release.set()
+    await gateway.outcome("jobs/1")
+    running = server.sidecar._worker
+    assert running is not None
+    await until(lambda: not running._held)
+    await gateway.submit(grant("1"), grant("2"))
+    await gateway.outcome("jobs/2")
+    assert [context.job.name for context in driver.contexts] == ["jobs/1", "jobs/2"]
+
+
 async def test_it_polls_only_while_slots_are_free_and_names_what_it_holds(
     worker: Calls, gateway: FakeGateway, driver: EchoDriver
 ) -> None:
