@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import aiokafka  # its loggers are there from here on
 from aiokafka.helpers import create_ssl_context
 
 from onecontainer.rpc.manifest import secret_name, secret_names
+
+SAY_AGAIN = 30.0
+
+
+class Sparse(logging.Filter):
+    """Lets each kind of message through once in ``SAY_AGAIN`` seconds: while a broker is away, aiokafka tells of each of its tries."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind, now = (record.name, record.lineno), self._clock()
+        if now - self._said.get(kind, float("-inf")) < SAY_AGAIN:
+            return False
+        self._said[kind] = now
+        return True
+
+
+def say_sparsely() -> None:
+    """Filters what aiokafka logs in this process, once."""
+    for name in list(logging.root.manager.loggerDict):
+        logger = logging.getLogger(name)
+        if name.partition(".")[0] == aiokafka.__name__ and not any(isinstance(one, Sparse) for one in logger.filters):
+            logger.addFilter(Sparse())
 
 
 def client_options(settings: Mapping[str, str], secrets: Callable[[set[str]], Mapping[str, str]]) -> dict[str, Any]:
@@ -16,6 +45,7 @@ def client_options(settings: Mapping[str, str], secrets: Callable[[set[str]], Ma
     `security_protocol`, `sasl_mechanism`, `sasl_plain_username` and `sasl_plain_password` go on as they are; `ssl_cafile`,
     `ssl_certfile` and `ssl_keyfile` are paths.
     """
+    say_sparsely()
     names = secret_names(dict(settings))
     texts = secrets(names)
     options: dict[str, Any] = {}
