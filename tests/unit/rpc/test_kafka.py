@@ -23,6 +23,6 @@ def test_a_kind_of_message_is_said_once_in_a_while() -> None:
 def test_each_of_the_clients_loggers_is_filtered_once() -> None:
     for _ in range(2):
         client_options({}, lambda _names: {})
-    for name in ("aiokafka.conn", "aiokafka.client", "aiokafka.producer.sender"):
+    for name in ("aiokafka.conn", "aiokafka", "aiokafka.producer.sender"):
         found = [one for one in logging.getLogger(name).filters if isinstance(one, Sparse)]
         assert len(found) == 1, name
