@@ -23,7 +23,7 @@ from onecontainer.api.event.v1 import event_pb2
 from onecontainer.clock import Clock
 from onecontainer.errors import OneContainerError, StateInvalid
 from onecontainer.jobs.changes import Changes
-from onecontainer.jobs.dispatch.records import dispatch_record, event_record, send_all
+from onecontainer.jobs.dispatch.records import by_key, dispatch_record, event_record, send_all, shared_out
 from onecontainer.jobs.ledger import Changed, Granted, Outbox, Worker
 from onecontainer.jobs.model import SECOND, State
 from onecontainer.jobs.unconfirmed import Unconfirmed
@@ -39,7 +39,7 @@ LOOK_AGAIN = 5.0
 """Seconds between two looks for what no bell told of: unclaimed records, jobs of another gateway."""
 EVENTS_AT_ONCE = 500
 """Transactions whose events are told together."""
-EVENTS_PAUSE = 0.01
+EVENTS_PAUSE = 0.03
 TOLD_AT_ONCE = 100
 FORGET_AFTER = 0.5
 """Told events are deleted so many at a time, or when it has been quiet for so many seconds: each time is a commit."""
@@ -87,6 +87,7 @@ class KafkaDispatch:
         self._limits = limits
         self._client = dict(client)
         self._topics: dict[str, int] = {}
+        self._turn = 0
         self._wake = asyncio.Event()
         self._events = asyncio.Event()
         self._touched: set[str] = set()
@@ -246,7 +247,8 @@ class KafkaDispatch:
         now = asyncio.get_running_loop().time()
         # Before they go: a worker may claim one before the broker has told that it has it.
         sent.update(((row.id, row.fence), (row.position, now)) for row in rows)
-        await send_all(producer, topic, partitions, [dispatch_record(row) for row in rows])
+        self._turn += 1
+        await send_all(producer, topic, shared_out([dispatch_record(row) for row in rows], partitions, self._turn))
 
     async def _mark(self, before: float) -> None:
         """Marks in the ledger what has been on the broker since ``before`` (on the loop's clock): from then on the ledger knows."""
@@ -264,7 +266,7 @@ class KafkaDispatch:
             return 0
         partitions = await self._ensure(EVENTS_TOPIC)
         events = [event for row in rows for event in event_pb2.JobEvents.FromString(row.events).events]
-        await send_all(producer, EVENTS_TOPIC, partitions, [event_record(event) for event in events])
+        await send_all(producer, EVENTS_TOPIC, by_key([event_record(event) for event in events], partitions))
         self._told.update(dict.fromkeys(row.position for row in rows))
         if len(self._told) >= TOLD_AT_ONCE:
             await self._forget_events()

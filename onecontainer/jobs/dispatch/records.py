@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,32 +21,52 @@ DISPATCH_TYPE = "dev.onecontainer.job.dispatch.v1"
 EVENT_TYPE = "dev.onecontainer.job.event.v1"
 
 SEND_TIMEOUT = 10.0
+LEAST_BATCH = 32
 
 Headers = tuple[tuple[str, bytes], ...]
 
 
 @dataclass(slots=True)
 class Record:
-    """One record; its key decides its partition."""
+    """One record."""
 
     key: bytes
     value: bytes
     headers: Sequence[tuple[str, bytes]]
 
 
-async def send_all(producer: AIOKafkaProducer, topic: str, partitions: int, records: Sequence[Record]) -> None:
-    """Sends records, in their order for each key, and waits until the broker has all of them.
+def by_key(records: Sequence[Record], partitions: int) -> dict[int, Sequence[Record]]:
+    """Records by partition, so that those of a key stay in their order."""
+    shared: dict[int, list[Record]] = {}
+    for record in records:
+        shared.setdefault(zlib.crc32(record.key) % partitions, []).append(record)
+    return dict(shared)
+
+
+def shared_out(records: Sequence[Record], partitions: int, first: int) -> dict[int, Sequence[Record]]:
+    """Records by partition in as few batches as still give each consumer some, beginning with partition ``first``.
+
+    For records whose order is not theirs to keep: the claim decides, and a consumer gets what a batch brings at once.
+    """
+    batches = min(partitions, -(-len(records) // LEAST_BATCH))
+    size = -(-len(records) // batches) if batches else 0
+    return {
+        (first + number) % partitions: records[number * size : (number + 1) * size]
+        for number in range(batches)
+        if records[number * size :]
+    }
+
+
+async def send_all(producer: AIOKafkaProducer, topic: str, by_partition: Mapping[int, Sequence[Record]]) -> None:
+    """Sends records and waits until the broker has all of them.
 
     Raises KafkaError, and TimeoutError if that takes too long: a client whose broker is away tries on and on by itself.
     """
     async with asyncio.timeout(SEND_TIMEOUT):
-        await _send_all(producer, topic, partitions, records)
+        await _send_all(producer, topic, by_partition)
 
 
-async def _send_all(producer: AIOKafkaProducer, topic: str, partitions: int, records: Sequence[Record]) -> None:
-    by_partition: dict[int, list[Record]] = {}
-    for record in records:
-        by_partition.setdefault(zlib.crc32(record.key) % partitions, []).append(record)
+async def _send_all(producer: AIOKafkaProducer, topic: str, by_partition: Mapping[int, Sequence[Record]]) -> None:
     sending: list[asyncio.Future[Any]] = []
     for partition, group in by_partition.items():
         batch = producer.create_batch()

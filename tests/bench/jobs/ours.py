@@ -20,7 +20,8 @@ from tests.fixtures.processes import GatewayProcess, running
 
 METHOD = "onecontainer.test.echo.v1.EchoService/Echo"
 BATCH = 500
-MAX_RUNNING = 64
+MAX_RUNNING = 128
+"""Of each service, and so slots of its sidecar: about what an asynchronous worker of Taskiq takes at once (100)."""
 
 
 def no_op(service: str, value: int) -> pb.CreateJobRequest:
