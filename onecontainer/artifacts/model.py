@@ -16,6 +16,7 @@ from enum import StrEnum
 
 from onecontainer.errors import DataInvalid, FieldInvalid, FieldRequired, FieldViolation
 from onecontainer.rpc.labels import label_violations, request_id_violations
+from onecontainer.rpc.texts import control_problem
 
 COLLECTION = "artifacts/"
 CHUNK_BYTES = 1024 * 1024
@@ -137,7 +138,7 @@ def check_upload(upload: Upload) -> None:
     found.extend(request_id_violations(upload.request_id, "header.request_id"))
     found.extend(label_violations(upload.labels, "header.labels"))
     if upload.attempt is not None:
-        if not upload.attempt.job.startswith("jobs/"):
+        if not upload.attempt.job.startswith("jobs/") or control_problem(upload.attempt.job):
             wrong("attempt.job", "is not jobs/{job}")
         if upload.attempt.attempt < 1:
             wrong("attempt.attempt", "must be 1 or more")

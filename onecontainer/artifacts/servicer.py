@@ -11,7 +11,7 @@ from google.protobuf import empty_pb2
 
 from onecontainer.api.artifact.v1 import artifact_pb2, artifact_pb2_grpc
 from onecontainer.artifacts.artifacts import Artifacts
-from onecontainer.artifacts.model import MAX_PART_BYTES, Artifact, Attempt, State, Upload
+from onecontainer.artifacts.model import MAX_PART_BYTES, Artifact, Attempt, State, Upload, is_artifact_id
 from onecontainer.errors import FieldInvalid, FieldRequired, PermissionDenied
 from onecontainer.rpc.filters import parse_filter
 from onecontainer.rpc.pages import page_position, page_size, page_token
@@ -105,6 +105,8 @@ def _position(text: str | None) -> tuple[int, str] | None:
     if text is None:
         return None
     create_time, _, key = text.partition(" ")
+    if not is_artifact_id(key):
+        raise FieldInvalid("page_token", "is not a token of ours: pass the last page's next_page_token")
     return int(create_time), key
 
 

@@ -30,7 +30,7 @@ from onecontainer.errors import (
     ResourceConflict,
 )
 from onecontainer.rpc.filters import Term
-from onecontainer.rpc.labels import MAX_REQUEST_ID, request_id_violations
+from onecontainer.rpc.labels import request_id_violations
 from onecontainer.rpc.server import current_call
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class ManagementServicer:
         self, request: pb.CreateServiceRequest, principal: str, hashed: bytes
     ) -> resources_pb2.Service | None:
         """What this request_id was answered with before."""
-        if not request.request_id or request.validate_only or len(request.request_id) > MAX_REQUEST_ID:
+        if not request.request_id or request.validate_only or any(request_id_violations(request.request_id)):
             return None
         replay = await self._catalog.replayed(principal, CREATE, request.request_id)
         if replay is None:

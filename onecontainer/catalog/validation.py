@@ -15,6 +15,7 @@ from onecontainer.catalog.ports import Secrets
 from onecontainer.errors import FieldInvalid, FieldRequired, FieldViolation
 from onecontainer.rpc.labels import label_violations
 from onecontainer.rpc.manifest import option_violations, secret_name, secret_names
+from onecontainer.rpc.texts import control_problem
 from onecontainer.settings import is_loopback
 from onecontainer.sidecars.model import RuntimeKind
 
@@ -41,6 +42,8 @@ def service_violations(
 
     if len(record.description) > MAX_DESCRIPTION:
         wrong("description", f"has {len(record.description)} characters; at most {MAX_DESCRIPTION} are allowed")
+    elif problem := control_problem(record.description, layout=True):
+        wrong("description", problem)
     if not record.app:
         wrong("app", REQUIRED)
     elif len(record.app) > MAX_APP or not record.app.isprintable() or record.app != record.app.strip():
@@ -130,7 +133,11 @@ def _runtime(record: ServiceRecord, runtimes: Collection[str], secrets: Secrets,
     if attached and not runtime.endpoint:
         wrong("runtime.endpoint", REQUIRED)
     elif attached:
-        problem = "" if runtime.endpoint.startswith("unix:/") else _address_problem(runtime.endpoint)
+        problem = (
+            control_problem(runtime.endpoint)
+            if runtime.endpoint.startswith("unix:/")
+            else _address_problem(runtime.endpoint)
+        )
         if problem or "://" in runtime.endpoint:
             wrong("runtime.endpoint", "must be `host:port` or `unix:/path`")
         elif not is_loopback(runtime.endpoint) and not runtime.token_secret:

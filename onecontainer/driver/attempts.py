@@ -16,7 +16,7 @@ from onecontainer.driver.artifacts import Artifacts
 from onecontainer.driver.context import CallFacts, EventSink, JobAttempt
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.methods import DriverMethod
-from onecontainer.driver.runs import Execution, check_size, decode
+from onecontainer.driver.runs import Execution, check_size, decode, failure, unforeseen
 from onecontainer.errors import (
     AttemptTimeout,
     Cancelled,
@@ -124,6 +124,8 @@ class Attempt:
                 self._run(method, request)
             except OneContainerError as error:
                 self._settle_unstarted(error)
+            except Exception as error:  # noqa: BLE001 - as above
+                self._settle(self._failed(error))
 
     def _run(self, method: DriverMethod, request: object) -> None:
         grant = self.grant
@@ -225,6 +227,8 @@ class Attempt:
                 outcome = lease_pb2.Succeeded(result=data, ended_early=early)
         except OneContainerError as error:
             outcome = self._outcome_of(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
+            outcome = self._outcome_of(unforeseen(error, execution.method.full_name))
         self._settle(outcome, execution)
 
     async def _bring_result(self, execution: Execution, data: bytes, early: bool) -> None:
@@ -257,19 +261,21 @@ class Attempt:
         self._settle(outcome)
 
     def _settle(self, outcome: Outcome, execution: Execution | None = None) -> None:
-        if self._over:
-            return
-        self._over = True
-        for timer in self._timers:
-            timer.cancel()
-        self._sidecar.attempts.pop(self.key, None)
-        self._on_outcome(self, None if self._lost else outcome)
-        if execution is not None:
-            self._sidecar.ended(execution)
+        try:
+            if self._over:
+                return
+            self._over = True
+            for timer in self._timers:
+                timer.cancel()
+            self._sidecar.attempts.pop(self.key, None)
+            self._on_outcome(self, None if self._lost else outcome)
+        finally:
+            if execution is not None:
+                self._sidecar.ended(execution)
 
     def _failed(self, error: Exception) -> status_pb2.Status:
         facts = {**self._sidecar.facts, "job": self.grant.job, "attempt": str(self.grant.attempt)}
-        return status.to_status(error, hop="sidecar", metadata=facts)
+        return failure(error, self.grant.method, facts)
 
     # --- what is too large for a message -------------------------------------------------------------------------------
 

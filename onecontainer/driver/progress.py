@@ -13,10 +13,13 @@ from google.protobuf.message import Message
 from onecontainer.api.type.v1 import progress_pb2
 from onecontainer.errors import FieldInvalid
 from onecontainer.rpc.status import duration
+from onecontainer.rpc.texts import sendable
 
 INTERVAL_SECONDS = 0.25
 MAX_MESSAGE_CHARS = 256
 ETA_AFTER_SECONDS = 1.0
+MAX_ETA_SECONDS = 315_576_000_000.0
+"""What `google.protobuf.Duration` allows."""
 
 Emit = Callable[[progress_pb2.Progress], None]
 
@@ -81,12 +84,19 @@ class ProgressGate:
 
     def _to_proto(self, told: _Told, now: float) -> progress_pb2.Progress:
         progress = progress_pb2.Progress(
-            done=told.done, total=told.total, unit=told.unit, message=told.message, details=told.details
+            done=told.done,
+            total=told.total,
+            unit=sendable(told.unit),
+            message=sendable(told.message)[:MAX_MESSAGE_CHARS],
+            details=told.details,
         )
         began, done = self._first or (now, told.done)
         if told.total is not None and told.done > done and now - began >= ETA_AFTER_SECONDS:
             left = max(0.0, told.total - told.done)
-            progress.eta.CopyFrom(duration(left * (now - began) / (told.done - done)))
+            eta = left * (now - began) / (told.done - done)
+            # Not so for a total that is infinite either.
+            if eta <= MAX_ETA_SECONDS:
+                progress.eta.CopyFrom(duration(eta))
         return progress
 
     def _wake(self) -> None:

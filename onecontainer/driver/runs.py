@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.protobuf.message import DecodeError, EncodeError, Message
@@ -159,9 +159,22 @@ def with_hop(error: OneContainerError) -> OneContainerError:
 
 def to_status(error: BaseException) -> status_pb2.Status:
     """The status of an error, for methods that answer with one per row or item. An unforeseen error goes to the log, not into it."""
-    if not isinstance(error, OneContainerError):
-        error = unforeseen(error, "an item")
-    return status.to_status(with_hop(error), hop="sidecar")
+    return failure(error, "an item")
+
+
+def failure(error: BaseException, where: str, facts: Mapping[str, str] | None = None) -> status_pb2.Status:
+    """The status of a failure, whatever it is: an unforeseen error, or a typed one that a driver made in a way that breaks.
+
+    It does not raise. It is called where nobody is left to take an error, and an attempt without an outcome would never end.
+    """
+    typed = with_hop(error) if isinstance(error, OneContainerError) else unforeseen(error, where)
+    metadata = dict(facts or {})
+    try:
+        return status.to_status(typed, hop="sidecar", metadata=metadata)
+    except Exception as defect:  # noqa: BLE001 - a number that is none, say, as the driver's own `retry_after`
+        defect.__cause__ = typed
+        broken = unforeseen(defect, f"{where}, in the making of its {type(typed).__name__},")
+        return status.to_status(broken, hop="sidecar", metadata=metadata)
 
 
 def unforeseen(error: BaseException, where: str) -> DriverExecutionFailed:

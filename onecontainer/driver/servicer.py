@@ -21,6 +21,7 @@ from onecontainer.errors import Draining, FieldInvalid, ResourceConflict
 from onecontainer.rpc.manifest import manifest_to_proto
 from onecontainer.rpc.server import Context
 from onecontainer.rpc.status import to_status
+from onecontainer.rpc.texts import sendable
 
 CONTRACT_VERSION = "1.0"
 DRAIN_SECONDS = 600.0
@@ -59,9 +60,9 @@ class DriverServicer:
         result = await self._sidecar.probe()
         return pb.ProbeResponse(
             ready=result.ready,
-            message=result.message,
-            backend_version=result.backend_version,
-            details=dict(result.details),
+            message=sendable(result.message),
+            backend_version=sendable(result.backend_version),
+            details={sendable(key): sendable(value) for key, value in result.details.items()},
         )
 
     async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:

@@ -20,6 +20,7 @@ from onecontainer.driver.attempts import Attempt, Outcome
 from onecontainer.driver.context import EventSink
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.reports import MAX_BATCH_BYTES, Backoff, OnSettled, Reports
+from onecontainer.driver.runs import failure
 from onecontainer.driver.source import Reject, Source, source_maker
 from onecontainer.errors import (
     CredentialsInvalid,
@@ -225,7 +226,7 @@ class Worker:
         except (Draining, NotAttached) as error:
             run.outcome(run.attempt, lease_pb2.Released(cause=error.message))
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
-            run.outcome(run.attempt, status.to_status(error, hop="sidecar", metadata=run.facts()))
+            run.outcome(run.attempt, failure(error, grant.method, run.facts()))
 
     def _reject(self, record: lease_pb2.Rejected, settled: Callable[[], None]) -> None:
         """Reports a record that is no job: the ledger's dead letters are the truth about it."""
@@ -352,6 +353,12 @@ class _Run:
         self._ended = True
         self.quiet()
         self._worker.slot_freed()
+        try:
+            self._tell(outcome)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
+            self._tell(failure(error, self.attempt.grant.method, self.facts()))
+
+    def _tell(self, outcome: Outcome) -> None:
         if outcome is None:
             self._settled(None)
         elif isinstance(outcome, lease_pb2.Succeeded):
@@ -360,7 +367,7 @@ class _Run:
             self._report(self._settled, stopped=outcome)
         elif isinstance(outcome, lease_pb2.Released):
             self._report(self._settled, released=outcome)
-        elif isinstance(outcome, status_pb2.Status):
+        else:
             self._report(self._settled, failed=outcome)
 
     def _settled(self, error: OneContainerError | None) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from onecontainer.clock import EPOCH
 from onecontainer.errors import FieldInvalid
+from onecontainer.rpc.texts import control_problem
 
 MAX_FILTER_CHARS = 4096
 LABEL_PREFIX = "labels."
@@ -94,6 +95,8 @@ def _term(
         raise FieldInvalid(path, f"has no field {field}; there are: {', '.join(known)}")
     if op != "=":
         raise FieldInvalid(path, f"{field} can be compared by = only")
+    if problem := control_problem(value):
+        raise FieldInvalid(path, f"{field}: the value {problem}")
     return Term(field, op, value)
 
 

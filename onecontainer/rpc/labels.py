@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from onecontainer.errors import FieldViolation
+from onecontainer.rpc.texts import control_problem
 
 MAX_REQUEST_ID = 128
 MAX_LABELS = 32
@@ -23,9 +24,13 @@ def label_violations(labels: Mapping[str, str], path: str = "labels") -> Iterato
             yield FieldViolation(place, f"the key does not match {LABEL_KEY.pattern}")
         if len(value) > MAX_LABEL_VALUE:
             yield FieldViolation(place, f"the value has more than {MAX_LABEL_VALUE} characters")
+        elif problem := control_problem(value):
+            yield FieldViolation(place, f"the value {problem}")
 
 
 def request_id_violations(request_id: str, path: str = "request_id") -> Iterator[FieldViolation]:
     """What is wrong with an idempotency key; an empty one is none."""
     if len(request_id) > MAX_REQUEST_ID:
         yield FieldViolation(path, f"has {len(request_id)} characters; at most {MAX_REQUEST_ID} are allowed")
+    elif problem := control_problem(request_id):
+        yield FieldViolation(path, problem)

@@ -33,6 +33,7 @@ from onecontainer.errors import (
     ResourceNotFound,
     StateInvalid,
 )
+from onecontainer.rpc.texts import sendable
 
 log = logging.getLogger(__name__)
 
@@ -69,37 +70,40 @@ def to_status(
     """The status of an error, at most MAX_STATUS_BYTES when serialised.
 
     ``metadata`` is added where the error does not have the key. An error that is not of our tree becomes INTERNAL with a
-    reference under which it is in the log; its text does not leave the process.
+    reference under which it is in the log; its text does not leave the process. Texts are made sendable: a driver says what it
+    likes.
     """
     if not isinstance(error, OneContainerError):
         error = _unforeseen(error)
     info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN)
-    info.metadata["hop"] = error.hop or hop
+    info.metadata["hop"] = sendable(error.hop or hop)
     if error.legacy_code is not None:
         info.metadata["legacy_code"] = str(error.legacy_code)
     for source in (error.metadata, metadata or {}):
         for key, value in source.items():
-            if key not in info.metadata:
-                info.metadata[key] = value[:512]
+            name = sendable(key)
+            if name not in info.metadata:
+                info.metadata[name] = sendable(value)[:512]
     details: list[Message] = [info]
     if error.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(max(0.0, min(error.retry_after, MAX_RETRY_SECONDS)) * 1e9))
         details.append(retry)
     if error.resource is not None:
-        details.append(
-            error_details_pb2.ResourceInfo(resource_type=error.resource[0], resource_name=error.resource[1][:512])
-        )
+        kind, resource = map(sendable, error.resource)
+        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=resource[:512]))
     if error.violations:
         details.append(
             error_details_pb2.BadRequest(
                 field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field[:512], description=v.description[:512])
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=sendable(v.field)[:512], description=sendable(v.description)[:512]
+                    )
                     for v in error.violations
                 ]
             )
         )
-    status = status_pb2.Status(code=int(error.code), message=_cut(error.message, MAX_MESSAGE_BYTES))
+    status = status_pb2.Status(code=int(error.code), message=_cut(sendable(error.message), MAX_MESSAGE_BYTES))
     for detail in details:
         status.details.add().Pack(detail)
     return bounded(status)

@@ -30,7 +30,7 @@ from onecontainer.driver.lifecycle import call_own
 from onecontainer.driver.methods import DriverMethod, methods_of
 from onecontainer.driver.processes.frames import READ_AHEAD_BYTES, Frame, Kind, receive, send
 from onecontainer.driver.processes.recipe import Recipe
-from onecontainer.driver.runs import Execution, unforeseen
+from onecontainer.driver.runs import Execution, failure, unforeseen
 from onecontainer.errors import Cancelled, OneContainerError
 from onecontainer.rpc import status
 
@@ -131,8 +131,8 @@ class Child:
         facts = {"reusable": not _has_children()}
         try:
             frame = Frame(Kind.DONE, execution.encode(execution.result()), facts)
-        except OneContainerError as error:
-            frame = Frame(Kind.FAILED, status.to_status(error, hop="sidecar").SerializeToString(), facts)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the sidecar waits for an outcome
+            frame = Frame(Kind.FAILED, failure(error, execution.method.full_name).SerializeToString(), facts)
         send(self._writer, frame)
 
     async def detach(self) -> None:
@@ -187,7 +187,7 @@ async def main(handle: int) -> int:
     try:
         child = await _attached(recipe, writer)
     except OneContainerError as error:
-        send(writer, Frame(Kind.FAILED, status.to_status(error, hop="sidecar").SerializeToString()))
+        send(writer, Frame(Kind.FAILED, failure(error, f"attaching {recipe.entry}").SerializeToString()))
         await writer.drain()
         return 1
     loop.add_signal_handler(signal.SIGTERM, child.terminate)

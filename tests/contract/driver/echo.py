@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
 
@@ -145,6 +145,11 @@ class EchoDriver(Driver):
                     await context.wait_finishing()
                 case "typed":
                     raise errors.BackendExecutionFailed("the backend said no", code=errors.Code.RESOURCE_EXHAUSTED)
+                case "surrogate":
+                    context.progress(7, message="at a\udc80b")
+                    raise errors.DataInvalid("inputs", "a\udc80b is no image")
+                case "misshapen":
+                    raise errors.BackendUnreachable("gone", retry_after=cast(Any, "soon"))
                 case "unforeseen":
                     raise ValueError("a password is in here")
                 case "exit":

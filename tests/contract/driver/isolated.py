@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf import wrappers_pb2
 
@@ -150,6 +150,12 @@ class IsolatedDriver(Driver):
         raise errors.BackendExecutionFailed(
             "the backend said no", code=errors.Code.RESOURCE_EXHAUSTED, retry_after=7.0, metadata={"why": "full"}
         )
+
+    def surrogate(self, folder: Path, context: Context) -> None:
+        raise errors.DataInvalid("inputs", "a\udc80b is no image")
+
+    def misshapen(self, folder: Path, context: Context) -> None:
+        raise errors.BackendUnreachable("gone", retry_after=cast(Any, "soon"))
 
     def unforeseen(self, folder: Path, context: Context) -> None:
         raise ValueError("a password is in here")

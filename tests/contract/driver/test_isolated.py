@@ -328,6 +328,18 @@ async def test_a_typed_error_crosses_whole(calls: Calls) -> None:
     assert (error.hop, error.metadata["why"], error.metadata["driver"]) == ("backend", "full", "echo")
 
 
+async def test_an_error_with_the_name_of_a_file_that_is_not_utf_8_crosses_too(calls: Calls) -> None:
+    error = await error_of(calls.EchoBlocking(EchoRequest(text="surrogate")))
+    assert isinstance(error, errors.DataInvalid)
+    assert error.violations == (errors.FieldViolation("inputs", "a\\udc80b is no image"),)
+
+
+async def test_an_error_that_cannot_be_told_is_an_outcome(calls: Calls) -> None:
+    error = await in_time(error_of(calls.EchoBlocking(EchoRequest(text="misshapen"))))
+    assert error.reason is errors.Reason.DRIVER_EXECUTION_FAILED
+    assert error.metadata["log_reference"] in error.message
+
+
 async def test_what_the_driver_did_not_foresee_is_in_the_sidecars_log(
     calls: Calls, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,9 +17,10 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as pb
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.driver.attempts import Attempt
+from onecontainer.driver.context import EventSink
 from onecontainer.driver.serve import SidecarServer, serving
 from onecontainer.driver.settings import SidecarSettings
-from onecontainer.driver.worker import SidecarAttempts, Worker
+from onecontainer.driver.worker import OnOutcome, SidecarAttempts, Worker
 from onecontainer.rpc.channel import open_channel
 from onecontainer.rpc.status import from_status, to_status
 from tests.contract.driver.conftest import ATTACH, Calls
@@ -158,6 +159,56 @@ async def test_failures_carry_job_and_attempt(worker: Calls, gateway: FakeGatewa
     assert (failed.metadata["job"], failed.metadata["attempt"], failed.metadata["hop"]) == ("jobs/1", "1", "backend")
     for job in ("jobs/2", "jobs/3"):
         assert from_status((await gateway.outcome(job)).failed).reason is errors.Reason.CAPABILITY_MISSING
+
+
+async def test_an_error_with_the_name_of_a_file_that_is_not_utf_8_is_reported(
+    worker: Calls, gateway: FakeGateway
+) -> None:
+    await gateway.submit(grant(text="surrogate"))
+    failed = from_status((await gateway.outcome("jobs/1")).failed)
+    assert isinstance(failed, errors.DataInvalid)
+    assert failed.violations == (errors.FieldViolation("inputs", "a\\udc80b is no image"),)
+    [progress] = [report.progress for report in gateway.reports if report.HasField("progress")]
+    assert (progress.done, progress.message) == (7, "at a\\udc80b")
+    direct = await error_of(worker.Echo(EchoRequest(text="surrogate"), metadata=GOOD))
+    assert direct.violations == failed.violations
+
+
+async def test_an_error_that_cannot_be_told_is_an_outcome_and_frees_the_slot(
+    server: SidecarServer, worker: Calls, gateway: FakeGateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The driver gave `retry_after` as a text: no status can be made of it."""
+    await gateway.submit(*(grant(str(number), text="misshapen") for number in range(SLOTS + 1)))
+    for number in range(SLOTS + 1):
+        failed = from_status((await gateway.outcome(f"jobs/{number}")).failed)
+        assert failed.reason is errors.Reason.DRIVER_EXECUTION_FAILED
+        assert (failed.metadata["job"], failed.hop) == (f"jobs/{number}", "sidecar")
+        assert failed.metadata["log_reference"] in caplog.text
+    await until(lambda: not server.sidecar.running and not server.sidecar.attempts)
+
+
+class NoOutcome(SidecarAttempts):
+    """Whose attempts end in something that no report can hold."""
+
+    def attempt(self, grant: pb.Grant, sink: EventSink, on_outcome: OnOutcome) -> Attempt:
+        return super().attempt(grant, sink, lambda attempt, _outcome: on_outcome(attempt, cast(Any, "well")))
+
+
+async def test_an_outcome_that_cannot_be_reported_is_a_failure(
+    worker: Calls, server: SidecarServer, gateway: FakeGateway
+) -> None:
+    given = grant("odd")
+    gateway.leases[given.job, given.fence] = given
+    source = GivesAgain(gateway, given)
+    async with open_channel(gateway.target) as channel:
+        mine = Worker(NoOutcome(server.sidecar), lambda _reject: source, channel, GOOD, SLOTS)
+        source.worker = mine
+        mine.start()
+        failed = from_status((await gateway.outcome(given.job)).failed)
+        await until(lambda: not mine._held)
+        await mine.close()
+    assert failed.reason is errors.Reason.DRIVER_EXECUTION_FAILED
+    assert failed.metadata["log_reference"] in failed.message
 
 
 async def test_heartbeats_come_while_it_runs(worker: Calls, gateway: FakeGateway, driver: EchoDriver) -> None:

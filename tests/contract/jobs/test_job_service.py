@@ -190,6 +190,26 @@ async def test_a_batch_is_answered_item_by_item(gateway: Gateway) -> None:
     assert [grant.job for grant in await gateway.poll()] == [kinds[0]]
 
 
+async def test_an_item_with_a_nul_harms_no_other_of_its_batch(gateway: Gateway) -> None:
+    batch = pb.BatchCreateJobsRequest(
+        requests=[create_request(), create_request(labels={"a": "\0"}), create_request(labels={"a": "b"})]
+    )
+    first, middle, last = (await gateway.jobs.BatchCreateJobs(batch)).results
+    error = from_status(middle.error)
+    assert (error.reason, error.code) == (Reason.FIELD_INVALID, Code.INVALID_ARGUMENT)
+    assert [violation.field for violation in error.violations] == ["options.labels['a']"]
+    listed = (await gateway.jobs.ListJobs(pb.ListJobsRequest())).jobs
+    assert {job.name for job in listed} == {first.job.name, last.job.name}
+
+
+@pytest.mark.parametrize(
+    "text", ['labels.a = "\0"', 'service = "services/\0"', 'principal = "\0"'], ids=["label", "service", "principal"]
+)
+async def test_a_filter_with_a_nul_is_refused(gateway: Gateway, text: str) -> None:
+    error = await failure(gateway.jobs.ListJobs(pb.ListJobsRequest(filter=text)))
+    assert (error.reason, error.violations[0].field) == (Reason.FIELD_INVALID, "filter")
+
+
 @pytest.mark.parametrize("count", [0, 1001])
 async def test_a_batch_has_a_size(gateway: Gateway, count: int) -> None:
     batch = pb.BatchCreateJobsRequest(requests=[create_request()] * count)

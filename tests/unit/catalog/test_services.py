@@ -55,6 +55,12 @@ def test_a_good_service_has_no_violations() -> None:
     assert violations(GOOD) == {}
 
 
+def test_control_characters_are_refused_and_a_description_may_have_lines() -> None:
+    assert violations(replace(GOOD, description="one\n\ttwo")) == {}
+    found = violations(replace(GOOD, description="a\0b", labels={"a": "\0"}))
+    assert set(found) == {"service.description", "service.labels['a']"}
+
+
 def test_all_violations_come_at_once_with_their_paths() -> None:
     bad = replace(
         GOOD,

@@ -126,6 +126,26 @@ def test_a_long_message_is_cut(gate: Gate) -> None:
     assert len(gate.sent[0].message) == 256
 
 
+def test_a_text_that_protobuf_cannot_hold_is_written_as_its_escape(gate: Gate) -> None:
+    gate.report(1, message="x\udc80y")
+    gate.loop.advance(1)
+    gate.gate.report(2, None, "\udc80", "\udc80" * 256, None)
+    gate.loop.advance(1)
+    assert (gate.sent[0].done, gate.sent[0].message) == (1, "x\\udc80y")
+    assert gate.sent[1].unit == "\\udc80"
+    assert len(gate.sent[1].message) == 256
+
+
+@pytest.mark.parametrize("total", [float("inf"), 1e300])
+def test_an_end_that_is_too_far_away_is_not_estimated(gate: Gate, total: float) -> None:
+    gate.report(0, total)
+    gate.loop.advance(10)
+    gate.report(1, total)
+    gate.loop.advance(10)
+    assert [progress.done for progress in gate.sent] == [0, 1]
+    assert not gate.sent[1].HasField("eta")
+
+
 async def test_from_many_threads_nothing_is_lost_and_nothing_goes_down() -> None:
     sent: list[Progress] = []
     gate = ProgressGate(asyncio.get_running_loop(), sent.append)

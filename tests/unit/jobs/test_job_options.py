@@ -51,6 +51,10 @@ def test_a_ttl_of_zero_is_not_the_default() -> None:
 
 WRONG: list[tuple[str, JobOptions]] = [
     ("request_id", JobOptions(request_id="x" * 129)),
+    ("request_id", JobOptions(request_id="a\0b")),
+    ("request_id", JobOptions(request_id="a\x1f")),
+    ("labels['k']", JobOptions(labels={"k": "\0"})),
+    ("labels['k']", JobOptions(labels={"k": "two\nlines"})),
     *((name, JobOptions(**{name: MINUS})) for name in ("queue_timeout", "attempt_timeout", "total_timeout")),
     *((name, JobOptions(**{name: MINUS})) for name in ("stall_timeout", "result_ttl")),
     ("total_timeout", JobOptions(total_timeout=Duration(seconds=2**62))),

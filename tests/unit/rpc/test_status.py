@@ -46,6 +46,22 @@ def test_every_class_comes_back_as_it_was(cls: type[OneContainerError]) -> None:
     assert to_status(back) == to_status(error)
 
 
+def test_texts_that_protobuf_cannot_hold_are_written_as_their_escapes() -> None:
+    """Python's names of files that are not UTF-8 have lone surrogates, and drivers' errors have names of files."""
+    bad, good = "a\udc80b", "a\\udc80b"
+    error = errors.DataInvalid(
+        message=bad,
+        metadata={bad: bad},
+        violations=[FieldViolation(bad, bad)],
+        resource=(bad, bad),
+        hop=bad,
+    )
+    back = from_status(to_status(error, metadata={"file": bad}))
+    assert (type(back), back.message, back.hop) == (errors.DataInvalid, good, good)
+    assert (back.violations, back.resource) == ((FieldViolation(good, good),), (good, good))
+    assert back.metadata.items() >= {good: good, "file": good}.items()
+
+
 def test_the_backends_own_code_is_kept() -> None:
     error = errors.BackendExecutionFailed("no", code=Code.NOT_FOUND)
     assert from_status(to_status(error)).code is Code.NOT_FOUND

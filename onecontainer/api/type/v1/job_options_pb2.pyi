@@ -182,7 +182,7 @@ class JobOptions(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """OPTIONAL. The caller's own labels, at most 32; keys match `[a-z][a-z0-9_.-]{0,62}`, values have at most 256 characters.
+        """OPTIONAL. The caller's own labels, at most 32; keys match `[a-z][a-z0-9_.-]{0,62}`, values have at most 256 characters, no control characters.
         ListJobs filters by them. Absent: none.
         """
 
