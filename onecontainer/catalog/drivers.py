@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from onecontainer.catalog.contracts import CONTRACTS, own_descriptor_set
 from onecontainer.catalog.methods import MethodTable
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState
 from onecontainer.errors import DataInvalid, OneContainerError
@@ -107,6 +108,16 @@ def _descriptors(folder: Path, manifest: Manifest) -> bytes:
         if path.stat().st_size > MAX_DESCRIPTOR_BYTES:
             raise DataInvalid("descriptor_set", f"{path.name} is larger than {MAX_DESCRIPTOR_BYTES} bytes")
         return path.read_bytes()
+    except FileNotFoundError as error:
+        named = "descriptor_set" in manifest.model_fields_set
+        own = None if named else own_descriptor_set(manifest.services)
+        if own is None:
+            raise DataInvalid(
+                "descriptor_set",
+                f"{path.name} is not there; only a driver whose services are all {CONTRACTS}… can do without "
+                "(docs/drivers.md shows how it is made)",
+            ) from error
+        return own
     except OSError as error:
         raise DataInvalid("descriptor_set", f"{path.name} cannot be read: {error.strerror}") from error
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from onecontainer.catalog.mapping import HIDDEN
-from onecontainer.catalog.model import ServiceRecord
+from onecontainer.catalog.model import JobLimits, ServiceRecord
 from onecontainer.errors import FieldInvalid, FieldViolation
 
 PATHS = ("description", "app", "app_version", "endpoints", "options", "labels", "driver", "runtime", "job_limits")
 REMATCHING = ("app", "app_version", "endpoints", "options", "driver", "runtime")
 """A change of one of these matches the driver anew and replaces the sidecar."""
 OPTION_PREFIX = "options."
+LIMIT_PATHS = {f"job_limits.{field.name}": field.name for field in fields(JobLimits)}
 
 
 def updated(old: ServiceRecord, sent: ServiceRecord, mask: Iterable[str]) -> ServiceRecord:
@@ -27,9 +28,11 @@ def updated(old: ServiceRecord, sent: ServiceRecord, mask: Iterable[str]) -> Ser
         paths = [path for path in PATHS if getattr(sent, path) != getattr(empty, path)]
     elif "*" in paths:
         paths = list(PATHS)
-    wrong = [path for path in paths if path not in PATHS and not path.startswith(OPTION_PREFIX)]
+    wrong = [
+        path for path in paths if path not in PATHS and path not in LIMIT_PATHS and not path.startswith(OPTION_PREFIX)
+    ]
     if wrong:
-        known = ", ".join((*PATHS, "options.KEY", "*"))
+        known = ", ".join((*PATHS, *LIMIT_PATHS, "options.KEY", "*"))
         raise FieldInvalid(
             violations=[
                 FieldViolation("update_mask", f"{path} cannot be changed; there are: {known}") for path in wrong
@@ -45,6 +48,9 @@ def updated(old: ServiceRecord, sent: ServiceRecord, mask: Iterable[str]) -> Ser
             options.pop(name, None)
             if name in sent.options:
                 options |= kept_hidden(old.options, {name: sent.options[name]})
+    limits = {LIMIT_PATHS[path]: getattr(sent.job_limits, LIMIT_PATHS[path]) for path in paths if path in LIMIT_PATHS}
+    if limits:
+        changes["job_limits"] = replace(changes.get("job_limits", old.job_limits), **limits)
     return replace(old, **changes | {"options": options})
 
 

@@ -33,7 +33,7 @@ HINTS: Mapping[Reason, str] = {
     Reason.CREDENTIALS_INVALID: "Give a valid token: --token or ONECONTAINER_TOKEN.",
     Reason.PERMISSION_DENIED: "Ask the operator for the right to do this.",
     Reason.DRIVER_NOT_AVAILABLE: "See which drivers fit and why others do not: `oca driver match SERVICE`; then `oca service assign`.",
-    Reason.DRIVER_UNREACHABLE: "The sidecar is being (re)started. Look: `oca service get NAME`, `oca sidecar logs NAME`.",
+    Reason.DRIVER_UNREACHABLE: "The driver cannot be reached. Look: `oca service get NAME`, `oca sidecar logs NAME`.",
     Reason.DRIVER_EXECUTION_FAILED: "Read what the driver said: `oca sidecar logs SERVICE`.",
     Reason.DRIVER_MISIMPLEMENTED: "The driver breaks its contract; tell its author.",
     Reason.CAPABILITY_MISSING: "This service's driver does not do that; `oca driver get NAME` lists what it does.",
@@ -52,6 +52,10 @@ HINTS: Mapping[Reason, str] = {
     Reason.INTERNAL: "This is a defect. Please report it, with the reference in the message.",
 }
 
+
+CHILDS_END = frozenset({"signal", "exit_code"})
+"""Metadata by which a DRIVER_UNREACHABLE says that the process of an isolated handler died, not the sidecar."""
+CHILD_DIED = "The process that ran it died; the next call gets a new one. What it printed: `oca sidecar logs NAME`."
 
 LISTED = frozenset({"service", "driver", "sidecar", "job", "artifact"})
 """Kinds of resources that have a `list` command."""
@@ -104,7 +108,11 @@ def lines(error: OneContainerError, address: str) -> list[str]:
 
 
 def hint_of(error: OneContainerError) -> str:
-    """What to do next."""
+    """What to do next. A command that knows more of it than the reason tells has put it into a note of the error's."""
+    if notes := getattr(error, "__notes__", None):
+        return str(notes[-1])
+    if error.reason is Reason.DRIVER_UNREACHABLE and CHILDS_END & error.metadata.keys():
+        return CHILD_DIED
     kind = error.resource[0].rpartition("/")[2].lower() if error.resource is not None else ""
     if error.reason is Reason.RESOURCE_NOT_FOUND and kind in LISTED:
         return f"List what there is: `oca {kind} list`."

@@ -48,10 +48,17 @@ def options_of(values: dict[str, Any]) -> Any:
     return make_job_options(
         request_id=values.pop("request_id"),
         priority=values.pop("priority"),
-        total_timeout=values.pop("total_timeout"),
+        queue_timeout=values.pop("queue_timeout"),
         attempt_timeout=values.pop("attempt_timeout"),
+        total_timeout=values.pop("total_timeout"),
+        stall_timeout=values.pop("stall_timeout"),
         max_attempts=values.pop("max_attempts") or 0,
+        initial_backoff=values.pop("initial_backoff"),
+        max_backoff=values.pop("max_backoff"),
+        backoff_multiplier=values.pop("backoff_multiplier") or 0.0,
+        retry_unsafe=values.pop("retry_unsafe"),
         result_ttl=values.pop("result_ttl"),
+        keep_result=values.pop("keep_result"),
         labels=dict(values.pop("labels")),
     )
 

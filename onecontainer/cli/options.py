@@ -15,6 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 OUTPUTS = ("table", "json")
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
+_HOST = re.compile(r"^([^\s:/\[\]]+|\[[0-9a-fA-F:.%\w]+\])$")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -59,6 +60,21 @@ class JsonPair(Pair):
             return text
 
 
+class Target(click.ParamType):  # type: ignore[type-arg]
+    """Where something listens: `HOST:PORT` or `unix:PATH`."""
+
+    name = "target"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        host, _, port = text.rpartition(":")
+        is_socket = text.startswith("unix:") and len(text) > len("unix:")
+        is_address = bool(_HOST.match(host)) and port.isdecimal() and 1 <= int(port) <= 65535
+        if not is_socket and not is_address:
+            self.fail(f"{text!r} is neither HOST:PORT nor unix:PATH", param, ctx)
+        return text
+
+
 class JsonInput(click.ParamType):  # type: ignore[type-arg]
     """JSON as the argument itself, `@FILE`, or `-` for stdin. One value, or several one after the other."""
 
@@ -96,6 +112,7 @@ DURATION = Seconds()
 PAIR = Pair()
 JSON_PAIR = JsonPair()
 JSON = JsonInput()
+TARGET = Target()
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -162,10 +179,21 @@ def job_options(function: F) -> F:
     options: tuple[Callable[[Any], Any], ...] = (
         click.option("--priority", type=click.Choice(["low", "normal", "high"]), default="normal", help="Lane."),
         click.option("--request-id", default="", help="Idempotency key: the same one again gives the same job."),
+        click.option("--queue-timeout", type=DURATION, help="Longest wait for the first attempt. Default: no limit."),
+        click.option("--attempt-timeout", type=DURATION, help="Longest run of one attempt. Default: no limit."),
         click.option("--total-timeout", type=DURATION, help="Longest time from creation to the end. Default: 24h."),
-        click.option("--attempt-timeout", type=DURATION, help="Longest run of one attempt."),
-        click.option("--max-attempts", type=click.IntRange(1, 100), help="Attempts in all. Default: 3."),
+        click.option("--stall-timeout", type=DURATION, help="Longest run without progress. Default: no limit."),
+        click.option("--max-attempts", type=click.IntRange(1, 100), help="Attempts in all. Default: the service's, 3."),
+        click.option("--initial-backoff", type=DURATION, help="Wait before the second attempt. Default: 1s."),
+        click.option("--max-backoff", type=DURATION, help="Longest wait between attempts. Default: 60s."),
+        click.option(
+            "--backoff-multiplier", type=click.FloatRange(1, 10), help="From one wait to the next. Default: 2."
+        ),
+        click.option(
+            "--retry-unsafe", is_flag=True, help="Repeat it though its side effects may then happen more than once."
+        ),
         click.option("--result-ttl", type=DURATION, help="How long the result is kept. Default: 1h."),
+        click.option("--keep-result", is_flag=True, help="Keep the result until the job is deleted."),
         click.option("--label", "labels", type=PAIR, multiple=True, help="Label of the job; may be repeated."),
     )
     for option in reversed(options):

@@ -12,7 +12,7 @@ from onecontainer.cli.options import DURATION, JSON_PAIR, PAIR
 from onecontainer.cli.render import enum_name, moment
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.management import state_name
-from onecontainer.client.names import filter_of, full_name, short_name, struct
+from onecontainer.client.names import filter_of, full_name, seconds, short_name, struct
 from onecontainer.errors import StateInvalid
 
 COLUMNS: dict[str, Callable[[Any], object]] = {
@@ -29,6 +29,9 @@ RUNTIMES = {
     "docker": resources_pb2.RUNTIME_KIND_DOCKER,
     "attached": resources_pb2.RUNTIME_KIND_ATTACHED,
 }
+
+LIMITS = ("max_running", "max_queued", "default_max_attempts", "drain_timeout")
+"""Fields of `job_limits`, and the options of the same names."""
 
 
 @click.group()
@@ -67,6 +70,24 @@ def fields_options(function: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option("--runtime-endpoint", help="With --runtime attached: where the sidecar listens."),
             click.option("--token-secret", help="With --runtime attached: secrets/NAME of its token."),
+            click.option(
+                "--max-running",
+                type=click.IntRange(0, 1024),
+                help="Jobs that run at once. Default, also by 0: the driver's job_slots.",
+            ),
+            click.option(
+                "--max-queued", type=click.IntRange(0), help="Jobs that may wait. Default, also by 0: 1,000,000."
+            ),
+            click.option(
+                "--default-max-attempts",
+                type=click.IntRange(0, 100),
+                help="Attempts of a job that does not say. Default, also by 0: 3.",
+            ),
+            click.option(
+                "--drain-timeout",
+                type=DURATION,
+                help="What running attempts get to end when the sidecar is replaced. Default: 10m.",
+            ),
         )
     ):
         function = option(function)
@@ -82,6 +103,7 @@ def record_of(values: dict[str, Any]) -> tuple[resources_pb2.Service, list[str]]
             endpoint=values["runtime_endpoint"] or "",
             token_secret=values["token_secret"] or "",
         )
+    limits = {name: values[name] for name in LIMITS if values[name] is not None}
     record = resources_pb2.Service(
         description=values["description"] or "",
         app=values["app"] or "",
@@ -91,15 +113,27 @@ def record_of(values: dict[str, Any]) -> tuple[resources_pb2.Service, list[str]]
         labels=dict(values["labels"]),
         driver=full_name("drivers", values["driver"] or ""),
         runtime=runtime,
+        job_limits=job_limits(limits) if limits else None,
     )
     paths = [
         name
         for name in ("description", "app", "app_version", "endpoints", "labels", "driver", "runtime")
         if values.get(name) not in (None, ())
     ]
-    # One option is changed, the others stay: that is what `--option threads=4` says.
+    # One option or limit is changed, the others stay: that is what `--option threads=4` says.
     paths += [f"options.{key}" for key, _value in values["options"]]
+    paths += [f"job_limits.{name}" for name in limits]
     return record, paths
+
+
+def job_limits(limits: dict[str, Any]) -> resources_pb2.JobLimits:
+    """JobLimits of the fields that were given."""
+    return resources_pb2.JobLimits(
+        max_running=limits.get("max_running", 0),
+        max_queued=limits.get("max_queued", 0),
+        default_max_attempts=limits.get("default_max_attempts", 0),
+        drain_timeout=seconds(limits.get("drain_timeout")),
+    )
 
 
 @service.command()
@@ -117,6 +151,7 @@ def create(session: Session, name: str, request_id: str, validate_only: bool, wa
     Examples:
       oca service create cats --app onnx --wait
       oca service create orders --app sql --endpoint db=db.internal:5432 --option database=orders
+      oca service create films --app ffmpeg --max-running 4 --max-queued 1000
     """
     record, _paths = record_of(values)
     found = session.client.services.create(
@@ -129,6 +164,7 @@ def create(session: Session, name: str, request_id: str, validate_only: bool, wa
         description=record.description,
         driver=record.driver,
         runtime=record.runtime if record.HasField("runtime") else None,
+        job_limits=record.job_limits if record.HasField("job_limits") else None,
         request_id=request_id,
         validate_only=validate_only,
         timeout=session.timeout,
@@ -159,6 +195,7 @@ def show(session: Session, found: resources_pb2.Service) -> None:
             "endpoints": dict(found.endpoints),
             "options": options,
             "labels": dict(found.labels),
+            "job limits": session.screen.to_json(found).get("job_limits", {}),
             "created": found.create_time,
             "etag": found.etag,
         },
@@ -192,7 +229,7 @@ def get(session: Session, name: str) -> None:
 @click.option("--etag", default="", help="Change it only if it still has this version.")
 @connected
 def update(session: Session, name: str, etag: str, **values: Any) -> None:
-    """Change what is given, and nothing else. `--option KEY=VALUE` changes that one option."""
+    """Change what is given, and nothing else. `--option KEY=VALUE` changes that one option; each limit of its jobs stands for itself."""
     record, paths = record_of(values)
     if not paths:
         raise click.UsageError("nothing to change: give at least one option")

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import click
 
-from onecontainer.cli.options import DURATION, FILE, data_dir_option
+from onecontainer.cli.options import DURATION, FILE, TARGET, data_dir_option
 from onecontainer.cli.process import note_of, settings_of
 from onecontainer.client.names import full_name
-from onecontainer.errors import FieldInvalid, StateInvalid
+from onecontainer.errors import CredentialsInvalid, FieldInvalid, StateInvalid
 from onecontainer.settings import Settings
 
 
 @click.command()
 @click.argument("service")
-@click.option("--driver", required=True, metavar="TARGET", help="Where the driver listens: HOST:PORT or unix:PATH.")
+@click.option(
+    "--driver", type=TARGET, required=True, metavar="TARGET", help="Where the driver listens: HOST:PORT or unix:PATH."
+)
 @click.option("--driver-token-file", type=FILE, help="File with the driver's instance token. Default: it needs none.")
 @click.option("--driver-ca-file", type=FILE, help="CA of the driver's certificate. Default: no TLS.")
 @click.option("--slots", type=click.IntRange(1, 1000), help="Jobs to run at once. Default: what the driver says.")
@@ -31,6 +33,7 @@ from onecontainer.settings import Settings
 @data_dir_option
 @click.option(
     "--gateway",
+    type=TARGET,
     metavar="TARGET",
     help="The gateway's internal listener. Default: that of the gateway that runs on the data folder.",
 )
@@ -64,8 +67,9 @@ def worker(
 
     For drivers that are not made with our SDK and take no jobs by themselves: a program in any language that serves DriverService.
     It is attached by the service's runtime.endpoint, which is where sync calls go; this command brings it the jobs, by
-    DriverService.Run. Several may work for one service. On SIGTERM or Ctrl-C it takes no more jobs and lets what runs end; the
-    second time it gives back what runs.
+    DriverService.Run. Several may work for one service. On SIGTERM or Ctrl-C it takes no more jobs
+    and gives what runs --drain-timeout to end; then that is given back, without counting as an attempt (a method that does not
+    declare idempotency_level ends as OUTCOME_UNKNOWN instead). Ctrl-C also tells what runs. A second signal waits no longer.
 
     \b
     Examples:
@@ -106,7 +110,15 @@ def worker(
         loop.add_signal_handler(signal.SIGINT, interrupted)
         await beside.run()
 
-    asyncio.run(work())
+    try:
+        asyncio.run(work())
+    except CredentialsInvalid as error:
+        # Neither is the token of a caller, which is what this error is about elsewhere. Only our gateway says that it is one.
+        if error.hop == "gateway":
+            error.add_note("Give the gateway's registration token: --registration-token-file.")
+        else:
+            error.add_note("Give the driver's instance token: --driver-token-file.")
+        raise
     click.echo("stopped")
 
 

@@ -96,7 +96,7 @@ class Services:
         validate_only: bool = False,
         timeout: float | None = None,
     ) -> resources_pb2.Service:
-        """Changes the fields named by `paths` (`options.KEY` too), or else those that are set in `changes`.
+        """Changes the fields named by `paths` (`options.KEY` and `job_limits.FIELD` too), or else those that are set in `changes`.
 
         With `changes.etag` set, raises EtagMismatch if somebody else was faster.
         """

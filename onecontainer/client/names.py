@@ -70,6 +70,9 @@ def job_options(
     total_timeout: float | None = None,
     stall_timeout: float | None = None,
     max_attempts: int = 0,
+    initial_backoff: float | None = None,
+    max_backoff: float | None = None,
+    backoff_multiplier: float = 0.0,
     retry_unsafe: bool = False,
     result_ttl: float | None = None,
     keep_result: bool = False,
@@ -89,9 +92,15 @@ def job_options(
         keep_result=keep_result,
         labels=labels or {},
     )
-    if max_attempts or retry_unsafe:
-        options.retry_policy.max_attempts = max_attempts
-        options.retry_policy.retry_unsafe = retry_unsafe
+    policy = job_options_pb2.RetryPolicy(
+        max_attempts=max_attempts,
+        initial_backoff=seconds(initial_backoff),
+        max_backoff=seconds(max_backoff),
+        backoff_multiplier=backoff_multiplier,
+        retry_unsafe=retry_unsafe,
+    )
+    if policy != job_options_pb2.RetryPolicy():
+        options.retry_policy.CopyFrom(policy)
     return options
 
 

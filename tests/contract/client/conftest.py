@@ -34,6 +34,7 @@ class FakeGateway:
 
     Attributes:
         calls: how often each method was entered.
+        writes: the requests of CreateService and UpdateService, in order.
         faults: errors that the next calls of a method raise, in order.
         tokens: principals by token; empty lets everybody in.
     """
@@ -42,6 +43,7 @@ class FakeGateway:
     jobs: dict[str, job_pb2.Job] = field(default_factory=dict)
     blobs: dict[str, tuple[artifact_pb2.Artifact, bytes]] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
+    writes: list[Any] = field(default_factory=list)
     faults: dict[str, list[OneContainerError]] = field(default_factory=dict)
     break_download_after: int | None = None
     corrupt: bool = False
@@ -85,8 +87,14 @@ class FakeManagement:
 
     async def CreateService(self, request: management_pb.CreateServiceRequest, context: Any) -> resources_pb2.Service:
         self.world.enter("CreateService")
+        self.world.writes.append(request)
         await self.world.put_service(request.service_id, resources_pb2.SERVICE_STATE_STARTING)
         return self.world.services[f"services/{request.service_id}"]
+
+    async def UpdateService(self, request: management_pb.UpdateServiceRequest, context: Any) -> resources_pb2.Service:
+        self.world.enter("UpdateService")
+        self.world.writes.append(request)
+        return self.world.services[request.service.name]
 
     async def GetService(self, request: management_pb.GetServiceRequest, context: Any) -> resources_pb2.Service:
         self.world.enter("GetService")

@@ -53,6 +53,18 @@ def test_an_option_of_the_root_counts_for_the_command(blocking) -> None:
     assert (result.exit_code, json.loads(result.stdout)) == (0, [])
 
 
+def test_the_limits_of_jobs_are_set_one_by_one(oca, blocking) -> None:
+    given = ("--max-running", "4", "--max-queued", "100", "--default-max-attempts", "5", "--drain-timeout", "90s")
+    assert oca("service", "create", "films", "--app", "ffmpeg", *given).exit_code == 0
+    assert oca("service", "update", "films", "--max-queued", "0", "--description", "x").exit_code == 0
+    created, changed = blocking[1].writes
+    limits = resources_pb2.JobLimits(max_running=4, max_queued=100, default_max_attempts=5)
+    limits.drain_timeout.FromSeconds(90)
+    assert created.service.job_limits == limits
+    assert list(changed.update_mask.paths) == ["description", "job_limits.max_queued"]
+    assert changed.service.job_limits == resources_pb2.JobLimits()
+
+
 def test_what_is_not_there_exits_with_3_and_tells_where_to_look(oca) -> None:
     result = oca("service", "get", "nope")
     assert result.exit_code == 3

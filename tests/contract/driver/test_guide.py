@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from onecontainer import errors
@@ -11,11 +15,16 @@ from onecontainer.api.ai.v1 import inference_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as ai_pb
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
+from onecontainer.catalog.drivers import scan
+from onecontainer.catalog.methods import MethodTable
+from onecontainer.catalog.model import DriverSource, DriverState
 from tests.contract.driver.test_direct_calls import error_of
 from tests.contract.driver.test_process import command, started
 from tests.fakes.lease import FakeGateway
 
 GUIDE = Path(__file__).parents[3] / "docs" / "drivers.md"
+ECHO = Path(__file__).parents[2] / "drivers" / "echo" / "echo.proto"
+ECHO_SERVICE = "onecontainer.test.echo.v1.EchoService"
 SERVICE = "onecontainer.api.ai.v1.InferenceService"
 
 
@@ -25,6 +34,35 @@ def write_guides_driver(folder: Path) -> Path:
         [block] = re.findall(rf"`{re.escape(name)}`:\n\n```{language}\n(.*?)```", text, re.DOTALL)
         (folder / name).write_text(block)
     return folder
+
+
+def test_a_gateway_loads_the_guides_driver(folder: Path) -> None:
+    """As docs/drivers.md has it, and nothing else in its folder."""
+    driver = folder / "drivers" / "tiny"
+    driver.mkdir(parents=True)
+    write_guides_driver(driver)
+    [record], descriptors = scan([(folder / "drivers", DriverSource.PLUGIN)], now=1)
+    assert (record.state, record.error) == (DriverState.READY, None)
+    assert record.descriptor_digest in descriptors
+    assert record.methods is not None
+    batch = record.methods.methods[f"{SERVICE}/BatchPredict"]
+    assert batch.result_type == "onecontainer.api.ai.v1.BatchPredictResult"
+    assert record.manifest is not None
+    assert record.manifest.job_slots > 1
+
+
+def test_the_guides_command_makes_descriptors_of_an_own_service(folder: Path) -> None:
+    [block] = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    driver = folder / "driver"
+    driver.mkdir()
+    shutil.copy(ECHO, driver / "my.proto")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PROTOS": str(GUIDE.parent.parent / "protos"),
+    }
+    subprocess.run(["sh", "-ec", block], cwd=driver, env=environment, check=True, capture_output=True)
+    assert (driver / "my_pb2.py").exists()
+    assert MethodTable((driver / "descriptors.binpb").read_bytes(), [ECHO_SERVICE]).services == (ECHO_SERVICE,)
 
 
 async def test_the_guides_driver(folder: Path) -> None:

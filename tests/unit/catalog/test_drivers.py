@@ -152,22 +152,60 @@ def test_a_broken_driver_harms_no_other(tmp_path: Path) -> None:
 
     folder("no-json", "{,")
     folder("no-app", json.dumps({key: value for key, value in metadata.items() if key != "app"}))
-    folder("no-descriptors", json.dumps(metadata | {"name": "nodesc"}), None)
+    folder("no-descriptors", json.dumps(metadata_of("sql") | {"name": "nodesc", "services": ["x.v1.Y"]}), None)
+    folder("named", json.dumps(metadata | {"name": "named", "descriptor_set": "mine.binpb"}), None)
+    folder(
+        "misspelt",
+        json.dumps(metadata_of("sql") | {"name": "misspelt", "services": ["onecontainer.api.db.v1.None"]}),
+        None,
+    )
     folder("garbage", json.dumps(metadata | {"name": "garbage"}), b"\xff\x00")
     folder("twin", json.dumps(metadata), (tmp_path / "sql" / "descriptors.binpb").read_bytes())
     (tmp_path / "a-file").write_text("not a folder")
     (tmp_path / "empty").mkdir()
     records, _ = scan([(tmp_path, DriverSource.PLUGIN), (tmp_path / "none", DriverSource.PLUGIN)], now=1)
     by_folder = {record.folder.name: record for record in records if record.folder is not None}
-    assert set(by_folder) == {"sql", "no-json", "no-app", "no-descriptors", "garbage", "twin"}
+    assert set(by_folder) == {"sql", "no-json", "no-app", "no-descriptors", "named", "misspelt", "garbage", "twin"}
     assert len({record.name for record in records}) == len(records)
     assert by_folder["sql"].state is DriverState.READY
     said = {name: str(record.error) for name, record in by_folder.items() if record.state is DriverState.BROKEN}
     assert "metadata: Invalid JSON" in said["no-json"]
     assert "metadata.app: Field required" in said["no-app"]
-    assert "descriptors.binpb cannot be read" in said["no-descriptors"]
+    assert "descriptors.binpb is not there" in said["no-descriptors"]
+    assert "mine.binpb is not there" in said["named"]
+    assert "descriptors.binpb is not there" in said["misspelt"]
     assert "not a serialised FileDescriptorSet" in said["garbage"]
     assert "already there" in said["twin"]
+
+
+def metadata_of(name: str) -> dict[str, object]:
+    """A bundled driver's, without the name of a descriptor set."""
+    assert BUNDLED is not None
+    content = json.loads((BUNDLED / name / "metadata.json").read_text())
+    return {key: value for key, value in content.items() if key != "descriptor_set"}
+
+
+@pytest.mark.parametrize("name", ["sql", "onnx", "ffmpeg"])
+def test_without_a_descriptor_set_our_own_contracts_are_those_of_the_package(name: str, tmp_path: Path) -> None:
+    assert BUNDLED is not None
+    shipped, _data = read_driver(BUNDLED / name, DriverSource.BUNDLED, 1)
+    folder = tmp_path / name
+    shutil.copytree(BUNDLED / name, folder)
+    (folder / "descriptors.binpb").unlink()
+    (folder / "metadata.json").write_text(json.dumps(metadata_of(name)))
+    record, data = read_driver(folder, DriverSource.PLUGIN, 1)
+    assert (record.state, record.error) == (DriverState.READY, None)
+    assert shipped.methods is not None
+    assert record.methods is not None
+    assert record.methods.methods == shipped.methods.methods
+    assert MethodTable(data, record.manifest.services).methods == shipped.methods.methods
+
+
+def test_the_gateways_own_services_cannot_be_taken_over_without_a_descriptor_set_either(tmp_path: Path) -> None:
+    metadata = metadata_of("sql") | {"services": ["onecontainer.api.job.v1.JobService"]}
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    record, _data = read_driver(tmp_path, DriverSource.PLUGIN, 1)
+    assert "one of the gateway's own" in str(record.error)
 
 
 def test_the_digest_is_of_names_and_bytes_and_not_of_caches(tmp_path: Path) -> None:

@@ -157,6 +157,16 @@ def test_one_option_is_set_or_removed() -> None:
     assert updated(GOOD, EMPTY, ["options.threads"]).options == {"url": "secrets/url", "mode": "fast"}
 
 
+def test_one_limit_is_changed_and_the_others_stay() -> None:
+    old = replace(GOOD, job_limits=JobLimits(max_running=2, max_queued=10, drain_timeout=5.0))
+    sent = replace(EMPTY, job_limits=JobLimits(max_running=8, max_queued=99))
+    new = updated(old, sent, ["job_limits.max_running"])
+    assert new == replace(old, job_limits=JobLimits(max_running=8, max_queued=10, drain_timeout=5.0))
+    assert updated(old, EMPTY, ["job_limits.drain_timeout"]).job_limits == JobLimits(max_running=2, max_queued=10)
+    with pytest.raises(FieldInvalid, match=r"job_limits\.colour cannot be changed"):
+        updated(old, sent, ["job_limits.colour"])
+
+
 def test_hidden_values_that_come_back_are_kept() -> None:
     old = replace(GOOD, options={"url": "postgres://u:p@h/d", "mode": "fast"})
     shown = mapping.hidden_options(old.options, DRIVER)

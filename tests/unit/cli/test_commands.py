@@ -84,6 +84,9 @@ def test_the_root_lists_all_commands_without_loading_what_they_need() -> None:
         (["media", "frame", "x", "artifacts/1", "--to", "a.gif"], ".jpg, .png or .webp"),
         (["up", "--listen", "0.0.0.0:1"], "not loopback"),
         (["status", "--timeout", "soon"], "no duration"),
+        (["worker", "x", "--driver", "foo"], "neither HOST:PORT nor unix:PATH"),
+        (["worker", "x", "--driver", "h:1", "--gateway", "foo"], "neither HOST:PORT nor unix:PATH"),
+        (["service", "update", "x", "--max-running", "-1"], "--max-running"),
     ],
 )
 def test_usage_errors_say_what_is_wrong_and_exit_with_2(arguments: list[str], says: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from onecontainer import errors
 from onecontainer.cli.failures import HINTS, exit_code, lines, report
+from onecontainer.driver.processes.process import died
 from onecontainer.rpc.status import from_status, to_status
 
 
@@ -59,6 +60,20 @@ def test_programs_get_the_error_as_json(capsys: pytest.CaptureFixture[str]) -> N
     assert report(error, as_json=True, address="") == 1
     told = json.loads(capsys.readouterr().err)["error"]
     assert (told["reason"], told["code"], told["retry_after"]) == ("LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", 2.5)
+
+
+def test_a_childs_death_is_not_told_as_the_sidecars() -> None:
+    dead = died(-9, "in jobs/1", ["last words"])
+    assert "died" in lines(over_the_wire(dead, "sidecar"), "")[-1]
+    away = errors.DriverUnreachable(metadata={"sidecar": "sidecars/x"})
+    for error in (dead, away):
+        assert "(re)started" not in lines(over_the_wire(error, "gateway"), "")[-1]
+
+
+def test_what_a_command_knows_of_the_way_out_goes_first() -> None:
+    error = over_the_wire(errors.CredentialsInvalid("no"))
+    error.add_note("Give --registration-token-file.")
+    assert lines(error, "")[-1] == "  → Give --registration-token-file."
 
 
 def test_a_file_that_cannot_be_written_is_a_plain_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,8 +155,8 @@ class UpdateServiceRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """OPTIONAL. Paths to change: `description`, `app`, `app_version`, `endpoints`, `options`, `options.KEY`, `labels`, `driver`, `runtime`, `job_limits`, or `*` for all of
-        them. Absent: those that are set in `service`.
+        """OPTIONAL. Paths to change: `description`, `app`, `app_version`, `endpoints`, `options`, `options.KEY`, `labels`, `driver`, `runtime`, `job_limits`, one
+        field of it such as `job_limits.max_running`, or `*` for all of them. Absent: those that are set in `service`.
         """
 
     def __init__(
