@@ -48,7 +48,10 @@ class Case:
         """For whoever has to find out what went wrong."""
         lines = [f"{self.order}", f"begun: {list(self.begun)}, ended: {list(self.ended)}"]
         if self.record is not None:
-            lines.append(text_format.MessageToString(self.record))
+            shown = job_pb2.Job()
+            shown.CopyFrom(self.record)
+            shown.ClearField("result")  # it may be long, and it was compared
+            lines.append(text_format.MessageToString(shown))
         for event in self.events or ():
             change = f"{job_pb2.JobState.Name(event.old_state)} → {job_pb2.JobState.Name(event.new_state)}"
             lines.append(f"event {event.sequence}: {change}, attempt {event.attempt}, {event.time.ToJsonString()}")

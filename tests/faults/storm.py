@@ -224,10 +224,11 @@ async def _trickle(stage: Stage, marks: Path, rng: random.Random, weather: Weath
 
 
 def _once(case: Case, record: job_pb2.Job) -> list[Finding]:
-    """Nothing died: every job has one attempt, begun once and ended once."""
-    if case.begun == case.ended == [1] and len(record.attempts) == 1:
+    """Nothing died: every job has one attempt, begun once and ended once; what a leaving worker gave back unbegun is none."""
+    attempts = [one for one in record.attempts if one.state != job_pb2.ATTEMPT_STATE_RELEASED]
+    if case.begun == case.ended == [1] and len(attempts) == 1:
         return []
-    what = f"it was to run once: begun {case.begun}, ended {case.ended}, {len(record.attempts)} attempts"
+    what = f"it was to run once: begun {case.begun}, ended {case.ended}, {len(attempts)} attempts"
     return [Finding(DOUBLED, what, case)]
 
 
