@@ -43,7 +43,7 @@ class Owners(Protocol):
     """Keeps who owns what. Each method is one transaction, and the other gateways hear of what it changes."""
 
     async def join(self) -> None:
-        """This gateway begins. What an earlier one on the same data folder owned is free: it has ended, or this one could not run."""
+        """This gateway begins. What one before it on the same data folder owned is its own: that one has ended, or this could not run."""
         ...
 
     async def renew(self, wanted: Collection[str]) -> list[Owner]:

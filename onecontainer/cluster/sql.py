@@ -35,7 +35,9 @@ SECOND = 1_000_000
 FORGOTTEN = 3600 * SECOND
 """Microseconds after the end of its lease when a gateway's record goes."""
 _NOW = sa.cast(sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp()) * SECOND), sa.BigInteger)
-_LIVE = sa.exists().where(gateways.c.name == sidecar_owners.c.gateway, gateways.c.expire_time > _NOW)
+# Not EXISTS with the row's gateway inside: the WHERE of an ON CONFLICT encloses no query to which it could be correlated, and it
+# would ask whether anybody alive owns anything.
+_LIVE = sidecar_owners.c.gateway.in_(sa.select(gateways.c.name).where(gateways.c.expire_time > _NOW))
 _ALL = sa.select(
     sidecar_owners.c.service_uid,
     sidecar_owners.c.gateway,
@@ -71,12 +73,24 @@ class SqlOwners:
     async def join(self) -> None:
         def run(connection: Connection) -> None:
             earlier = sa.and_(gateways.c.node == self._node, gateways.c.name != self._gateway)
+            self._inherit(connection, sa.select(gateways.c.name).where(earlier))
             connection.execute(gateways.delete().where(earlier))
             connection.execute(gateways.delete().where(gateways.c.expire_time < _NOW - FORGOTTEN))
             self._live_on(connection)
             self._tell(connection)
 
         await self._database.write(run)
+
+    def _inherit(self, connection: Connection, earlier: sa.Select[Any]) -> None:
+        """What they own becomes this gateway's at once: were it free, another one would take it as soon as it is told."""
+        theirs = (
+            sa.select(sidecar_owners.c.service_uid)
+            .where(sidecar_owners.c.gateway.in_(earlier))
+            .order_by(sidecar_owners.c.service_uid)  # as `renew` does, and for the same reason
+            .with_for_update()
+        )
+        inherited = sidecar_owners.c.service_uid.in_(connection.scalars(theirs).all())
+        connection.execute(sidecar_owners.update().where(inherited).values(gateway=self._gateway, view=""))
 
     async def renew(self, wanted: Collection[str]) -> list[Owner]:
         def run(connection: Connection) -> list[Any]:

@@ -274,6 +274,40 @@ def test_kill_of_the_gateway_that_runs_it(fragile: Pair, method: str) -> None:
     assert fragile.call(fragile.b, b"mine now") == b"mine now"
 
 
+def give_b_a_service(pair: Pair) -> None:
+    """B makes a service and owns it therefore, as A does the other one."""
+    pair.via_b.services.create("of-b", app="echo")
+    pair.via_b.services.wait_ready("of-b", timeout=60)
+    assert pair.sidecar_parents() == [pair.a.pid, pair.b.pid]
+
+
+def test_one_that_has_a_service_of_its_own_takes_over_those_of_the_killed_one(fragile: Pair) -> None:
+    give_b_a_service(fragile)
+    job = fragile.work(fragile.via_a, steps=25, step_seconds=0.2)
+    fragile.begun(job.name)
+    fragile.a.kill()
+    assert fragile.via_b.jobs.handle(job.name).wait(timeout=90).state == SUCCEEDED
+    assert fragile.effective_outcomes(job.name) == 1
+    fragile.via_b.services.wait_ready("echo", "of-b", timeout=60)
+    assert fragile.sidecar_parents() == [fragile.b.pid, fragile.b.pid]
+    assert fragile.call(fragile.b, b"mine now") == b"mine now"
+
+
+def test_the_killed_one_comes_back_to_what_nobody_has_taken(
+    tmp_path: Path, echo_drivers: Path, postgresql: str
+) -> None:
+    with ExitStack() as stack:
+        # A lease that does not end meanwhile: B cannot take over.
+        pair = make_ready_pair(stack, tmp_path, echo_drivers, postgresql, gateway_lease_duration="600")
+        give_b_a_service(pair)
+        pair.a.kill()
+        pair.a.start()
+        until(lambda: pair.sidecar_parents() == [pair.a.pid, pair.b.pid], "each with its own again")
+        for client in (pair.via_a, pair.via_b):
+            client.services.wait_ready("echo", "of-b", timeout=60)
+        assert pair.call(pair.b, b"over there") == b"over there"
+
+
 def test_no_job_is_lost_or_doubled_when_one_is_killed(fragile: Pair) -> None:
     jobs = [
         fragile.work(client, steps=2, step_seconds=0.2) for _ in range(20) for client in (fragile.via_a, fragile.via_b)

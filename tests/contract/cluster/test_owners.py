@@ -67,6 +67,32 @@ async def test_the_first_one_owns_a_service_as_long_as_it_lives(
     assert await owner_of(a, "s", ("s",)) == B
 
 
+async def test_one_that_owns_a_service_itself_takes_over_another(
+    databases: tuple[Database, Database], pair: tuple[SqlOwners, SqlOwners]
+) -> None:
+    """Whether an owner lives is asked of the owner of this service, not of any."""
+    a, b = pair
+    await a.renew(["s"])
+    await b.renew(["t"])
+    await expire(databases[0], A)
+    assert await owner_of(b, "s", ("s", "t")) == B
+    assert await owner_of(b, "t") == B
+
+
+async def test_one_that_owns_a_service_itself_releases_only_what_is_free(
+    databases: tuple[Database, Database], pair: tuple[SqlOwners, SqlOwners]
+) -> None:
+    a, b = pair
+    await a.renew(["s"])
+    await b.renew(["t"])
+    await b.release("s")
+    assert await owner_of(b, "s") == A
+    await expire(databases[0], A)
+    await b.release("s")
+    assert await owner_of(b, "s") == ""
+    assert await owner_of(b, "t") == B
+
+
 async def test_a_late_renewal_keeps_what_nobody_has_taken(
     databases: tuple[Database, Database], pair: tuple[SqlOwners, SqlOwners]
 ) -> None:
@@ -103,7 +129,25 @@ async def test_a_gateway_that_starts_again_has_its_services_at_once(databases: t
     await before.renew(["s"])
     after = owners(databases[1], "gateways/a2", "node")
     await after.join()
+    # Another one hears of it first, and comes too late.
+    other = owners(databases[0], B)
+    await other.join()
+    assert await owner_of(other, "s", ("s",)) == "gateways/a2"
     assert await owner_of(after, "s", ("s",)) == "gateways/a2"
+
+
+async def test_a_gateway_that_starts_again_has_only_what_nobody_has_taken(
+    databases: tuple[Database, Database], pair: tuple[SqlOwners, SqlOwners]
+) -> None:
+    a, b = pair
+    await a.renew(["s", "t"])
+    await b.renew(["u"])
+    await expire(databases[0], A)
+    await b.renew(["t", "u"])
+    after = owners(databases[0], "gateways/a2", A)
+    await after.join()
+    found = {owner.service_uid: owner.gateway for owner in await after.renew(["s", "t", "u"])}
+    assert found == {"s": "gateways/a2", "t": B, "u": B}
 
 
 async def test_the_others_see_what_an_owner_shows_and_are_told(databases: tuple[Database, Database]) -> None:
