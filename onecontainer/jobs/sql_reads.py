@@ -51,7 +51,7 @@ _ATTEMPTS = (
     sa.select(attempts).where(among(attempts.c.job, sa.bindparam("ids", type_=Texts))).order_by(attempts.c.fence)
 )
 
-MOST_AHEAD = 10_000
+MOST_AHEAD = 1000
 """A place further back is told as this one: counting takes time, and GetJob is to be as quick with a deep queue."""
 
 

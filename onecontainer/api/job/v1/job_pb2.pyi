@@ -247,7 +247,7 @@ class Job(_message.Message):
     attempt_count: _builtins.int
     """OUTPUT ONLY. Attempts that count, the running one included."""
     queue_position: _builtins.int
-    """OUTPUT ONLY. Jobs of the same service that will be started before it, 0 = next; 10,000 stands for all that is further back. Only in GetJob and
+    """OUTPUT ONLY. Jobs of the same service that will be started before it, 0 = next; 1,000 stands for all that is further back. Only in GetJob and
     only in QUEUED.
     """
     ended_early: _builtins.bool
