@@ -105,7 +105,8 @@ def to_status(
         )
     status = status_pb2.Status(code=int(error.code), message=_cut(sendable(error.message), MAX_MESSAGE_BYTES))
     for detail in details:
-        status.details.add().Pack(detail)
+        # Map fields in a fixed order: the same error is the same bytes.
+        status.details.add().Pack(detail, deterministic=True)
     return bounded(status)
 
 
@@ -143,7 +144,7 @@ def _shortened(detail: any_pb2.Any, room: int) -> any_pb2.Any:
                 if info.ByteSize() <= room:
                     break
                 del info.metadata[key]
-            packed.Pack(info)
+            packed.Pack(info, deterministic=True)
         elif detail.Unpack(bad):
             total = len(bad.field_violations)
             while bad.field_violations and bad.ByteSize() > room:
