@@ -82,7 +82,6 @@ class KafkaSource:
         self._look = FIRST_LOOK
         self._ask_again = 0.0
         self._reader: asyncio.Task[None] | None = None
-        self._broken: Exception | None = None
 
     async def poll(
         self, free: int, held: Sequence[tuple[str, int]], *, wait: float = 20.0

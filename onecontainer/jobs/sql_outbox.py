@@ -48,12 +48,11 @@ _BEST = Query(
     .order_by(jobs.c.priority.desc(), jobs.c.position)
     .limit(sa.bindparam("room", type_=sa.Integer))
 )
-_MARK = (
+_MARKS = Bulk(
     jobs.update()
     .where(jobs.c.position == sa.bindparam("b_position"), jobs.c.fence == sa.bindparam("b_fence"), QUEUED)
     .values(published_time=sa.bindparam("now"))
 )
-_MARKS = Bulk(_MARK)
 
 
 def to_publish(

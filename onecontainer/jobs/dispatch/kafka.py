@@ -95,6 +95,8 @@ class KafkaDispatch:
         # By service: jobs that are on the broker, unclaimed, and have no mark in the ledger (job and fence → position and
         # when they went there). Most are claimed within milliseconds, and a mark for them would cost a write each.
         self._sent: dict[str, dict[tuple[str, int], tuple[int, float]]] = {}
+        self._left: set[tuple[str, int]] | None = None
+        """Jobs that left the queue while it is being read: the read may still have them."""
         self._refill: dict[str, int] = {}
         """By service: so few unclaimed records are there when more are looked for."""
         self._told: dict[int, None] = {}
@@ -110,6 +112,8 @@ class KafkaDispatch:
     def _changed(self, change: Changed) -> None:
         self._events.set()
         if change.old_state is State.QUEUED:
+            if self._left is not None:
+                self._left.add((change.id, change.fence))
             sent = self._sent.get(change.service_uid)
             if sent is not None:
                 sent.pop((change.id, change.fence), None)
@@ -239,7 +243,12 @@ class KafkaDispatch:
         self._refill[service_uid] = window // 2
         if len(sent) > window // 2:
             return
-        rows = await self._outbox.to_publish(service_uid, window, max_running, frozenset(sent))
+        left = self._left = set()
+        try:
+            rows = await self._outbox.to_publish(service_uid, window, max_running, frozenset(sent))
+        finally:
+            self._left = None
+        rows = [row for row in rows if (row.id, row.fence) not in left]
         if not rows:
             return
         topic = topic_of(service_uid)
