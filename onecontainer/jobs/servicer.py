@@ -193,7 +193,12 @@ def job_id(name: str, path: str = "name") -> str:
 
 
 def _before(position: str | None) -> int:
-    return int(position) if position else 0
+    if not position:
+        return 0
+    # As long as a position of a table can be.
+    if not (position.isascii() and position.isdigit() and len(position) < 19):
+        raise FieldInvalid("page_token", "is not a token of ours: pass the last page's next_page_token")
+    return int(position)
 
 
 def _token(method: str, filter_text: str, position: int) -> str:

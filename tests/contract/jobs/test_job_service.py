@@ -14,6 +14,7 @@ from onecontainer.api.job.v1 import job_service_pb2 as pb
 from onecontainer.api.type.v1 import job_options_pb2, route_pb2
 from onecontainer.errors import BackendUnreachable, Code, FieldInvalid, LimitExceeded, OneContainerError, Reason
 from onecontainer.jobs.model import Limits
+from onecontainer.rpc.pages import page_token
 from onecontainer.rpc.status import from_status, to_status
 from tests.fixtures.jobs_gateway import (
     LONG_ROUTE,
@@ -455,6 +456,8 @@ async def test_lists_page_and_filter(gateway: Gateway) -> None:
         ({"filter": "colour = red"}, "filter"),
         ({"page_size": -1}, "page_size"),
         ({"page_token": "x"}, "page_token"),
+        ({"page_token": page_token("ListJobs", "", "newest")}, "page_token"),
+        ({"page_token": page_token("ListJobs", "", "9" * 30)}, "page_token"),
         ({"filter": 'state = "ALIVE"'}, "filter"),
     ):
         error = await failure(gateway.jobs.ListJobs(pb.ListJobsRequest(**wrong)))  # type: ignore[arg-type]
