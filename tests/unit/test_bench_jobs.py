@@ -39,6 +39,7 @@ def test_rq_is_the_better_of_its_two_workers() -> None:
     )
     assert out["rq.jobs_per_s"] == 100
     assert out["kafka_over_rq"] == 10
+    assert out["kafka_p50_over_rq"] == 1
     assert (out["rq_fork.jobs_per_s"], out["rq_simple.jobs_per_s"]) == (40, 100)
 
 
