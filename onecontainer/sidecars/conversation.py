@@ -68,11 +68,14 @@ class Conversation:
         while True:
             error = await self.check_health(ANSWER_TIMEOUT)
             if error is None:
-                break
+                try:
+                    info = await self.info(self._policy.probe_timeout)
+                    break
+                except OneContainerError as refusal:
+                    error = refusal  # one that has registered may not know yet by which token
             if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise error
             await self._sleep(SOCKET_POLL)
-        info = await self.info(self._policy.probe_timeout)
         self._check_identity(info)
         return info
 
