@@ -95,14 +95,14 @@ class Conversation:
         if missing:
             raise DriverMisimplemented(f"the driver does not serve {', '.join(sorted(missing))}")
 
-    async def check_health(self, timeout: float | None = None) -> OneContainerError | None:
-        """None if it answers at all, whatever it says of its health."""
+    async def check_health(self, timeout: float | None = None, *, patient: bool = True) -> OneContainerError | None:
+        """None if it answers at all, whatever it says of its health. Not ``patient``: a connection that is refused is an answer too."""
         try:
             await self._check(
                 health_pb2.HealthCheckRequest(),
                 timeout=self._policy.probe_timeout if timeout is None else timeout,
                 metadata=self.metadata,
-                wait_for_ready=True,
+                wait_for_ready=patient,
             )
         except grpc.aio.AioRpcError as error:
             typed = from_rpc_error(error)

@@ -289,7 +289,7 @@ class Instance:
             doubted = await self._pause(policy.probe_interval)
             if self.record.state is SidecarState.DRAINING:
                 continue  # the drain has its own limit, and a draining sidecar may well be busy
-            error = await talk.check_health(ANSWER_TIMEOUT if doubted else None)
+            error = await talk.check_health(ANSWER_TIMEOUT if doubted else None, patient=not doubted)
             if doubted and error is not None:
                 raise self._with_log(f"the stream of its registration has broken, and it does not answer: {error}")
             silent = 0 if error is None else silent + 1

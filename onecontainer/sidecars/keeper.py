@@ -222,7 +222,7 @@ class Keeper:
         if self.serving is instance:
             self.serving = None
         self._last_error = DriverUnreachable(
-            f"{instance.name} drains and will leave: start it again, or another one",
+            f"{instance.name} has said that it takes no more calls, and leaves: start it again, or another one",
             metadata={"sidecar": instance.name},
             hop="sidecar",
         )

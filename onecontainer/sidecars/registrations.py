@@ -253,10 +253,12 @@ class Registrations:
         )
 
     def presence(self, uid: str, driver: str) -> Presence | None:
-        """The sidecar of this driver (a resource) that can serve a service now; None: one has to register first."""
+        """The sidecar of this driver (a resource) that can serve a service now; None: one has to register first, or again."""
         registration = self._serving.get(uid)
         presence = None if registration is None else registration.presence
-        return presence if presence is not None and presence.works and presence.driver == driver else None
+        if presence is None or presence.replaceable or presence.driver != driver:
+            return None
+        return presence
 
     def arrival(self, uid: str) -> asyncio.Event:
         """Set whenever a sidecar of the service registers; whoever waits for it clears it before."""
