@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -50,8 +51,13 @@ class Settings(BaseSettings):
             f"unix:{socket_path(data['data_dir'], 'internal.sock')}" if "data_dir" in data else ""
         )
     )
-    """Address of the listener for sidecars: `unix:PATH` or `HOST:PORT`. Default: `internal.sock` in the data folder,
-    or, where that path has more than 107 bytes, in the data folder's runtime folder."""
+    """Address of the listener for sidecars: `unix:PATH` or `HOST:PORT`. Elsewhere than on loopback it serves TLS, with a certificate
+    of the authority in `ca_dir`. Default: `internal.sock` in the data folder, or, where that path has more than 107 bytes, in the
+    data folder's runtime folder."""
+
+    internal_advertise: str = ""
+    """Address, `HOST:PORT`, at which sidecars and workers elsewhere reach the internal listener; its certificate has this host
+    too. Default: that of `internal_listen`, with the machine's name if it listens on all addresses."""
 
     database_url: str = Field(
         default_factory=lambda data: f"sqlite:///{data['data_dir'] / 'onecontainer.db'}" if "data_dir" in data else ""
@@ -91,6 +97,15 @@ class Settings(BaseSettings):
 
     tls_key_file: Path | None = None
     """PEM file with the private key of `tls_cert_file`. Default: none."""
+
+    ca_dir: Path = Field(default_factory=lambda data: data["data_dir"] / "ca" if "data_dir" in data else Path())
+    """Folder of the installation's own certificate authority, for the internal listener and for sidecars on TCP: `ca.pem`, which
+    those who connect need, and `ca.key`, the owner's alone. It is made when it is needed first. Gateways on one PostgreSQL share
+    it. Default: `ca` in the data folder."""
+
+    sidecar_ca_file: Path | None = None
+    """PEM file with further authorities whose certificates of attached sidecars are accepted. Default: those that the system
+    trusts. The authority in `ca_dir` always is."""
 
     peer_ca_file: Path | None = None
     """PEM file with the authority that signed the certificates of the other gateways on the same PostgreSQL. Default: the
@@ -209,6 +224,8 @@ class Settings(BaseSettings):
         "registration_token_file",
         "tls_cert_file",
         "tls_key_file",
+        "ca_dir",
+        "sidecar_ca_file",
         "peer_ca_file",
         "tokens_file",
     )
@@ -231,8 +248,21 @@ class Settings(BaseSettings):
     @field_validator("listen")
     @classmethod
     def _host_and_port(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
+        if not is_host_and_port(value):
+            raise ValueError("is not HOST:PORT")
+        return value
+
+    @field_validator("internal_listen")
+    @classmethod
+    def _socket_or_host_and_port(cls, value: str) -> str:
+        if value and not value.startswith("unix:") and not is_host_and_port(value):
+            raise ValueError("is neither unix:PATH nor HOST:PORT")
+        return value
+
+    @field_validator("internal_advertise")
+    @classmethod
+    def _nothing_or_host_and_port(cls, value: str) -> str:
+        if value and not is_host_and_port(value):
             raise ValueError("is not HOST:PORT")
         return value
 
@@ -273,6 +303,18 @@ def kafka_servers(dispatch_url: str) -> tuple[str, ...]:
     servers = tuple(rest.rstrip("/").split(","))
     well_formed = all(host and port.isdigit() for host, _, port in (server.rpartition(":") for server in servers))
     return servers if scheme == "kafka" and separator and well_formed else ()
+
+
+def is_host_and_port(address: str) -> bool:
+    """Whether it is `HOST:PORT`, with a port that there is."""
+    host, _, port = address.rpartition(":")
+    return bool(host) and port.isdigit() and int(port) <= 65535
+
+
+def reachable(address: str) -> str:
+    """The address for others: a listener on all addresses is reached by the machine's name."""
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host.strip("[]") in ("0.0.0.0", "::", "") else address  # noqa: S104
 
 
 def is_loopback(address: str) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.catalog.announced import announced_driver
 from onecontainer.catalog.drivers import scan
 from onecontainer.catalog.matching import Match, is_named, match_drivers, rejection_cause
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, ServiceRecord
@@ -18,6 +20,7 @@ from onecontainer.catalog.validation import raise_violations, service_violations
 from onecontainer.clock import Clock
 from onecontainer.errors import (
     DriverNotAvailable,
+    DriverUnreachable,
     EtagMismatch,
     FieldViolation,
     OneContainerError,
@@ -75,6 +78,7 @@ class Catalog:
         self._deleting: set[str] = set()
         self._changing = asyncio.Lock()
         self._listeners: list[Callable[[str], None]] = []
+        self._driver_listeners: list[Callable[[], None]] = []
         sidecars.subscribe(self._sidecar_changed)
 
     async def start(self) -> None:
@@ -128,8 +132,8 @@ class Catalog:
             except OneContainerError as error:
                 log.warning("%s has no driver any more: %s", record.name, error)
                 driver = None
-            # What is not here may well be at another gateway, which runs the service then.
-            keeps = driver is None and self._shared
+            # What is not here may well be at another gateway, which runs the service then, or come with its sidecar.
+            keeps = driver is None and (self._shared or record.runtime.registers)
             assigned = record.assigned_driver if keeps else "" if driver is None else driver.name
             if assigned != record.assigned_driver:
                 record = await self._write(replace(record, assigned_driver=assigned, generation=record.generation + 1))
@@ -196,6 +200,9 @@ class Catalog:
             return ServiceState.DELETING, None
         if not record.assigned_driver:
             return ServiceState.UNASSIGNED, self._why_unassigned(record)
+        if record.runtime.registers and self.driver_of(record) is None:
+            text = f"{record.assigned_driver} is not installed: it is known again when a sidecar of it registers"
+            return ServiceState.UNAVAILABLE, DriverUnreachable(text, metadata={"driver": record.assigned_driver})
         state, error = self.sidecars.state(record.uid)
         return (ServiceState.STARTING, None) if state is ServiceState.UNASSIGNED else (state, error)
 
@@ -217,6 +224,10 @@ class Catalog:
         """Calls back with the name of each service that is made, changed (its state too) or deleted. Returns what ends it."""
         self._listeners.append(callback)
         return lambda: self._listeners.remove(callback)
+
+    def subscribe_drivers(self, callback: Callable[[], None]) -> None:
+        """Calls back whenever there are other drivers than before."""
+        self._driver_listeners.append(callback)
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
@@ -292,6 +303,35 @@ class Catalog:
             record = await self._write(replace(record, assigned_driver=chosen.name, generation=old.generation + 1))
         await self._deploy(record, restart=True)
         return record
+
+    async def announce(self, service: str, manifest: driver_pb2.DriverManifest, descriptor_set: bytes) -> None:
+        """Takes in a driver that comes with its sidecar, and assigns it to the service if that has none. One that is installed stays
+        what it is.
+
+        Raises ResourceNotFound, and DataInvalid for a driver that cannot be used.
+        """
+        async with self._changing:
+            record = self.resolve(service)
+            driver = announced_driver(manifest, descriptor_set, self._clock.now())
+            known = self._drivers.get(driver.name)
+            same = known is not None and (known.manifest, known.descriptor_digest) == (
+                driver.manifest,
+                driver.descriptor_digest,
+            )
+            if known is None or (known.source is DriverSource.REGISTERED and not same):
+                found = {driver.descriptor_digest: descriptor_set}
+                since = await self._store.drivers_seen([driver], found, driver.create_time)
+                self._drivers[driver.name] = replace(driver, create_time=since[driver.name])
+                for listener in self._driver_listeners:
+                    listener()
+            if not record.assigned_driver:
+                chosen = self._choose(record)
+                if chosen is not None:
+                    record = await self._write(
+                        replace(record, assigned_driver=chosen.name, generation=record.generation + 1)
+                    )
+        if record.assigned_driver == driver.name:
+            await self._deploy(record)
 
     async def delete(self, name: str, *, force: bool, etag: str) -> None:
         """Ends the service's jobs (if forced) and sidecars, and removes it.

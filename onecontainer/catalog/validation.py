@@ -130,9 +130,7 @@ def _runtime(record: ServiceRecord, runtimes: Collection[str], secrets: Secrets,
             f"this installation has no runtime {runtime.kind.value}; it has: {', '.join(sorted(runtimes))}",
         )
     attached = runtime.kind is RuntimeKind.ATTACHED
-    if attached and not runtime.endpoint:
-        wrong("runtime.endpoint", REQUIRED)
-    elif attached:
+    if attached and runtime.endpoint:
         problem = (
             control_problem(runtime.endpoint)
             if runtime.endpoint.startswith("unix:/")
@@ -148,6 +146,8 @@ def _runtime(record: ServiceRecord, runtimes: Collection[str], secrets: Secrets,
         secret = secret_name(runtime.token_secret)
         if not attached:
             wrong("runtime.token_secret", "is for RUNTIME_KIND_ATTACHED only")
+        elif not runtime.endpoint:
+            wrong("runtime.token_secret", "is for an endpoint: a sidecar that registers itself is given its token")
         elif secret is None:
             wrong("runtime.token_secret", "must be `secrets/NAME`")
         elif problem := secrets.problem(secret):

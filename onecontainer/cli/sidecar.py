@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
 from onecontainer.api.management.v1 import resources_pb2
+from onecontainer.cli.options import DURATION, data_dir_option
+from onecontainer.cli.process import settings_of
 from onecontainer.cli.render import enum_name, moment
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.names import short_name
-from onecontainer.errors import ResourceNotFound
+from onecontainer.errors import ResourceNotFound, StateInvalid
 
 COLUMNS: dict[str, Callable[[resources_pb2.Sidecar], object]] = {
     "name": lambda s: short_name(s.name),
@@ -32,6 +35,7 @@ def sidecar() -> None:
     Examples:
       oca sidecar list
       oca sidecar logs cats --follow
+      oca sidecar certificate movies.internal 10.0.0.7 --out movies-tls
     """
 
 
@@ -78,3 +82,34 @@ def logs(session: Session, name: str, tail: int, follow: bool) -> None:
         raise ResourceNotFound(
             f"{name} is no sidecar, and no service that has one", resource=error.resource, hop=error.hop
         ) from None
+
+
+@sidecar.command()
+@click.argument("hosts", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to write cert.pem, key.pem and ca.pem to.",
+)
+@click.option("--valid", type=DURATION, default="730d", show_default=True, help="How long the certificate is valid.")
+@data_dir_option
+def certificate(hosts: tuple[str, ...], out: Path, valid: float, data_dir: Path | None) -> None:
+    """Make a certificate for a sidecar that somebody starts elsewhere, reached by HOSTS (names, IP addresses).
+
+    It is signed by the authority in the gateway's data folder, so run it there, and bring the folder to the sidecar: cert.pem and
+    key.pem are what it serves with, ca.pem is how it knows the gateway.
+    """
+    # Imported here: the usage must not wait for cryptography.
+    from onecontainer.sidecars.authority import CA_FILE, Authority, write_key
+
+    authority = Authority(settings_of(data_dir).ca_dir)
+    pair = authority.issue(hosts, days=max(1, round(valid / 86400)))
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        write_key(out / "key.pem", pair.key)
+    except FileExistsError:
+        raise StateInvalid(f"{out} has a key already: choose another folder, or remove that one") from None
+    (out / "cert.pem").write_bytes(pair.cert)
+    (out / CA_FILE).write_bytes(authority.ca_pem())
+    click.echo(f"{out}: certificate for {', '.join(hosts)}")

@@ -50,6 +50,10 @@ class Owners(Protocol):
         """Renews this gateway's lease, takes those services (uids) among ``wanted`` that nobody alive owns, and tells of all."""
         ...
 
+    async def take_over(self, service_uid: str) -> None:
+        """The service is this gateway's from now on, whoever has it: its sidecar has come here."""
+        ...
+
     async def show(self, service_uid: str, view: View) -> None:
         """Lets the others see this of a service, if it is this gateway's."""
         ...

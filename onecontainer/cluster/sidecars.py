@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
 from onecontainer.cluster.owners import Owner, Owners, View
-from onecontainer.errors import DriverUnreachable, OneContainerError
+from onecontainer.errors import DriverUnreachable, OneContainerError, ResourceInUse
 from onecontainer.sidecars.model import Endpoint, Heartbeat, LogLine, ServiceState, Sidecar, Target
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,22 @@ class SharedSidecars:
                 self._shown.pop(uid, None)
                 await self._owners.release(uid)
         self._changed(uid)
+
+    async def take(self, uid: str, instance: str) -> None:
+        """This gateway runs the service from now on, for this instance of it has registered here. Raises ResourceInUse if another
+        gateway that lives has another instance that serves it."""
+        if uid in self._mine:
+            return
+        owner = self.owner(uid)
+        if owner is not None and owner.view.instance not in ("", instance):
+            raise ResourceInUse(
+                f"{owner.view.instance} serves it at {owner.gateway}, and is alive: stop that one, or wait until it leaves",
+                resource=("onecontainer.dev/Sidecar", owner.view.instance),
+                retry_after=RETRY_AFTER,
+            )
+        log.info("%s has registered here", instance)
+        await self._owners.take_over(uid)
+        self.look_soon()
 
     # --- questions ---------------------------------------------------------------------------------------------------
 

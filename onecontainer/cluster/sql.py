@@ -130,6 +130,18 @@ class SqlOwners:
             )
         )
 
+    async def take_over(self, service_uid: str) -> None:
+        def run(connection: Connection) -> None:
+            mine = {"gateway": self._gateway, "view": ""}
+            connection.execute(
+                insert(sidecar_owners)
+                .values(service_uid=service_uid, gateway=self._gateway)
+                .on_conflict_do_update(index_elements=["service_uid"], set_=mine)
+            )
+            self._tell(connection)
+
+        await self._database.write(run)
+
     async def show(self, service_uid: str, view: View) -> None:
         def run(connection: Connection) -> None:
             mine = sa.and_(sidecar_owners.c.service_uid == service_uid, sidecar_owners.c.gateway == self._gateway)

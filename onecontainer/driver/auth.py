@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hmac
 
-from onecontainer.errors import CredentialsInvalid, WrongInstance
+from onecontainer.errors import Code, CredentialsInvalid, NotAttached, WrongInstance
 from onecontainer.rpc.server import Call, Metadata
 
 INSTANCE_KEY, SERVICE_KEY, PRINCIPAL_KEY = "onecontainer-instance", "onecontainer-service", "onecontainer-principal"
 REQUEST_ID_KEY, TRACE_KEY = "x-request-id", "traceparent"
+RETRY_AFTER = 0.2
 _OURS = frozenset({INSTANCE_KEY, SERVICE_KEY, PRINCIPAL_KEY, "authorization", "user-agent"})
 
 
@@ -19,19 +20,30 @@ class SidecarAuthenticator:
     Health checks do not come here: who probes a container has no token, and they tell nothing but serving or not.
     """
 
-    def __init__(self, token: str | None, instance: str = "") -> None:
-        self._token = None if token is None else token.encode()
+    def __init__(self, token: str | None, instance: str = "", *, registers: bool = False) -> None:
+        """``registers``: it lets nobody in until the gateway has given it a token."""
+        self.token = token
+        self._closed = registers
         self.instance = instance
         """Empty: nobody has named it yet, every name is right."""
         self.service = ""
         """Empty: not attached."""
 
+    def admit(self, token: str) -> None:
+        """The token that callers show from now on."""
+        self.token = token
+        self._closed = False
+
     def authenticate(self, metadata: Metadata) -> Call:
-        """The caller and its metadata. Raises CredentialsInvalid or WrongInstance."""
+        """The caller and its metadata. Raises CredentialsInvalid, WrongInstance, or NotAttached before it has registered."""
+        if self._closed:
+            raise NotAttached(
+                "this sidecar has not registered with its gateway yet", code=Code.UNAVAILABLE, retry_after=RETRY_AFTER
+            )
         values = {key: value if isinstance(value, str) else "" for key, value in metadata}
-        if self._token is not None:
+        if self.token is not None:
             scheme, _, token = values.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
+            if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self.token.encode()):
                 raise CredentialsInvalid("send this sidecar's instance token as `authorization: Bearer TOKEN`")
         for key, mine in ((INSTANCE_KEY, self.instance), (SERVICE_KEY, self.service)):
             meant = values.get(key)

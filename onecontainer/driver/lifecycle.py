@@ -36,6 +36,7 @@ from onecontainer.errors import (
 )
 from onecontainer.rpc.channel import open_channel
 from onecontainer.rpc.manifest import Manifest, option_violations, resolve_options, secret_names, struct_to_dict
+from onecontainer.settings import is_loopback
 
 if TYPE_CHECKING:
     from onecontainer.driver.attempts import Attempt
@@ -90,7 +91,8 @@ class Sidecar:
         self.driver = driver
         self.manifest = manifest
         self.settings = settings
-        self.authenticator = SidecarAuthenticator(settings.token(), settings.instance)
+        self.authenticator = SidecarAuthenticator(settings.token(), settings.instance, registers=bool(settings.gateway))
+        self._named = settings.instance
         served = {service.full_name for service in driver.services}
         if served != set(manifest.services):
             raise DriverMisimplemented(
@@ -111,6 +113,8 @@ class Sidecar:
         self._idle = asyncio.Event()
         self._idle.set()
         self._channel: grpc.aio.Channel | None = None
+        self.gateway_channel: grpc.aio.Channel | None = None
+        """The way to the gateway that it has registered with. None: Attach tells which."""
         self._artifacts: ArtifactLink | None = None
         self._start_jobs = start_jobs
         self._worker: JobWorker | None = None
@@ -149,11 +153,23 @@ class Sidecar:
             facts["service"] = self.service
         return facts
 
+    def registered(self, instance: str, token: str) -> None:
+        """The gateway has taken it in, by this name and with this token. Raises StateInvalid if it is attached as somebody else."""
+        if self._attached is not None and self.instance != instance:
+            raise StateInvalid(
+                f"{self.service} has been made anew, or the gateway has another registration token: start this sidecar again"
+            )
+        self._named = self.authenticator.instance = instance
+        self.authenticator.admit(token)
+
     # --- attach and detach ---------------------------------------------------------------------------------------------
 
     async def attach(self, request: driver_pb2.AttachRequest) -> None:
         """Binds the sidecar to the service. The same request again changes nothing."""
         self._check(request)
+        if self.gateway_channel is not None and request.HasField("job_source"):
+            # It has a way to its gateway, which may be another one of several by now.
+            request.job_source.internal_target = self.settings.gateway
         async with self._changing:
             if self.draining:
                 raise Draining("this sidecar is draining", retry_after=1.0)
@@ -195,7 +211,7 @@ class Sidecar:
             raise FieldRequired(violations=[FieldViolation(name, "is required") for name in absent])
         if not request.service.startswith("services/"):
             raise FieldInvalid("service", "must be `services/{service}`")
-        mine = self.settings.instance
+        mine = self._named
         if mine and request.instance != mine:
             raise WrongInstance(
                 f"the request means {request.instance!r}, but this is {mine!r}: resolve the address again"
@@ -229,11 +245,20 @@ class Sidecar:
     async def _connect(self, request: driver_pb2.AttachRequest) -> None:
         if not request.HasField("job_source"):
             return
-        target = request.job_source.internal_target
-        channel = open_channel(target, max_message_bytes=self.settings.max_message_bytes, ca_file=self._ca_file(target))
-        self._channel = channel
+        channel = self.gateway_channel
+        if channel is None:
+            channel = self._channel = self._open(request.job_source.internal_target)
         self._artifacts = ArtifactLink(lambda: channel, self._credentials())
         self._worker = self._start_jobs(self, request.job_source, channel, self._credentials())
+
+    def _open(self, target: str) -> grpc.aio.Channel:
+        ca_file = self._ca_file(target)
+        if ca_file is None and not is_loopback(target):
+            raise StateInvalid(
+                f"the gateway's internal listener is at {target}, not on loopback: start this sidecar with "
+                "ONECONTAINER_TLS_CA_FILE, a copy of ca/ca.pem in the gateway's data folder"
+            )
+        return open_channel(target, max_message_bytes=self.settings.max_message_bytes, ca_file=ca_file)
 
     def _ca_file(self, target: str) -> Path | None:
         return None if target.startswith("unix:") else self.settings.tls_ca_file
@@ -253,7 +278,7 @@ class Sidecar:
         )
 
     def _credentials(self) -> Metadata:
-        token = self.settings.token()
+        token = self.authenticator.token
         bearer = () if token is None else (("authorization", f"Bearer {token}"),)
         return (*bearer, (INSTANCE_KEY, self.instance))
 
@@ -291,7 +316,7 @@ class Sidecar:
         finally:
             self._attached = None
             self.authenticator.service = ""
-            self.authenticator.instance = self.settings.instance
+            self.authenticator.instance = self._named
             self._artifacts = None
             channel, self._channel = self._channel, None
             if channel is not None:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from pydantic import ValidationError
 
 from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.driver.announcement import Announcement
 from onecontainer.driver.calls import DriverServices
 from onecontainer.driver.driver import Driver
 from onecontainer.driver.entry_point import DriverUnusable, folder_of
@@ -31,6 +32,8 @@ from onecontainer.errors import OneContainerError
 from onecontainer.rpc.channel import server_options
 from onecontainer.rpc.manifest import Manifest, load_manifest
 from onecontainer.rpc.server import service_handler
+from onecontainer.rpc.tls import KeyPair
+from onecontainer.settings import reachable
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ class SidecarServer:
         self._health = HealthServicer()
         self._server = grpc.aio.server(options=server_options(settings.max_message_bytes))
         self._teller: asyncio.Task[None] | None = None
+        self._announcement: Announcement | None = None
         self.target = ""
         """Where it listens, with the port that was picked for port 0."""
 
@@ -82,18 +86,23 @@ class SidecarServer:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._teller = asyncio.create_task(self._tell_health())
+        if self._settings.gateway:
+            self._announcement = Announcement(sidecar, self._settings.advertise or reachable(self.target))
+            await self._announcement.__aenter__()
         return self
 
     def _tls(self) -> grpc.ServerCredentials:
         cert, key = self._settings.tls_cert_file, self._settings.tls_key_file
         assert cert is not None
         assert key is not None
-        return grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())])
+        return KeyPair.read(cert, key).server_credentials()
 
     async def __aexit__(self, *_exception: object) -> None:
         sidecar = self.sidecar
         if self._teller is not None:
             self._teller.cancel()
+        if self._announcement is not None:
+            self._announcement.drain()
         await self._health.enter_graceful_shutdown()
         aborted = await sidecar.drain(self._settings.stop_timeout)
         if aborted:
@@ -107,12 +116,16 @@ class SidecarServer:
             log.warning("the driver does not let go of its backend; it is left behind")
         except OneContainerError as error:
             log.warning("the driver could not be detached: %s", error)
+        if self._announcement is not None:
+            await self._announcement.__aexit__()
 
     async def run(self) -> None:
         """Serves until SIGTERM, or `stop_asked`. A second SIGTERM cuts the drain short.
 
         SIGINT stops too, but not a sidecar with a parent: a Ctrl-C in a terminal goes to the whole process group, and it is the
-        parent that decides then.
+        parent that decides then. One that registers itself stops, too, when its service has another driver.
+
+        Raises what makes its registration impossible: CredentialsInvalid, StateInvalid, FieldInvalid or DataInvalid.
         """
         loop = asyncio.get_running_loop()
         stops = [signal.SIGTERM] if self._settings.parent_pid is not None else [signal.SIGTERM, signal.SIGINT]
@@ -121,12 +134,25 @@ class SidecarServer:
         for number in stops:
             loop.add_signal_handler(number, self.ask_to_stop)
         try:
-            await self.stop_asked.wait()
+            await self._wait_for_stop()
         finally:
             for number in stops:
                 loop.remove_signal_handler(number)
                 # Default again: the second one ends the process at once.
                 signal.signal(number, signal.SIG_DFL)
+
+    async def _wait_for_stop(self) -> None:
+        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(self.stop_asked.wait())]
+        if self._announcement is not None:
+            waits.append(asyncio.ensure_future(self._announcement.wait_end()))
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
+                one.result()
+        finally:
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     def ask_to_stop(self) -> None:
         self.stop_asked.set()
@@ -142,13 +168,15 @@ def serving(driver: Driver, manifest: Manifest, settings: SidecarSettings) -> Si
     return SidecarServer(driver, manifest, settings)
 
 
-def run_driver(driver_class: type[Driver], folder: Path) -> int:
-    """Runs a driver of a folder as this process, from `ONECONTAINER_…` variables, until it is told to stop. Returns the exit code.
+def run_driver(driver_class: type[Driver], folder: Path, **values: object) -> int:
+    """Runs a driver of a folder as this process, from `ONECONTAINER_…` variables with ``values`` over them, until it is told to stop.
+    Returns the exit code.
 
-    0: it stopped as asked. 2: settings, metadata.json or the class are wrong, and a restart would not help. 3: its parent has gone.
+    0: it stopped as asked. 2: settings, metadata.json or the class are wrong, or the gateway refuses it for good, and a restart would
+    not help. 3: its parent has gone.
     """
     try:
-        settings = SidecarSettings()
+        settings = SidecarSettings(**values)  # type: ignore[arg-type]
         logging.basicConfig(
             level=settings.log_level.upper(),
             stream=sys.stderr,

@@ -38,7 +38,16 @@ class SidecarSettings(BaseSettings):
     tls_key_file: Path | None = None
     """PEM file with its private key."""
     tls_ca_file: Path | None = None
-    """PEM file with the CA of the gateway's internal listener, for a `HOST:PORT` target."""
+    """PEM file with the CA of the gateway's internal listener, for a `HOST:PORT` target: `ca/ca.pem` of its data folder."""
+    gateway: str = ""
+    """The gateway's internal listener, `HOST:PORT` or `unix:PATH`: the sidecar registers itself there. Absent: it waits to be called."""
+    service: str = ""
+    """The service to register for, `services/{service}`."""
+    registration_token_file: Path | None = None
+    """File with the gateway's registration token: `registration.token` of its data folder."""
+    advertise: str = ""
+    """Where the gateway reaches this sidecar, `HOST:PORT` or `unix:PATH`. Absent: as `listen` says, with the machine's name if that is
+    all addresses."""
     max_message_bytes: int = Field(default=MAX_MESSAGE_BYTES, ge=1024, le=1024 * 1024 * 1024)
     """Largest message of a call, in bytes."""
     max_isolated: int = Field(default=32, ge=1, le=1024)
@@ -57,25 +66,49 @@ class SidecarSettings(BaseSettings):
     def _listener_is_safe(self) -> SidecarSettings:
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             raise ValueError("tls_cert_file and tls_key_file go together")
-        if not is_loopback(self.listen) and not (self.tls_cert_file and self.token_file):
+        if not is_loopback(self.listen) and not (self.tls_cert_file and (self.token_file or self.gateway)):
             raise ValueError(
-                f"listen is {self.listen}, not loopback: that needs tls_cert_file, tls_key_file and token_file"
+                f"listen is {self.listen}, not loopback: that needs tls_cert_file, tls_key_file and token_file "
+                "(or gateway, where it is given its token)"
             )
         return self
 
+    @model_validator(mode="after")
+    def _registration_is_complete(self) -> SidecarSettings:
+        if not self.gateway:
+            return self
+        if not self.service or self.registration_token_file is None:
+            raise ValueError("gateway is set: that needs service and registration_token_file too")
+        if self.token_file is not None or self.instance:
+            raise ValueError(
+                "gateway is set: it names the instance and gives the token, so leave out instance and token_file"
+            )
+        if not is_loopback(self.gateway) and self.tls_ca_file is None:
+            raise ValueError(
+                f"gateway is {self.gateway}, not loopback: that needs tls_ca_file, a copy of ca/ca.pem in the gateway's data folder"
+            )
+        return self
+
+    def registration_token(self) -> str:
+        """The gateway's registration token. Raises ValueError if the file is empty, OSError if it cannot be read."""
+        assert self.registration_token_file is not None
+        return _token_of(self.registration_token_file)
+
     def token(self) -> str | None:
         """The instance token, None if callers need none. Raises ValueError if the file is empty, OSError if it cannot be read."""
-        if self.token_file is None:
-            return None
-        token = self.token_file.read_text().strip()
-        if not token:
-            # An empty token must not become "no token needed".
-            raise ValueError(f"{self.token_file} is empty")
-        return token
+        return None if self.token_file is None else _token_of(self.token_file)
 
     def secrets(self, names: set[str]) -> dict[str, str]:
         """The secrets of these names that are there."""
         return read_secrets(self.secrets_dir, names)
+
+
+def _token_of(path: Path) -> str:
+    token = path.read_text().strip()
+    if not token:
+        # An empty token must not become "no token needed".
+        raise ValueError(f"{path} is empty")
+    return token
 
 
 def read_secrets(folder: Path | None, names: set[str]) -> dict[str, str]:

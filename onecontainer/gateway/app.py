@@ -36,9 +36,17 @@ from onecontainer.cluster.leadership import Alone, Leadership
 from onecontainer.database import Database
 from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
+from onecontainer.gateway.admission import Admission
 from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch, RegistrationTokenOnly
-from onecontainer.gateway.listeners import bind_internal, bind_public, check_free, new_server, public_authenticator
+from onecontainer.gateway.listeners import (
+    bind_internal,
+    bind_public,
+    check_free,
+    new_server,
+    public_authenticator,
+    sidecar_roots,
+)
 from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
@@ -57,17 +65,18 @@ from onecontainer.jobs.sql import SqlLedger
 from onecontainer.jobs.sql_outbox import SqlOutbox
 from onecontainer.jobs.unconfirmed import Unconfirmed
 from onecontainer.rpc.server import Call, service_handler
-from onecontainer.settings import Settings, kafka_servers, private_folder, runtime_dir
+from onecontainer.settings import Settings, is_loopback, kafka_servers, private_folder, runtime_dir
+from onecontainer.sidecars.authority import Authority
 from onecontainer.sidecars.folders import Folders
 from onecontainer.sidecars.model import Target
 from onecontainer.sidecars.policy import Policy
+from onecontainer.sidecars.registrations import Post, Registrations
 from onecontainer.sidecars.runtimes.attached import AttachedRuntime
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.servicer import RegistrationServicer
 from onecontainer.sidecars.supervisor import Supervisor
 from onecontainer.sidecars.tokens import registration_token
-from onecontainer.sidecars.workers import Post, RegisteredWorkers
 
 if TYPE_CHECKING:
     from onecontainer.gateway.cluster import Cluster
@@ -87,6 +96,7 @@ class Gateway:
     def __init__(self, settings: Settings, clock: Clock | None = None, *, log_file: str = "") -> None:
         self.settings = settings
         self.address = ""
+        self._internal_address = ""
         self._clock: Clock = clock or SystemClock()
         self._log_file = log_file
         self._name = f"gateways/{uuid.uuid4().hex[:12]}"
@@ -136,23 +146,28 @@ class Gateway:
         def post_of(service: str) -> Post:
             return routes.post(service)
 
-        def worker_changed(uid: str) -> None:
+        def registration_changed(uid: str) -> None:
             supervisor.tell(uid)
 
+        def registration_ended(instance: str, left: bool) -> None:
+            watch.ended(instance, left)
+
         registration = registration_token(settings.registration_token_file)
-        workers = RegisteredWorkers(
+        registrations = Registrations(
             registration,
             post_of=post_of,
             clock=clock,
             lease=settings.lease_duration,
-            on_change=worker_changed,
+            on_change=registration_changed,
+            on_end=registration_ended,
         )
+        authority = Authority(settings.ca_dir)
 
         dispatch, publishing = _dispatch(settings, database, ledger, changes, clock, secrets, limits)
 
         def source_of(uid: str, slots: int) -> driver_pb2.JobSource:
             source = dispatch.source(uid)
-            source.internal_target = settings.internal_listen
+            source.internal_target = self._internal_address
             source.slots = slots
             return source
 
@@ -164,13 +179,17 @@ class Gateway:
             # gateways share a database the others may be alive, and the leases tell.
             await ledger.lose(other_gateways_than=self._name)
         supervisor = Supervisor(
-            [ProcessRuntime(), AttachedRuntime()],
+            [
+                ProcessRuntime(ca_file=None if is_loopback(settings.internal_listen) else authority.ca_file),
+                AttachedRuntime(registrations),
+            ],
             folders=Folders(settings.data_dir, private_folder(self._run_dir()), settings.state_dir),
             secrets=secrets,
             clock=clock,
             policy=Policy.of(settings),
             job_source=job_source,
-            workers=workers,
+            registrations=registrations,
+            roots=lambda: sidecar_roots(settings, authority),
         )
         sidecars = supervisor if cluster is None else cluster.share(supervisor)
         catalog = Catalog(
@@ -183,7 +202,7 @@ class Gateway:
             drain_timeout=settings.drain_timeout,
             shared=cluster is not None,
         )
-        routes = Routes(catalog, sidecars, workers)
+        routes = Routes(catalog, sidecars, registrations)
         directory = JobDirectory(routes, sidecars)
         jobs = Jobs(
             ledger,
@@ -213,12 +232,14 @@ class Gateway:
 
         lease_servicer = JobLeaseServicer(ledger, changes, dispatch, watch.worker_of, lease=settings.lease_duration)
         instances = InstanceTokensOnly(supervisor)
+        admission = Admission(catalog, None if cluster is None else cluster.sidecars)
         internal = self._internal_server(
             instances,
             lease_servicer,
             artifacts,
-            RegistrationServicer(workers, source_of),
+            RegistrationServicer(registrations, source_of, admission),
             RegistrationTokenOnly(registration),
+            authority,
         )
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
@@ -248,7 +269,7 @@ class Gateway:
         # What start-up made stays for ever: the collector need not look through it again and again, and hold calls up meanwhile.
         gc.collect()
         gc.freeze()
-        folder.tell(Note(os.getpid(), self.address, settings.internal_listen, __version__, self._log_file))
+        folder.tell(Note(os.getpid(), self.address, self._internal_address, __version__, self._log_file))
         log.info("listening on %s, data in %s", self.address, settings.data_dir)
 
     def _run_dir(self) -> Path:
@@ -273,6 +294,7 @@ class Gateway:
         artifacts: Artifacts,
         registrations: RegistrationServicer,
         registration_tokens: RegistrationTokenOnly,
+        authority: Authority,
     ) -> grpc.aio.Server:
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
         registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
@@ -286,7 +308,7 @@ class Gateway:
                 ),
             ],
         )
-        bind_internal(server, self.settings.internal_listen)
+        self._internal_address = bind_internal(server, self.settings, authority)
         return server
 
     def _public_server(
@@ -314,12 +336,16 @@ class Gateway:
             [service.file for service in PUBLIC_SERVICES], [service.full_name for service in PUBLIC_SERVICES]
         )
 
-        routes.update()
-        reflection.update(
-            (driver.methods.services, driver.methods.file_descriptor_protos)
-            for driver in catalog.drivers.values()
-            if driver.methods is not None
-        )
+        def drivers_changed() -> None:
+            routes.update()
+            reflection.update(
+                (driver.methods.services, driver.methods.file_descriptor_protos)
+                for driver in catalog.drivers.values()
+                if driver.methods is not None
+            )
+
+        catalog.subscribe_drivers(drivers_changed)
+        drivers_changed()
         relay = Relay(
             routes,
             authenticator,

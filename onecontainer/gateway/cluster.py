@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 
 from sqlalchemy.engine import Connection
@@ -25,7 +24,7 @@ from onecontainer.jobs.lookout import Lookout
 from onecontainer.jobs.notify import JobNotices
 from onecontainer.jobs.servicer_lease import JobLeaseServicer
 from onecontainer.jobs.sql_look import SqlView
-from onecontainer.settings import Settings
+from onecontainer.settings import Settings, reachable
 from onecontainer.sidecars.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class Cluster:
 
     async def start(self, tasks: Tasks, address: str, catalog: Catalog, leases: JobLeaseServicer) -> None:
         """Takes part, once this gateway can be reached at ``address``."""
-        self._address = self._settings.advertise or _reachable(address)
+        self._address = self._settings.advertise or reachable(address)
         lookout = Lookout(SqlView(self._database), self._changes, leases.connected)
         self._look_at_jobs = lookout.soon
         self._notices.subscribe(SERVICES, lambda _items: self._catalog_changed.set())
@@ -136,9 +135,3 @@ async def _refresh(catalog: Catalog) -> None:
         await catalog.refresh()
     except Exception:  # the next one may be luckier
         log.exception("what other gateways changed in the catalog could not be taken over")
-
-
-def _reachable(address: str) -> str:
-    """The address for others: a listener on all addresses is reached by the machine's name."""
-    host, _, port = address.rpartition(":")
-    return f"{socket.gethostname()}:{port}" if host.strip("[]") in ("0.0.0.0", "::", "") else address  # noqa: S104

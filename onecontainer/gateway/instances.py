@@ -77,6 +77,7 @@ class InstanceWatch:
         self._gateway = gateway
         self._max_running = max_running
         self._touched: asyncio.Queue[str] = asyncio.Queue()
+        self._left: set[str] = set()
         self._running: dict[str, set[str]] = {}
         self._ready: dict[str, str] = {}
 
@@ -88,6 +89,13 @@ class InstanceWatch:
         bound = self._gateway if record.runtime is RuntimeKind.PROCESS else ""
         worker = Worker(identity.instance, identity.service, identity.service_uid, bound)
         return worker, self._max_running(identity.service)
+
+    def ended(self, instance: str, left: bool) -> None:
+        """The registration of an instance has ended. What one that has taken leave still held is lost at once; of one that was not
+        heard of its leases tell, for it may be at another gateway."""
+        self._dispatch.forget(instance)
+        if left:
+            self._left.add(instance)
 
     async def run(self) -> None:
         """Runs until it is cancelled."""
@@ -107,11 +115,12 @@ class InstanceWatch:
         if known and known[0].runtime is RuntimeKind.ATTACHED and not known[0].worker_only and known[0].state in _ENDED:
             # Who answers next under this name may be another process. Its leases tell what became of its attempts.
             self._dispatch.forget(known[0].name)
-        # What an attached sidecar runs goes on without it being reached; a registered worker that is not there any more has left.
-        sidecars = [record for record in known if record.runtime is not RuntimeKind.ATTACHED or record.worker_only]
+        # What an attached sidecar runs goes on without it being reached.
+        sidecars = [record for record in known if record.runtime is not RuntimeKind.ATTACHED]
         running = {record.name for record in sidecars if record.state not in _ENDED}
+        left, self._left = self._left, set()
         # One that has ended may be forgotten before we look; one that was never seen running has claimed nothing.
-        for name in sorted(self._running.pop(uid, set()) - running):
+        for name in sorted(left | (self._running.pop(uid, set()) - running)):
             self._dispatch.forget(name)
             outcome = await self._ledger.lose(instance=name)
             self._changes.publish(outcome.changed)

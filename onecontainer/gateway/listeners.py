@@ -12,7 +12,9 @@ import grpc
 from onecontainer.errors import StateInvalid
 from onecontainer.rpc.channel import server_options
 from onecontainer.rpc.server import Authenticator, StaticTokens
-from onecontainer.settings import Settings, is_loopback
+from onecontainer.rpc.tls import KeyPair, system_roots
+from onecontainer.settings import Settings, is_loopback, reachable
+from onecontainer.sidecars.authority import Authority
 
 LOCAL_PRINCIPAL = "local"
 """Whoever calls on loopback without credentials."""
@@ -57,7 +59,8 @@ def bind_public(server: grpc.aio.Server, settings: Settings) -> str:
     """
     try:
         if settings.tls_cert_file is not None and settings.tls_key_file is not None:
-            port = server.add_secure_port(settings.listen, _credentials(settings))
+            pair = KeyPair.read(settings.tls_cert_file, settings.tls_key_file)
+            port = server.add_secure_port(settings.listen, pair.server_credentials())
         else:
             port = server.add_insecure_port(settings.listen)
     except RuntimeError as error:
@@ -68,24 +71,42 @@ def bind_public(server: grpc.aio.Server, settings: Settings) -> str:
     return f"{host}:{port}"
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials:
-    assert settings.tls_key_file is not None
-    assert settings.tls_cert_file is not None
-    pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
-    return grpc.ssl_server_credentials([pair])
+def bind_internal(server: grpc.aio.Server, settings: Settings, authority: Authority) -> str:
+    """Binds the internal listener and returns where sidecars reach it; off loopback it serves TLS.
 
-
-def bind_internal(server: grpc.aio.Server, target: str) -> None:
-    """Binds the internal listener; a socket left by a gateway that was killed is replaced (the data folder's lock is ours)."""
+    A socket left by a gateway that was killed is replaced (the data folder's lock is ours). Raises StateInvalid.
+    """
+    target = settings.internal_listen
     if target.startswith("unix:"):
         path = Path(target.removeprefix("unix:"))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
     try:
-        bound = server.add_insecure_port(target)
+        if is_loopback(target):
+            port = server.add_insecure_port(target)
+        else:
+            pair = authority.issue(internal_names(settings))
+            port = server.add_secure_port(target, pair.server_credentials())
     except RuntimeError as error:
         raise StateInvalid(f"cannot listen on {target}: {error}") from None
-    if not bound:
+    if not port:
         raise StateInvalid(f"cannot listen on {target}: is the address taken?")
     if target.startswith("unix:"):
         Path(target.removeprefix("unix:")).chmod(0o600)
+        return settings.internal_advertise or target
+    return settings.internal_advertise or reachable(f"{target.rpartition(':')[0]}:{port}")
+
+
+def internal_names(settings: Settings) -> list[str]:
+    """The hosts by which the internal listener is reached: what its certificate is for."""
+    listen = settings.internal_listen
+    addresses = [settings.internal_advertise, reachable(listen)]
+    # What listens on all addresses is reached from its own host as well.
+    addresses += [listen] if reachable(listen) == listen else ["localhost:0", "127.0.0.1:0", "[::1]:0"]
+    return [address.rpartition(":")[0].strip("[]") for address in addresses if address]
+
+
+def sidecar_roots(settings: Settings, authority: Authority) -> bytes:
+    """The authorities (PEM) whose certificates of sidecars on TCP are accepted."""
+    more = system_roots() if settings.sidecar_ca_file is None else settings.sidecar_ca_file.read_bytes()
+    return authority.ca_pem() + more

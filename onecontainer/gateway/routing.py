@@ -17,7 +17,7 @@ from onecontainer.gateway.relay import Shape
 from onecontainer.jobs.directory import Entry
 from onecontainer.jobs.model import Limits
 from onecontainer.sidecars.model import Endpoint, ServiceState
-from onecontainer.sidecars.workers import Post, RegisteredWorkers
+from onecontainer.sidecars.registrations import Post, Registrations
 
 RETRY_AFTER = 1.0
 """Seconds after which a call to a service that is starting may be sent again."""
@@ -34,10 +34,10 @@ class Serving(Protocol):
 class Routes:
     """The relay's Router and the jobs' Directory, on the catalog and what serves it."""
 
-    def __init__(self, catalog: Catalog, sidecars: Serving, workers: RegisteredWorkers) -> None:
+    def __init__(self, catalog: Catalog, sidecars: Serving, registrations: Registrations) -> None:
         self._catalog = catalog
         self._sidecars = sidecars
-        self._workers = workers
+        self._registrations = registrations
         self._entries: dict[str, tuple[ServiceRecord, Entry]] = {}
         self._shapes: Mapping[str, Shape] = {}
         self.update()
@@ -81,15 +81,18 @@ class Routes:
         Without such a limit each slot counts, of its sidecar and of the workers that registered.
         """
         entry, limit = self.entry(service), self._catalog.resolve(service).job_limits.max_running
-        return entry.limits.max_running + (0 if limit else self._workers.slots(entry.uid)), limit
+        return entry.limits.max_running + (0 if limit else self._registrations.slots(entry.uid)), limit
 
     def post(self, service: str) -> Post:
-        """What a worker of a service works for. Raises ResourceNotFound, and DriverNotAvailable if it has no driver."""
+        """What a service has for those who register. Raises ResourceNotFound, and DriverNotAvailable if it has no driver."""
         record = self._catalog.resolve(service)
         driver = self._catalog.driver_of(record)
         if driver is None or driver.manifest is None:
             raise DriverNotAvailable(f"{service} has no driver; call MatchDrivers, then AssignDriver")
-        return Post(record.uid, driver.name, driver.manifest.name, driver.manifest.job_slots)
+        manifest = driver.manifest
+        return Post(
+            record.uid, driver.name, manifest.name, manifest.job_slots, manifest.version, record.runtime.registers
+        )
 
     def endpoint(self, entry: Entry) -> Endpoint:
         endpoint = self._sidecars.endpoint(entry.uid)

@@ -56,14 +56,17 @@ def open_channel(
     *,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     ca_file: Path | None = None,
+    roots: bytes | None = None,
     tls: bool = False,
 ) -> grpc.aio.Channel:
-    """A channel to ``target`` (``host:port`` or ``unix:/path``), with TLS if ``tls`` or a CA file is given."""
+    """A channel to ``target`` (``host:port`` or ``unix:/path``), with TLS if ``tls`` is set or authorities are given: a CA file, or
+    ``roots``, both PEM."""
     options = channel_options(max_message_bytes)
     if target.startswith("unix:"):
         # Without it gRPC takes the percent-encoded path as the authority, which some servers refuse.
         options.append(("grpc.default_authority", "localhost"))
-    if tls or ca_file is not None:
-        roots = ca_file.read_bytes() if ca_file is not None else None
+    if ca_file is not None:
+        roots = ca_file.read_bytes()
+    if tls or roots is not None:
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(roots), options=options)
     return grpc.aio.insecure_channel(target, options=options)

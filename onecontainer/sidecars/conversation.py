@@ -68,11 +68,14 @@ class Conversation:
         while True:
             error = await self.check_health(ANSWER_TIMEOUT)
             if error is None:
-                break
+                try:
+                    info = await self.info(self._policy.probe_timeout)
+                    break
+                except OneContainerError as refusal:
+                    error = refusal  # one that has registered may not know yet by which token
             if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise error
             await self._sleep(SOCKET_POLL)
-        info = await self.info(self._policy.probe_timeout)
         self._check_identity(info)
         return info
 
@@ -92,14 +95,14 @@ class Conversation:
         if missing:
             raise DriverMisimplemented(f"the driver does not serve {', '.join(sorted(missing))}")
 
-    async def check_health(self, timeout: float | None = None) -> OneContainerError | None:
-        """None if it answers at all, whatever it says of its health."""
+    async def check_health(self, timeout: float | None = None, *, patient: bool = True) -> OneContainerError | None:
+        """None if it answers at all, whatever it says of its health. Not ``patient``: a connection that is refused is an answer too."""
         try:
             await self._check(
                 health_pb2.HealthCheckRequest(),
                 timeout=self._policy.probe_timeout if timeout is None else timeout,
                 metadata=self.metadata,
-                wait_for_ready=True,
+                wait_for_ready=patient,
             )
         except grpc.aio.AioRpcError as error:
             typed = from_rpc_error(error)

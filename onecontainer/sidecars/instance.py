@@ -14,11 +14,12 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.clock import Clock
 from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError, Reason
 from onecontainer.rpc.manifest import secret_names
-from onecontainer.sidecars.conversation import Conversation
+from onecontainer.sidecars.conversation import ANSWER_TIMEOUT, Conversation
 from onecontainer.sidecars.folders import Folders, InstanceFolders
 from onecontainer.sidecars.logs import LogBuffer
 from onecontainer.sidecars.model import Endpoint, InstanceIdentity, Sidecar, SidecarEvent, SidecarState, Target
 from onecontainer.sidecars.policy import Policy
+from onecontainer.sidecars.registrations import Presence, Registrations
 from onecontainer.sidecars.runtime import RunningSidecar, Runtime, StartSpec
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.tokens import InstanceTokens
@@ -46,6 +47,7 @@ class Surroundings:
     open_channel: Callable[[str], grpc.aio.Channel]
     sleep: Callable[[float], Awaitable[None]]
     new_token: Callable[[], str]
+    registrations: Registrations
 
 
 class Instance:
@@ -79,6 +81,10 @@ class Instance:
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.refused = False
+        self.presence: Presence | None = None
+        """Its registration, of one that has registered itself."""
+        if target.runtime.registers:
+            self.presence = around.registrations.presence(target.uid, target.driver)
         self._around = around
         self._on_change = on_change
         self._token: str | None = None
@@ -124,6 +130,10 @@ class Instance:
     def hurry(self) -> None:
         """What still runs in it is not waited for any longer."""
         self._hurry.set()
+
+    async def wait_leaving(self) -> None:
+        """Returns when it has said that it drains, so that another one may take its place."""
+        await (asyncio.Event() if self.presence is None else self.presence.draining).wait()
 
     async def retire(self, drain_timeout: float) -> None:
         """Takes nothing new, lets what runs end, then stops; somebody else's sidecar is detached instead."""
@@ -196,8 +206,10 @@ class Instance:
             secrets = around.secrets.read_all({*target.secrets, *secret_names(settings)})
             self._folders = around.folders.make(self.name, target.uid, self._token, secrets)
             self._introduce(self._token)
-        elif self._token is not None:
-            self._jobs = around.job_source(target)
+        else:
+            if self.presence is not None:
+                self._token = self.presence.token  # whom it stands for is the registrations' to say
+            self._jobs = around.job_source(target) if self._token is not None else None
         spec = StartSpec(
             instance=self.name,
             target=target,
@@ -274,10 +286,12 @@ class Instance:
         policy = self._around.policy
         silent = 0
         while True:
-            await self._around.sleep(policy.probe_interval)
+            doubted = await self._pause(policy.probe_interval)
             if self.record.state is SidecarState.DRAINING:
                 continue  # the drain has its own limit, and a draining sidecar may well be busy
-            error = await talk.check_health()
+            error = await talk.check_health(ANSWER_TIMEOUT if doubted else None, patient=not doubted)
+            if doubted and error is not None:
+                raise self._with_log(f"the stream of its registration has broken, and it does not answer: {error}")
             silent = 0 if error is None else silent + 1
             if silent >= policy.health_failures:
                 raise self._with_log(f"the sidecar does not answer: {error}")
@@ -293,6 +307,15 @@ class Instance:
                 self._become(SidecarEvent.BACKEND_READY, error=None)
             elif not ready and not (self.record.state is SidecarState.PROBING and _same(error, self.record.error)):
                 self._become(SidecarEvent.BACKEND_BROKEN, error=error)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Sleeps, but for a shorter time if its registration's stream breaks; then True."""
+        doubt = None if self.presence is None else self.presence.doubt
+        if doubt is None or doubt.is_set():
+            await self._around.sleep(seconds)
+            return False
+        await first_of(self._around.sleep(seconds), doubt.wait())
+        return doubt.is_set()
 
     # --- its end -----------------------------------------------------------------------------------------------------
 

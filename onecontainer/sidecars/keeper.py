@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from onecontainer.errors import InternalError, OneContainerError, Reason, StateInvalid
+from onecontainer.errors import DriverUnreachable, InternalError, OneContainerError, Reason, StateInvalid
 from onecontainer.sidecars.instance import Instance, Surroundings, first_of
 from onecontainer.sidecars.model import RuntimeKind, ServiceState, SidecarState, Target
 from onecontainer.sidecars.policy import restart_delay
@@ -83,9 +83,15 @@ class Keeper:
     @property
     def introduced(self) -> bool:
         """Whether the sidecar that there may have been before this gateway is known by its token."""
-        return self.target is None or (
-            self.newest is not None and (self.newest.introduced.is_set() or self.newest.ended.is_set())
+        return (
+            self.target is None
+            or self.target.runtime.registers  # such a token tells by itself that it was made here
+            or self._is_newest_introduced
         )
+
+    @property
+    def _is_newest_introduced(self) -> bool:
+        return self.newest is not None and (self.newest.introduced.is_set() or self.newest.ended.is_set())
 
     # --- what is to be seen ------------------------------------------------------------------------------------------
 
@@ -95,9 +101,13 @@ class Keeper:
         return self.serving if self.serving is not None and not self.serving.ended.is_set() else self.newest
 
     def instances(self) -> list[Instance]:
-        """All that are known, the serving one first, then by age, newest first."""
-        found = [self.serving, self.newest, *self._retiring, *reversed(self.past)]
-        return list(dict.fromkeys(instance for instance in found if instance is not None))
+        """All that are known, the serving one first, then by age, newest first; of those of one name (somebody else's sidecar has
+        the same at each start) the first."""
+        found: dict[str, Instance] = {}
+        for instance in (self.serving, self.newest, *self._retiring, *reversed(self.past)):
+            if instance is not None:
+                found.setdefault(instance.name, instance)
+        return list(found.values())
 
     def state(self) -> tuple[ServiceState, OneContainerError | None]:
         """Where the service stands, and the cause if all is not well.
@@ -165,6 +175,8 @@ class Keeper:
             await self._retire(old, target.drain_timeout)
             if self.target is not target:
                 return
+        if target.runtime.registers and not await self._has_registered(target):
+            return
         instance = Instance(
             self._new_name(target, runtime), target, runtime, self._failures, self._around, self._on_change
         )
@@ -173,14 +185,49 @@ class Keeper:
             self._keep(self.newest)
         self.newest = instance
         instance.begin(tasks)
-        await first_of(instance.ready.wait(), instance.ended.wait(), self._wake.wait())
+        await first_of(instance.ready.wait(), instance.ended.wait(), self._wake.wait(), instance.wait_leaving())
         if instance.ready.is_set() and not instance.ended.is_set():
             self._switch(instance, tasks, target)
-            await first_of(instance.ended.wait(), self._wake.wait())
+            await first_of(instance.ended.wait(), self._wake.wait(), instance.wait_leaving())
         if instance.ended.is_set():
             await self._after_end(instance)
+        elif instance.presence is not None and instance.presence.draining.is_set():
+            self._let_drain(instance, tasks, target)
         elif instance is not self.serving:
             await instance.stop()
+
+    async def _has_registered(self, target: Target) -> bool:
+        """Waits for a sidecar of the target to register; False: an order came first."""
+        registrations = self._around.registrations
+        arrival = registrations.arrival(target.uid)
+        while self.target is target:
+            arrival.clear()
+            if registrations.presence(target.uid, target.driver) is not None:
+                return True
+            if self._last_error is None:
+                self._last_error = DriverUnreachable(
+                    f"no sidecar of {target.driver} has registered for {target.service}: start one "
+                    "(python -m onecontainer.driver --gateway … --service …), or look why it does not come through",
+                    metadata={"service": target.service, "driver": target.driver},
+                    hop="sidecar",
+                )
+            self._on_change()
+            await first_of(arrival.wait(), self._wake.wait())
+            if self._wake.is_set():
+                return False
+        return False
+
+    def _let_drain(self, instance: Instance, tasks: asyncio.TaskGroup, target: Target) -> None:
+        """It leaves by itself: what runs in it ends beside the one that takes its place."""
+        if self.serving is instance:
+            self.serving = None
+        self._last_error = DriverUnreachable(
+            f"{instance.name} has said that it takes no more calls, and leaves: start it again, or another one",
+            metadata={"sidecar": instance.name},
+            hop="sidecar",
+        )
+        self._retiring.add(instance)
+        tasks.create_task(self._retire(instance, target.drain_timeout))
 
     def _switch(self, instance: Instance, tasks: asyncio.TaskGroup, target: Target) -> None:
         old, self.serving = self.serving, instance
@@ -223,7 +270,9 @@ class Keeper:
         instance.record = replace(instance.record, next_start_time=now + int(delay * 1e6))
         log.warning("%s ended, next start in %.1f s: %s", instance.name, delay, self._last_error)
         self._on_change()
-        await first_of(self._around.sleep(delay), self._wake.wait())
+        # One that registers need not wait for that.
+        arrival = self._around.registrations.arrival(instance.target.uid)
+        await first_of(self._around.sleep(delay), self._wake.wait(), arrival.wait())
 
     async def _finish(self) -> None:
         leaving = [one for one in (self.serving, self.newest) if one is not None and not one.ended.is_set()]
@@ -248,5 +297,6 @@ class Keeper:
 
     def forget(self) -> None:
         """Removes the logs of all instances."""
-        for instance in self.instances():
+        for instance in {self.serving, self.newest, *self._retiring, *self.past} - {None}:
+            assert instance is not None
             instance.logs.forget()

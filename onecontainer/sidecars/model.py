@@ -35,6 +35,11 @@ class RuntimeSpec:
     pids: int = 0
     private_network: bool = False
 
+    @property
+    def registers(self) -> bool:
+        """Whether its sidecar is one that somebody else starts, and that registers itself."""
+        return self.kind is RuntimeKind.ATTACHED and not self.endpoint
+
 
 class ServiceState(StrEnum):
     """Where a service stands, names as in management.v1."""

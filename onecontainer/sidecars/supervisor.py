@@ -35,10 +35,10 @@ from onecontainer.sidecars.model import (
     Target,
 )
 from onecontainer.sidecars.policy import Policy
+from onecontainer.sidecars.registrations import Post, Registrations
 from onecontainer.sidecars.runtime import Runtime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.tokens import InstanceTokens
-from onecontainer.sidecars.workers import RegisteredWorkers
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ def _new_suffix() -> str:
 class Supervisor:
     """Runs the sidecars of all services. An async context manager: leaving it stops the ones that are the gateway's own.
 
-    `job_source` tells where a target's sidecar gets its jobs from; None: it runs none. The first runtime is the default.
+    `job_source` tells where a target's sidecar gets its jobs from; None: it runs none. The first runtime is the default. `roots()` (PEM)
+    are the authorities of sidecars beyond loopback; None: those that gRPC trusts.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class Supervisor:
         clock: Clock,
         policy: Policy,
         job_source: Callable[[Target], driver_pb2.JobSource | None],
-        workers: RegisteredWorkers | None = None,
+        registrations: Registrations | None = None,
+        roots: Callable[[], bytes | None] = lambda: None,
         channel: Callable[[str], grpc.aio.Channel] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = random_module.random,
@@ -80,7 +82,8 @@ class Supervisor:
         self.default_runtime = all_runtimes[0].kind
         self._folders = folders
         self._tokens = InstanceTokens()
-        self._workers = workers
+        self._registrations = registrations or _nobody(clock)
+        self._roots = roots
         self._policy = policy
         self._random = random
         self._new_suffix = new_suffix
@@ -95,6 +98,7 @@ class Supervisor:
             open_channel=channel or self._open_channel,
             sleep=sleep,
             new_token=new_token,
+            registrations=self._registrations,
         )
         self._keepers: dict[str, Keeper] = {}
         self._listeners: list[Callable[[str], None]] = []
@@ -165,6 +169,7 @@ class Supervisor:
         if self._keepers.get(uid) is keeper:
             del self._keepers[uid]
         keeper.forget()
+        self._registrations.forget(uid)
         self._changed(uid)
 
     async def remove(self, uid: str, drain: float) -> None:
@@ -187,10 +192,9 @@ class Supervisor:
     def authenticate(self, token: str) -> InstanceIdentity | None:
         """Whom an instance token stands for; None: for nobody, or the instance has been stopped.
 
-        Raises QueueUnreachable for the token of a worker that has to register first.
+        Raises QueueUnreachable for the token of one that has to register first.
         """
-        identity = self._tokens.authenticate(token)
-        return self._workers.authenticate(token) if identity is None and self._workers is not None else identity
+        return self._tokens.authenticate(token) or self._registrations.authenticate(token)
 
     @property
     def introduced(self) -> bool:
@@ -205,7 +209,7 @@ class Supervisor:
     def sidecars(self, uid: str | None = None) -> list[Sidecar]:
         """Sidecars of a service, the serving one first, registered workers last; of all services, newest first. The last ended
         ones too, but for workers."""
-        workers = [] if self._workers is None else list(self._workers.records(uid))
+        workers = list(self._registrations.workers(uid))
         if uid is not None:
             keeper = self._keepers.get(uid)
             return [*([] if keeper is None else [instance.record for instance in keeper.instances()]), *workers]
@@ -214,7 +218,12 @@ class Supervisor:
 
     def sidecar(self, name: str) -> Sidecar:
         """Raises ResourceNotFound."""
-        return self._worker(name) or self._instance(name).record
+        instance = self._find(name)
+        # One that has registered is known before its instance begins.
+        record = self._registrations.record(name) if instance is None else instance.record
+        if record is None:
+            raise _unknown(name)
+        return record
 
     async def heartbeat(self, uid: str, timeout: float) -> Heartbeat:
         """Asks each layer now. Raises DriverNotAvailable if the service has no sidecar to come."""
@@ -241,8 +250,9 @@ class Supervisor:
 
         Raises ResourceNotFound, and StateInvalid for one that somebody else started.
         """
-        worker = self._worker(name)
-        instance = None if worker is not None else self._instance(name)
+        instance = self._find(name)
+        if instance is None and self._registrations.record(name) is None:
+            raise _unknown(name)
         if instance is None or not instance.runtime.owns:
             raise StateInvalid(f"{name} is attached: its logs are with whoever started it")
         if not follow:
@@ -252,19 +262,9 @@ class Supervisor:
             async for lines in batches:
                 yield lines
 
-    def _worker(self, name: str) -> Sidecar | None:
-        workers = () if self._workers is None else self._workers.records()
-        return next((record for record in workers if record.name == name), None)
-
-    def _instance(self, name: str) -> Instance:
-        for keeper in self._keepers.values():
-            for instance in keeper.instances():
-                if instance.name == name:
-                    return instance
-        raise ResourceNotFound(
-            f"there is no {name}; every start makes a new one, ListSidecars tells which there are",
-            resource=(SIDECAR_TYPE, name),
-        )
+    def _find(self, name: str) -> Instance | None:
+        every = (instance for keeper in self._keepers.values() for instance in keeper.instances())
+        return next((instance for instance in every if instance.name == name), None)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -281,6 +281,9 @@ class Supervisor:
 
     def _name(self, target: Target, runtime: Runtime) -> str:
         service = target.service.removeprefix("services/")
+        presence = self._registrations.presence(target.uid, target.driver) if target.runtime.registers else None
+        if presence is not None:
+            return presence.name
         if runtime.owns:
             return f"sidecars/{service[:48]}-{self._new_suffix()}"
         # Somebody else's sidecar goes on when the gateway starts anew: under the same name Attach is a repetition, and
@@ -289,4 +292,22 @@ class Supervisor:
         return f"sidecars/{service[:48]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
     def _open_channel(self, target: str) -> grpc.aio.Channel:
-        return open_channel(target, max_message_bytes=self._policy.max_message_bytes, tls=not is_loopback(target))
+        tls = not is_loopback(target)
+        roots = self._roots() if tls else None
+        return open_channel(target, max_message_bytes=self._policy.max_message_bytes, tls=tls, roots=roots)
+
+
+def _nobody(clock: Clock) -> Registrations:
+    """Where nothing can register."""
+
+    def post_of(service: str) -> Post:
+        raise ResourceNotFound(f"nobody registers for {service} here", resource=("onecontainer.dev/Service", service))
+
+    return Registrations(_new_token(), post_of=post_of, clock=clock, lease=1.0, on_change=lambda _uid: None)
+
+
+def _unknown(name: str) -> ResourceNotFound:
+    return ResourceNotFound(
+        f"there is no {name}; every start makes a new one, ListSidecars tells which there are",
+        resource=(SIDECAR_TYPE, name),
+    )

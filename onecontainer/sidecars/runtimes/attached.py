@@ -1,11 +1,12 @@
-"""Sidecars that somebody else starts: the gateway has their address, and neither starts nor stops them."""
+"""Sidecars that somebody else starts: the gateway has their address, or they register; it neither starts nor stops them."""
 
 from __future__ import annotations
 
 import asyncio
 
-from onecontainer.errors import FieldRequired
+from onecontainer.errors import DriverUnreachable
 from onecontainer.sidecars.model import RuntimeKind
+from onecontainer.sidecars.registrations import Presence, Registrations
 from onecontainer.sidecars.runtime import StartSpec
 
 
@@ -23,14 +24,38 @@ class _Attached:
         self._released.set()
 
 
+class _Registered(_Attached):
+    """Ends by itself when its registration does."""
+
+    def __init__(self, presence: Presence) -> None:
+        super().__init__(presence.endpoint)
+        self._presence = presence
+
+    async def wait(self) -> str:
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._released, self._presence.ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        return self._presence.end or "was released"
+
+
 class AttachedRuntime:
-    """`Runtime` of sidecars at a fixed address."""
+    """`Runtime` of sidecars at a fixed address, and of those that register."""
 
     kind = RuntimeKind.ATTACHED
     owns = False
 
+    def __init__(self, registrations: Registrations | None = None) -> None:
+        self._registrations = registrations
+
     async def start(self, spec: StartSpec) -> _Attached:
-        endpoint = spec.target.runtime.endpoint
-        if not endpoint:
-            raise FieldRequired("service.runtime.endpoint")
-        return _Attached(endpoint)
+        target = spec.target
+        if target.runtime.endpoint:
+            return _Attached(target.runtime.endpoint)
+        presence = None if self._registrations is None else self._registrations.presence(target.uid, target.driver)
+        if presence is None or presence.name != spec.instance:
+            raise DriverUnreachable(f"no sidecar of {target.driver} has registered for {target.service}")
+        return _Registered(presence)

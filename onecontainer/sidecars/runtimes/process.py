@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO
 
 from onecontainer.errors import DriverNotAvailable, DriverUnreachable, InternalError
@@ -114,8 +115,12 @@ class ProcessRuntime:
         self,
         command: Callable[[Target], list[str]] = sdk_command,
         environment: Mapping[str, str] | None = None,
+        *,
+        ca_file: Path | None = None,
     ) -> None:
+        """``ca_file``: by which children know the gateway's internal listener; None: it is on loopback, or a socket."""
         self._command = command
+        self._ca_file = ca_file
         self._environment = os.environ if environment is None else environment
 
     async def start(self, spec: StartSpec) -> _Process:
@@ -157,6 +162,8 @@ class ProcessRuntime:
             "ONECONTAINER_MAX_MESSAGE_BYTES": str(spec.max_message_bytes),
             "ONECONTAINER_LOG_LEVEL": spec.log_level,
         }
+        if self._ca_file is not None:
+            environment["ONECONTAINER_TLS_CA_FILE"] = str(self._ca_file)
         if folders.token_file is not None:
             environment["ONECONTAINER_TOKEN_FILE"] = str(folders.token_file)
         if folders.secrets is not None:

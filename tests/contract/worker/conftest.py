@@ -12,20 +12,20 @@ import pytest
 
 from onecontainer.api.driver.v1 import driver_pb2, registration_pb2, registration_pb2_grpc
 from onecontainer.clock import SystemClock
-from onecontainer.errors import OneContainerError, ResourceNotFound
+from onecontainer.errors import OneContainerError, ResourceInUse, ResourceNotFound
 from onecontainer.gateway.instances import RegistrationTokenOnly
 from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.server import service_handler
 from onecontainer.rpc.status import from_rpc_error
+from onecontainer.sidecars.registrations import Post, Registration, Registrations
 from onecontainer.sidecars.servicer import RegistrationServicer
-from onecontainer.sidecars.workers import Post, RegisteredWorkers
 
 TOKEN = "registration-s3cret"
 LEASE = 30.0
 
 
-def post(driver: str = "echo") -> Post:
-    return Post("uid-1", f"drivers/{driver}-1.0.0", driver, 3)
+def post(driver: str = "echo", version: str = "1.0.0", *, serves: bool = True) -> Post:
+    return Post("uid-1", f"drivers/{driver}-{version}", driver, 3, version, serves)
 
 
 class RegisterCall:
@@ -45,7 +45,7 @@ class RegisterCall:
         return answer
 
     async def announce(self, instance_id: str = "one", **fields: object) -> registration_pb2.RegisterResponse:
-        manifest = driver_pb2.DriverManifest(name="echo")
+        manifest = driver_pb2.DriverManifest(name="echo", version="1.0.0")
         return await self.say(
             **{"service": "services/echo", "manifest": manifest, "instance_id": instance_id, **fields}
         )
@@ -65,13 +65,29 @@ class Desk:
         self.posts = {"services/echo": post()}
         self.lease = lease
         self.changes: list[str] = []
+        self.ends: list[tuple[str, bool]] = []
+        self.announced: list[tuple[str, str, bytes]] = []
+        self.elsewhere: ResourceInUse | None = None
+        """What another gateway has against it."""
         self.start()
 
     def start(self) -> None:
         """A gateway that has just started knows nobody."""
-        self.workers = RegisteredWorkers(
-            TOKEN, post_of=self._post, clock=SystemClock(), lease=self.lease, on_change=self.changes.append
+        self.workers = Registrations(
+            TOKEN,
+            post_of=self._post,
+            clock=SystemClock(),
+            lease=self.lease,
+            on_change=self.changes.append,
+            on_end=lambda instance, left: self.ends.append((instance, left)),
         )
+
+    async def announce(self, service: str, manifest: driver_pb2.DriverManifest, descriptor_set: bytes) -> None:
+        self.announced.append((service, manifest.name, descriptor_set))
+
+    async def own(self, registration: Registration) -> None:
+        if self.elsewhere is not None:
+            raise self.elsewhere
 
     def _post(self, service: str) -> Post:
         if service not in self.posts:
@@ -84,11 +100,11 @@ class Desk:
             return driver_pb2.JobSource(internal_target="unix:x", embedded=driver_pb2.EmbeddedDispatch(), slots=slots)
 
         service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
-        return service_handler(RegistrationServicer(self.workers, source), service, RegistrationTokenOnly(TOKEN))
+        return service_handler(RegistrationServicer(self.workers, source, self), service, RegistrationTokenOnly(TOKEN))
 
     @property
     def states(self) -> list[str]:
-        return [record.state.value for record in self.workers.records()]
+        return [record.state.value for record in self.workers.workers()]
 
 
 @pytest.fixture

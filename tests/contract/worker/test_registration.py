@@ -11,7 +11,6 @@ import grpc
 import pytest
 
 from onecontainer.errors import (
-    CapabilityMissing,
     Code,
     CredentialsInvalid,
     FieldInvalid,
@@ -20,8 +19,8 @@ from onecontainer.errors import (
     ResourceNotFound,
     StateInvalid,
 )
+from onecontainer.sidecars.registrations import Registrations
 from onecontainer.sidecars.tokens import registration_token
-from onecontainer.sidecars.workers import RegisteredWorkers
 from tests.contract.worker.conftest import LEASE, TOKEN, Desk, post, refusal, register
 
 
@@ -60,7 +59,7 @@ async def test_what_cannot_be_registered_is_refused(desk: Desk, channel: grpc.ai
         return await refusal(register(channel).announce(**fields))  # type: ignore[arg-type]
 
     assert isinstance(await refused(service="services/none"), ResourceNotFound)
-    assert isinstance(await refused(endpoint="127.0.0.1:7000"), CapabilityMissing)
+    assert isinstance(await refused(endpoint="nowhere"), FieldInvalid)
     assert isinstance(await refused(instance_id="Not A Name"), FieldInvalid)
     assert isinstance(await refused(slots=1001), FieldInvalid)
     assert isinstance(await refused(slots=-1), FieldInvalid)
@@ -157,7 +156,7 @@ async def test_name_and_token_survive_a_restart_of_the_gateway(desk: Desk) -> No
 
 async def test_tokens_that_were_not_made_here_stand_for_nobody(desk: Desk) -> None:
     registration = desk.workers.register("services/echo", "echo", "one", 1)
-    stranger = RegisteredWorkers(
+    stranger = Registrations(
         "another secret",
         post_of=lambda _service: post(),
         clock=desk.workers._clock,

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from onecontainer.api.driver.v1 import driver_pb2 as onecontainer_dot_api_dot_driver_dot_v1_dot_driver__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-onecontainer/api/driver/v1/registration.proto\x12\x1aonecontainer.api.driver.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\'onecontainer/api/driver/v1/driver.proto\"\xb4\x01\n\x0fRegisterRequest\x12\x15\n\x07service\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12<\n\x08manifest\x18\x03 \x01(\x0b\x32*.onecontainer.api.driver.v1.DriverManifest\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x65scriptor_set\x18\x05 \x01(\x0c\x12\r\n\x05slots\x18\x06 \x01(\x05\"\xcf\x01\n\x10RegisterResponse\x12\x0f\n\x07sidecar\x18\x01 \x01(\t\x12\x16\n\x0einstance_token\x18\x02 \x01(\t\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bservice_uid\x18\x04 \x01(\t\x12\x39\n\njob_source\x18\x05 \x01(\x0b\x32%.onecontainer.api.driver.v1.JobSource\x12\x0f\n\x07retired\x18\x06 \x01(\x08\x32\x80\x01\n\x13RegistrationService\x12i\n\x08Register\x12+.onecontainer.api.driver.v1.RegisterRequest\x1a,.onecontainer.api.driver.v1.RegisterResponse(\x01\x30\x01\x42\x86\x01\n\x1e\x64\x65v.onecontainer.api.driver.v1B\x11RegistrationProtoP\x01ZOgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/driver/v1;driverv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-onecontainer/api/driver/v1/registration.proto\x12\x1aonecontainer.api.driver.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\'onecontainer/api/driver/v1/driver.proto\"\xc6\x01\n\x0fRegisterRequest\x12\x15\n\x07service\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12<\n\x08manifest\x18\x03 \x01(\x0b\x32*.onecontainer.api.driver.v1.DriverManifest\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\x12\x16\n\x0e\x64\x65scriptor_set\x18\x05 \x01(\x0c\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\"\xcf\x01\n\x10RegisterResponse\x12\x0f\n\x07sidecar\x18\x01 \x01(\t\x12\x16\n\x0einstance_token\x18\x02 \x01(\t\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bservice_uid\x18\x04 \x01(\t\x12\x39\n\njob_source\x18\x05 \x01(\x0b\x32%.onecontainer.api.driver.v1.JobSource\x12\x0f\n\x07retired\x18\x06 \x01(\x08\x32\x80\x01\n\x13RegistrationService\x12i\n\x08Register\x12+.onecontainer.api.driver.v1.RegisterRequest\x1a,.onecontainer.api.driver.v1.RegisterResponse(\x01\x30\x01\x42\x86\x01\n\x1e\x64\x65v.onecontainer.api.driver.v1B\x11RegistrationProtoP\x01ZOgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/driver/v1;driverv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERREQUEST'].fields_by_name['service']._loaded_options = None
   _globals['_REGISTERREQUEST'].fields_by_name['service']._serialized_options = b'\342A\001\002'
   _globals['_REGISTERREQUEST']._serialized_start=184
-  _globals['_REGISTERREQUEST']._serialized_end=364
-  _globals['_REGISTERRESPONSE']._serialized_start=367
-  _globals['_REGISTERRESPONSE']._serialized_end=574
-  _globals['_REGISTRATIONSERVICE']._serialized_start=577
-  _globals['_REGISTRATIONSERVICE']._serialized_end=705
+  _globals['_REGISTERREQUEST']._serialized_end=382
+  _globals['_REGISTERRESPONSE']._serialized_start=385
+  _globals['_REGISTERRESPONSE']._serialized_end=592
+  _globals['_REGISTRATIONSERVICE']._serialized_start=595
+  _globals['_REGISTRATIONSERVICE']._serialized_end=723
 # @@protoc_insertion_point(module_scope)

@@ -30,18 +30,25 @@ class RegisterRequest(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTOR_SET_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     """REQUIRED in the first message. The service that it wants to serve, `services/{service}`."""
     endpoint: _builtins.str
-    """OPTIONAL, looked at in the first message. gRPC target at which the gateway reaches it, `host:port`. Absent: a worker only, which serves no calls."""
+    """OPTIONAL, looked at in the first message. gRPC target at which the gateway reaches it, `host:port`, or `unix:/path` on the same host. Beyond loopback it MUST serve TLS there, with a
+    certificate that the gateway trusts. Absent: a worker only, which serves no calls.
+    """
     instance_id: _builtins.str
-    """REQUIRED in the first message. A name of its own, `[a-z][a-z0-9-]{0,62}`. It survives broken streams and restarts of the gateway. Of a worker it MUST NOT survive
-    the worker's own restart: attempts that the instance is known to hold are given to it again, on the understanding that it runs them already.
+    """REQUIRED in the first message. A name of its own, `[a-z][a-z0-9-]{0,62}`. It survives broken streams and restarts of the gateway. It MUST NOT survive
+    the instance's own restart: attempts that the instance is known to hold are given to it again, on the understanding that it runs them already.
     """
     descriptor_set: _builtins.bytes
-    """OPTIONAL. FileDescriptorSet of its services, serialised, when the gateway does not have the driver. Absent: the gateway has it."""
+    """OPTIONAL, looked at in the first message of a sidecar. FileDescriptorSet of its services with all imports, serialised, for a gateway that does not have the driver: it has
+    it then as DRIVER_SOURCE_REGISTERED, as long as it runs. One that is installed stays what it is. Absent: the gateway has it.
+    """
     slots: _builtins.int
     """OPTIONAL, of a worker. Jobs that it runs at once, at most 1000. Absent or 0: as many as the driver's manifest says."""
+    draining: _builtins.bool
+    """OPTIONAL, in any message. True: it takes nothing new; what runs goes on. No more calls are sent to it, and another instance may take its place. Absent: it works."""
     @_builtins.property
     def manifest(self) -> _driver_pb2.DriverManifest:
         """REQUIRED in the first message. Who it is; of a worker, the driver that it stands beside. `name` must be the service's driver."""
@@ -55,10 +62,11 @@ class RegisterRequest(_message.Message):
         instance_id: _builtins.str = ...,
         descriptor_set: _builtins.bytes = ...,
         slots: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor_set", b"descriptor_set", "endpoint", b"endpoint", "instance_id", b"instance_id", "manifest", b"manifest", "service", b"service", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["descriptor_set", b"descriptor_set", "draining", b"draining", "endpoint", b"endpoint", "instance_id", b"instance_id", "manifest", b"manifest", "service", b"service", "slots", b"slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

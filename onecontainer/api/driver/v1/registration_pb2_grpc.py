@@ -50,22 +50,31 @@ class RegistrationServiceServicer:
 
     def Register(self, request_iterator, context):
         """Announces a sidecar or a worker and keeps its lease. The first message on the stream announces, each further one renews; each is answered. Idempotent: the same instance
-        again takes over its old entry, its name and its token.
+        again takes over its old entry, its name and its token, and what runs in it runs on.
+
+        A sidecar that serves calls (`endpoint` is set) is for a service of RUNTIME_KIND_ATTACHED without an endpoint, which waits for one. With the answer's token the gateway calls it
+        at its endpoint (GetDriverInfo, Attach, Probe, then the service's calls), and with the same token it polls, reports and uploads at the gateway. Until it has the answer it
+        answers calls with UNAVAILABLE. One instance serves a service at a time: another one takes its place when it drains, has left, or its stream has broken; until then it is
+        told RESOURCE_IN_USE, and may wait.
 
         A worker only (`endpoint` is empty) takes jobs of the service and serves no calls: it stands beside a driver that does not take jobs by itself and calls its
         DriverService.Run. With the answer's token it polls, claims, reports and uploads as a sidecar does. Several may work for one service.
 
-        Ending the stream properly (half-close) takes leave: the token is invalid at once, and what the instance still holds is lost. When the stream breaks, the instance has until the end of its
-        lease to come back; then the same. Calls with the token of an instance that is not registered (any more, or not yet with a gateway that has started anew) are answered with
-        UNAVAILABLE / QUEUE_UNREACHABLE: register, then call again.
+        Ending the stream properly (half-close) takes leave: the token is invalid at once, and what the instance still holds is lost. One that is to end sends `draining` before, and
+        leaves when nothing runs in it any more. When the stream breaks, the instance has until the end of its lease to come back; then its token is invalid, and its attempts are
+        lost when their own leases end. A sidecar whose stream has broken and that does not answer the gateway either is not called meanwhile. Calls with the token of an instance that is not registered (any more, or not yet with a gateway that
+        has started anew) are answered with UNAVAILABLE / QUEUE_UNREACHABLE: register, then call again.
+
+        Where several gateways share the services, the one at which a sidecar registers runs its service from then on.
 
         Errors:
         - UNAUTHENTICATED / CREDENTIALS_INVALID: no valid registration token. Do not retry.
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such service. Create it first.
         - INVALID_ARGUMENT / FIELD_REQUIRED or FIELD_INVALID: a field of the first message is missing or wrong. Do not retry.
-        - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver. Assign one first.
-        - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one. Do not retry.
-        - UNIMPLEMENTED / CAPABILITY_MISSING: the first message has an endpoint; sidecars that serve calls are attached by `runtime.endpoint` of the service, not by Register.
+        - INVALID_ARGUMENT / DATA_INVALID: manifest and descriptor_set are no driver. Do not retry.
+        - FAILED_PRECONDITION / DRIVER_NOT_AVAILABLE: the service has no driver. Assign one first, or send `descriptor_set`.
+        - FAILED_PRECONDITION / STATE_INVALID: the service's driver is another one, or another version of it, or the service waits for no sidecar. Do not retry.
+        - FAILED_PRECONDITION / RESOURCE_IN_USE: another instance serves the service and is alive; `ResourceInfo` names it. Retry until it has left.
         - ABORTED / STATE_INVALID: a newer stream of the same instance has replaced this one.
         - UNAVAILABLE / DRAINING: the gateway is starting or stopping. Retry.
         """

@@ -263,9 +263,11 @@ class Runtime(_message.Message):
     kind: Global___RuntimeKind.ValueType
     """OPTIONAL. Absent: the installation's default."""
     endpoint: _builtins.str
-    """REQUIRED for RUNTIME_KIND_ATTACHED that does not register itself: gRPC target, `host:port` or `unix:/path`. MUST be absent for others."""
+    """REQUIRED for RUNTIME_KIND_ATTACHED that does not register itself: gRPC target, `host:port` or `unix:/path`. MUST be absent for others. Absent for RUNTIME_KIND_ATTACHED: the
+    service waits for a sidecar that registers itself, see RegistrationService.
+    """
     token_secret: _builtins.str
-    """OPTIONAL. Secret with the instance token of an attached sidecar, `secrets/NAME`. Absent: none is sent."""
+    """OPTIONAL, with `endpoint` only. Secret with the instance token of an attached sidecar, `secrets/NAME`. Absent: none is sent."""
     private_network: _builtins.bool
     """OPTIONAL, docker only. Private network for this sidecar alone. Absent: the shared one, without traffic between containers."""
     @_builtins.property

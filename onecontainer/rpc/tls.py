@@ -1,0 +1,32 @@
+"""Certificates and keys as gRPC takes them: one place for both sides of a TLS connection."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate chain and its private key, both PEM."""
+
+    cert: bytes
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, cert_file: Path, key_file: Path) -> KeyPair:
+        """Raises OSError if one of the files cannot be read."""
+        return cls(cert_file.read_bytes(), key_file.read_bytes())
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """What a listener serves with; its clients need no certificate, their tokens tell who they are."""
+        return grpc.ssl_server_credentials([(self.key, self.cert)])
+
+
+def system_roots() -> bytes:
+    """The authorities that this machine trusts, PEM; empty if it has none."""
+    path = ssl.get_default_verify_paths().cafile  # None if the file is not there
+    return Path(path).read_bytes() if path else b""
