@@ -38,7 +38,14 @@ from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
 from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch, RegistrationTokenOnly
-from onecontainer.gateway.listeners import bind_internal, bind_public, check_free, new_server, public_authenticator
+from onecontainer.gateway.listeners import (
+    bind_for_containers,
+    bind_internal,
+    bind_public,
+    check_free,
+    new_server,
+    public_authenticator,
+)
 from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
@@ -62,6 +69,8 @@ from onecontainer.sidecars.folders import Folders
 from onecontainer.sidecars.model import Target
 from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.runtimes.attached import AttachedRuntime
+from onecontainer.sidecars.runtimes.docker import DockerRuntime, DockerSettings
+from onecontainer.sidecars.runtimes.docker_spec import GATEWAY_SOCKET, Defaults
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.servicer import RegistrationServicer
@@ -73,6 +82,8 @@ if TYPE_CHECKING:
     from onecontainer.gateway.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+GATEWAY_FOLDER = "gateway"
 
 PUBLIC_SERVICES = (
     management_service_pb2.DESCRIPTOR.services_by_name["ManagementService"],
@@ -108,8 +119,7 @@ class Gateway:
         settings, clock = self.settings, self._clock
         check_free(settings.listen)
         folder = stack.enter_context(DataFolder(settings.data_dir))
-        # Sockets of a data folder whose path is too long for them; nothing in it outlives the gateway.
-        stack.callback(shutil.rmtree, runtime_dir(settings.data_dir), ignore_errors=True)
+        stack.callback(_remove_runtime_dir, settings.data_dir)
         database = await stack.enter_async_context(Database(settings.database_url))
         await asyncio.to_thread(migrations.upgrade, database.engine)
 
@@ -163,14 +173,20 @@ class Gateway:
             # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases. Where several
             # gateways share a database the others may be alive, and the leases tell.
             await ledger.lose(other_gateways_than=self._name)
+        run_dir = private_folder(self._run_dir())
+        containers = _docker(settings, folder.node, run_dir)
         supervisor = Supervisor(
-            [ProcessRuntime(), AttachedRuntime()],
-            folders=Folders(settings.data_dir, private_folder(self._run_dir()), settings.state_dir),
+            [containers, ProcessRuntime(), AttachedRuntime()]
+            if settings.runtime == "docker"
+            else [ProcessRuntime(), containers, AttachedRuntime()],
+            folders=Folders(settings.data_dir, run_dir, settings.state_dir),
             secrets=secrets,
             clock=clock,
             policy=Policy.of(settings),
             job_source=job_source,
             workers=workers,
+            # Where there are other gateways, one of them takes over.
+            leave_running=cluster is None,
         )
         sidecars = supervisor if cluster is None else cluster.share(supervisor)
         catalog = Catalog(
@@ -219,7 +235,9 @@ class Gateway:
             artifacts,
             RegistrationServicer(workers, source_of),
             RegistrationTokenOnly(registration),
+            run_dir,
         )
+        await containers.admit()
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
 
@@ -230,6 +248,7 @@ class Gateway:
         owning = await stack.enter_async_context(Tasks())
         await catalog.start()
         instances.complete()
+        tasks.start(supervisor.reap(), "reaping what earlier gateways left")
         self._started = True
 
         management = (
@@ -273,6 +292,7 @@ class Gateway:
         artifacts: Artifacts,
         registrations: RegistrationServicer,
         registration_tokens: RegistrationTokenOnly,
+        run_dir: Path,
     ) -> grpc.aio.Server:
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
         registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
@@ -287,6 +307,7 @@ class Gateway:
             ],
         )
         bind_internal(server, self.settings.internal_listen)
+        bind_for_containers(server, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET)
         return server
 
     def _public_server(
@@ -388,6 +409,27 @@ def _dispatch(
         SqlOutbox(database, clock), Unconfirmed(ledger, changes), changes, clock, kafka, limits, client
     )
     return dispatch, dispatch.run
+
+
+def _docker(settings: Settings, installation: str, run_dir: Path) -> DockerRuntime:
+    """The runtime of containers. It is there without docker, too, and tells then how to get it."""
+    return DockerRuntime(
+        DockerSettings(
+            installation=installation,
+            gateway=run_dir / GATEWAY_FOLDER,
+            mark=settings.data_dir / "docker",
+            base_image=settings.docker_base_image,
+            build_timeout=settings.docker_build_timeout,
+            defaults=Defaults(settings.docker_memory_bytes, settings.docker_cpus, settings.docker_pids),
+        )
+    )
+
+
+def _remove_runtime_dir(data_dir: Path) -> None:
+    """The sockets of a data folder whose path is too long for them go; those of sidecars that outlive the gateway stay."""
+    folder = runtime_dir(data_dir)
+    if not any((folder / "sidecars").glob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _driver_folders(settings: Settings) -> list[tuple[Path, DriverSource]]:

@@ -75,17 +75,35 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair])
 
 
+def bind_for_containers(server: grpc.aio.Server, path: Path) -> None:
+    """Binds the internal listener a second time, at a socket in a folder of its own, which containers are given.
+
+    The folder stays when the gateway goes: containers that outlive it find the next one's socket there.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _bind_socket(server, path)
+
+
 def bind_internal(server: grpc.aio.Server, target: str) -> None:
     """Binds the internal listener; a socket left by a gateway that was killed is replaced (the data folder's lock is ours)."""
     if target.startswith("unix:"):
         path = Path(target.removeprefix("unix:"))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        _bind_socket(server, path)
+    else:
+        _bind(server, target)
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _bind(server, f"unix:{path}")
+    path.chmod(0o600)
+
+
+def _bind(server: grpc.aio.Server, target: str) -> None:
     try:
         bound = server.add_insecure_port(target)
     except RuntimeError as error:
         raise StateInvalid(f"cannot listen on {target}: {error}") from None
     if not bound:
         raise StateInvalid(f"cannot listen on {target}: is the address taken?")
-    if target.startswith("unix:"):
-        Path(target.removeprefix("unix:")).chmod(0o600)
