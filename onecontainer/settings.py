@@ -209,6 +209,26 @@ class Settings(BaseSettings):
     restart_backoff_max: float = Field(default=30.0, gt=0)
     """Longest wait before a restart, in seconds. Default: 30."""
 
+    runtime: Literal["process", "docker"] = "process"
+    """Where sidecars run of services that do not say: `process` or `docker`. Default: `process`."""
+
+    # --- sidecars in containers ----------------------------------------------------------------------------------------
+
+    docker_base_image: str = "python:3.13-slim"
+    """Image that the driver SDK's image is built on; it has Python 3.11 or newer, with `venv`. Default: `python:3.13-slim`."""
+
+    docker_build_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds that the build of an image may take. Default: 1800 (30 minutes)."""
+
+    docker_memory_bytes: int = Field(default=1024 * MIB, ge=16 * MIB)
+    """Memory of a container, unless the service or its driver says otherwise. Default: 1073741824 (1 GiB)."""
+
+    docker_cpus: float = Field(default=2.0, ge=0.01)
+    """Processors of a container, unless the service or its driver says otherwise. Default: 2."""
+
+    docker_pids: int = Field(default=512, ge=16)
+    """Processes and threads of a container, unless the service or its driver says otherwise. Default: 512."""
+
     # --- log -----------------------------------------------------------------------------------------------------------
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

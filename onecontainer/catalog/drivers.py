@@ -156,14 +156,15 @@ def _renamed(record: DriverRecord, name: str) -> DriverRecord:
 def digest_of(folder: Path) -> str:
     """SHA-256 over the names and the bytes of a driver's files, `sha256:…`; caches and tests do not count."""
     total = hashlib.sha256()
-    for path in _files(folder):
+    for path in files_of(folder):
         name = path.relative_to(folder).as_posix().encode()
         total.update(len(name).to_bytes(4, "big") + name)
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return f"sha256:{total.hexdigest()}"
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_of(folder: Path) -> Iterator[Path]:
+    """The files that a driver consists of, in a fixed order; caches, tests and hidden files do not count."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in IGNORED_FOLDERS and not name.startswith("."))
         for name in sorted(files):

@@ -40,6 +40,7 @@ from onecontainer.gateway.admission import Admission
 from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch, RegistrationTokenOnly
 from onecontainer.gateway.listeners import (
+    bind_for_containers,
     bind_internal,
     bind_public,
     check_free,
@@ -72,6 +73,8 @@ from onecontainer.sidecars.model import Target
 from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.registrations import Post, Registrations
 from onecontainer.sidecars.runtimes.attached import AttachedRuntime
+from onecontainer.sidecars.runtimes.docker import DockerRuntime, DockerSettings
+from onecontainer.sidecars.runtimes.docker_spec import GATEWAY_SOCKET, Defaults
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.servicer import RegistrationServicer
@@ -82,6 +85,8 @@ if TYPE_CHECKING:
     from onecontainer.gateway.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+GATEWAY_FOLDER = "gateway"
 
 PUBLIC_SERVICES = (
     management_service_pb2.DESCRIPTOR.services_by_name["ManagementService"],
@@ -118,8 +123,7 @@ class Gateway:
         settings, clock = self.settings, self._clock
         check_free(settings.listen)
         folder = stack.enter_context(DataFolder(settings.data_dir))
-        # Sockets of a data folder whose path is too long for them; nothing in it outlives the gateway.
-        stack.callback(shutil.rmtree, runtime_dir(settings.data_dir), ignore_errors=True)
+        stack.callback(_remove_runtime_dir, settings.data_dir)
         database = await stack.enter_async_context(Database(settings.database_url))
         await asyncio.to_thread(migrations.upgrade, database.engine)
 
@@ -178,18 +182,21 @@ class Gateway:
             # The attempts of the last gateway's own sidecars ended with it; nobody has to wait for their leases. Where several
             # gateways share a database the others may be alive, and the leases tell.
             await ledger.lose(other_gateways_than=self._name)
+        run_dir = private_folder(self._run_dir())
+        containers = _docker(settings, folder.node, run_dir)
+        processes = ProcessRuntime(ca_file=None if is_loopback(settings.internal_listen) else authority.ca_file)
+        attached = AttachedRuntime(registrations)
         supervisor = Supervisor(
-            [
-                ProcessRuntime(ca_file=None if is_loopback(settings.internal_listen) else authority.ca_file),
-                AttachedRuntime(registrations),
-            ],
-            folders=Folders(settings.data_dir, private_folder(self._run_dir()), settings.state_dir),
+            [containers, processes, attached] if settings.runtime == "docker" else [processes, containers, attached],
+            folders=Folders(settings.data_dir, run_dir, settings.state_dir),
             secrets=secrets,
             clock=clock,
             policy=Policy.of(settings),
             job_source=job_source,
             registrations=registrations,
             roots=lambda: sidecar_roots(settings, authority),
+            # Where there are other gateways, one of them takes over.
+            leave_running=cluster is None,
         )
         sidecars = supervisor if cluster is None else cluster.share(supervisor)
         catalog = Catalog(
@@ -240,7 +247,9 @@ class Gateway:
             RegistrationServicer(registrations, source_of, admission),
             RegistrationTokenOnly(registration),
             authority,
+            run_dir,
         )
+        await containers.admit()
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
 
@@ -251,6 +260,7 @@ class Gateway:
         owning = await stack.enter_async_context(Tasks())
         await catalog.start()
         instances.complete()
+        tasks.start(supervisor.reap(), "reaping what earlier gateways left")
         self._started = True
 
         management = (
@@ -295,6 +305,7 @@ class Gateway:
         registrations: RegistrationServicer,
         registration_tokens: RegistrationTokenOnly,
         authority: Authority,
+        run_dir: Path,
     ) -> grpc.aio.Server:
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
         registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
@@ -309,6 +320,7 @@ class Gateway:
             ],
         )
         self._internal_address = bind_internal(server, self.settings, authority)
+        bind_for_containers(server, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET)
         return server
 
     def _public_server(
@@ -414,6 +426,27 @@ def _dispatch(
         SqlOutbox(database, clock), Unconfirmed(ledger, changes), changes, clock, kafka, limits, client
     )
     return dispatch, dispatch.run
+
+
+def _docker(settings: Settings, installation: str, run_dir: Path) -> DockerRuntime:
+    """The runtime of containers. It is there without docker, too, and tells then how to get it."""
+    return DockerRuntime(
+        DockerSettings(
+            installation=installation,
+            gateway=run_dir / GATEWAY_FOLDER,
+            mark=settings.data_dir / "docker",
+            base_image=settings.docker_base_image,
+            build_timeout=settings.docker_build_timeout,
+            defaults=Defaults(settings.docker_memory_bytes, settings.docker_cpus, settings.docker_pids),
+        )
+    )
+
+
+def _remove_runtime_dir(data_dir: Path) -> None:
+    """The sockets of a data folder whose path is too long for them go; those of sidecars that outlive the gateway stay."""
+    folder = runtime_dir(data_dir)
+    if not any((folder / "sidecars").glob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _driver_folders(settings: Settings) -> list[tuple[Path, DriverSource]]:

@@ -80,21 +80,36 @@ def bind_internal(server: grpc.aio.Server, settings: Settings, authority: Author
     if target.startswith("unix:"):
         path = Path(target.removeprefix("unix:"))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        _bind_socket(server, path)
+        return settings.internal_advertise or target
+    credentials = None if is_loopback(target) else authority.issue(internal_names(settings)).server_credentials()
+    port = _bind(server, target, credentials)
+    return settings.internal_advertise or reachable(f"{target.rpartition(':')[0]}:{port}")
+
+
+def bind_for_containers(server: grpc.aio.Server, path: Path) -> None:
+    """Binds the internal listener a second time, at a socket in a folder of its own, which containers are given.
+
+    The folder stays when the gateway goes: containers that outlive it find the next one's socket there.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _bind_socket(server, path)
+
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _bind(server, f"unix:{path}")
+    path.chmod(0o600)
+
+
+def _bind(server: grpc.aio.Server, target: str, credentials: grpc.ServerCredentials | None = None) -> int:
     try:
-        if is_loopback(target):
-            port = server.add_insecure_port(target)
-        else:
-            pair = authority.issue(internal_names(settings))
-            port = server.add_secure_port(target, pair.server_credentials())
+        port = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except RuntimeError as error:
         raise StateInvalid(f"cannot listen on {target}: {error}") from None
     if not port:
         raise StateInvalid(f"cannot listen on {target}: is the address taken?")
-    if target.startswith("unix:"):
-        Path(target.removeprefix("unix:")).chmod(0o600)
-        return settings.internal_advertise or target
-    return settings.internal_advertise or reachable(f"{target.rpartition(':')[0]}:{port}")
+    return port
 
 
 def internal_names(settings: Settings) -> list[str]:

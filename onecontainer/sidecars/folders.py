@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onecontainer.errors import InternalError
+from onecontainer.errors import DriverUnreachable, InternalError
 from onecontainer.settings import UNIX_PATH_LIMIT, private_folder
 
+LEFT_FILE = "sidecar.json"
+"""In the folder of a sidecar that outlives the gateway: which one it is. The sidecar itself cannot write there."""
 KEPT_LOGS = 50
 """Log files of an earlier gateway's sidecars that are kept."""
 
@@ -38,11 +42,21 @@ class Folders:
         self._state_dir = state_dir if state_dir is not None else data_dir / "state"
         self._run_dir = run_dir / "sidecars"
         self._logs = data_dir / "logs" / "sidecars"
+        self._left: dict[str, str] = {}
 
     def clean(self) -> None:
-        """Removes what instances of an earlier gateway left behind: their processes have ended with it. The newest logs stay."""
-        for folder in (self._run_dir, self._data_dir / "scratch"):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Removes what instances of an earlier gateway left behind, but for those that outlive it, and the newest logs."""
+        self._left = {}
+        for run in self._run_dir.iterdir() if self._run_dir.is_dir() else ():
+            try:
+                facts = json.loads((run / LEFT_FILE).read_text())
+                self._left[str(facts["instance"])] = str(facts["uid"])
+            except (OSError, ValueError, KeyError):
+                shutil.rmtree(run, ignore_errors=True)
+        scratch = self._data_dir / "scratch"
+        for folder in scratch.iterdir() if scratch.is_dir() else ():
+            if f"sidecars/{folder.name}" not in self._left:
+                shutil.rmtree(folder, ignore_errors=True)
         logs = self._logs.glob("*.log*") if self._logs.is_dir() else ()
         for path in sorted(logs, key=lambda one: one.stat().st_mtime, reverse=True)[KEPT_LOGS:]:
             path.unlink(missing_ok=True)
@@ -53,29 +67,70 @@ class Folders:
     def log(self, instance: str) -> Path:
         return self._logs / f"{_last(instance)}.log"
 
-    def make(self, instance: str, uid: str, token: str | None, secrets: dict[str, str]) -> InstanceFolders:
-        """The folders of a new instance, with its token and its secrets in files of 0600."""
-        # The socket's folder has only the random end of the name, for the sake of its path's length.
-        run = private_folder(self._run_dir / _last(instance)[-12:])
-        socket = run / "s"
-        if len(os.fsencode(socket)) > UNIX_PATH_LIMIT:
-            raise InternalError(f"{socket}: longer than a UNIX socket's path may be; choose a shorter data folder")
-        secrets_dir = None
+    def make(
+        self, instance: str, uid: str, token: str | None, secrets: dict[str, str], *, outlives: bool = False
+    ) -> InstanceFolders:
+        """The folders of a new instance, with its token and its secrets in files of 0600. `outlives`: the next gateway finds them."""
+        folders = self._of(instance, uid)
+        private_folder(folders.run)
+        if outlives:
+            (folders.run / LEFT_FILE).write_text(json.dumps({"instance": instance, "uid": uid}))
+            folders = replace(folders, socket=private_folder(folders.run / "c") / "s")
+        if len(os.fsencode(folders.socket)) > UNIX_PATH_LIMIT:
+            raise InternalError(
+                f"{folders.socket}: longer than a UNIX socket's path may be; choose a shorter data folder"
+            )
         if secrets:
-            secrets_dir = private_folder(run / "secrets")
+            folders = replace(folders, secrets=private_folder(folders.run / "secrets"))
             for name, text in secrets.items():
-                _write_private(secrets_dir / name, text)
-        token_file = None
+                _write_private(folders.run / "secrets" / name, text)
         if token is not None:
-            token_file = run / "token"
-            _write_private(token_file, token)
+            folders = replace(folders, token_file=folders.run / "token")
+            _write_private(folders.run / "token", token)
+        private_folder(folders.scratch)
+        # It may belong to the user of containers; the data folder around it is ours alone.
+        folders.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folders
+
+    def open(self, instance: str, uid: str) -> tuple[InstanceFolders, str]:
+        """The folders of an instance that outlived an earlier gateway, and its token. Raises DriverUnreachable if they are gone."""
+        folders = self._of(instance, uid)
+        secrets, token_file = folders.run / "secrets", folders.run / "token"
+        folders = replace(
+            folders,
+            socket=folders.run / "c" / "s",
+            secrets=secrets if secrets.is_dir() else None,
+            token_file=token_file,
+        )
+        try:
+            token = token_file.read_text()
+        except OSError as error:
+            raise DriverUnreachable(f"{instance} cannot be taken over, its token is gone: {error}") from error
+        self._left.pop(instance, None)
+        return folders, token
+
+    def has_left(self, uid: str) -> bool:
+        """Whether a service has a sidecar that outlived an earlier gateway and was not taken over yet."""
+        return uid in self._left.values()
+
+    def forget_left(self, is_orphan: Callable[[str], bool], *, keep: str | None = None) -> None:
+        """Removes the folders of sidecars that outlived an earlier gateway and have ended since, of the services, by uid, that are
+        orphans; not those of the instance that is kept."""
+        for instance, uid in list(self._left.items()):
+            if is_orphan(uid) and instance != keep:
+                del self._left[instance]
+                self.remove(self._of(instance, uid))
+
+    def _of(self, instance: str, uid: str) -> InstanceFolders:
+        # The socket's folder has only the random end of the name, for the sake of its path's length.
+        run = self._run_dir / _last(instance)[-12:]
         return InstanceFolders(
             run=run,
-            socket=socket,
-            scratch=private_folder(self._data_dir / "scratch" / _last(instance)),
-            state=private_folder(self.state(uid)),
-            secrets=secrets_dir,
-            token_file=token_file,
+            socket=run / "s",
+            scratch=self._data_dir / "scratch" / _last(instance),
+            state=self.state(uid),
+            secrets=None,
+            token_file=None,
         )
 
     def remove(self, folders: InstanceFolders) -> None:

@@ -20,7 +20,7 @@ from onecontainer.sidecars.logs import LogBuffer
 from onecontainer.sidecars.model import Endpoint, InstanceIdentity, Sidecar, SidecarEvent, SidecarState, Target
 from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.registrations import Presence, Registrations
-from onecontainer.sidecars.runtime import RunningSidecar, Runtime, StartSpec
+from onecontainer.sidecars.runtime import OutlivingRuntime, OutlivingSidecar, RunningSidecar, Runtime, StartSpec
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.tokens import InstanceTokens
 
@@ -62,7 +62,10 @@ class Instance:
         restart_count: int,
         around: Surroundings,
         on_change: Callable[[], None],
+        *,
+        adopted: bool = False,
     ) -> None:
+        """`adopted`: it runs since an earlier gateway."""
         self.target = target
         self.runtime = runtime
         self.record = Sidecar(
@@ -74,6 +77,10 @@ class Instance:
             restart_count=restart_count,
             create_time=around.clock.now(),
         )
+        self._adopted = adopted
+        if adopted:
+            # All of its log comes once more.
+            around.folders.log(name).unlink(missing_ok=True)
         self.logs = LogBuffer(around.clock, around.folders.log(name) if runtime.owns else None)
         self.endpoint: Endpoint | None = None
         self.conversation: Conversation | None = None
@@ -94,6 +101,7 @@ class Instance:
         self._running: RunningSidecar | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        self._leaving = False
         self._hurry = asyncio.Event()
         self._release_gate: Callable[[], None] = lambda: None
 
@@ -115,10 +123,19 @@ class Instance:
             self._task.cancel()
         await self.ended.wait()
 
+    async def leave(self) -> None:
+        """Lets go of it, as it is, if it can go on without this gateway; otherwise it ends. Answers when that is done. Idempotent."""
+        if not isinstance(self._running, OutlivingSidecar) or self.ended.is_set():
+            await self.stop()
+            return
+        self._stopping = self._leaving = True
+        await self._running.leave()
+        await self.ended.wait()
+
     def superseded(self, successor: Instance) -> None:
         """Another start has followed it."""
-        if successor.name != self.name:
-            self.disown()
+        if successor.name != self.name and not self.runtime.owns:
+            self.disown()  # our own is done with when it has ended: until then it reports
         if self.record.state is SidecarState.BACKOFF:
             self.record = self.record.after(SidecarEvent.STOP, next_start_time=0)
 
@@ -196,20 +213,28 @@ class Instance:
             # Before all waiting: it may run jobs since before this gateway was started, and must not be taken for a stranger.
             self._token = around.secrets.read(target.runtime.token_secret.removeprefix("secrets/"))
             self._introduce(self._token)
+        if self._adopted:
+            # It may run jobs, too.
+            self._folders, token = await asyncio.to_thread(around.folders.open, self.name, target.uid)
+            self._token = token
+            self._introduce(token)
         self.introduced.set()
         await self._enter_gate()
-        if self.runtime.owns:
+        outlives = isinstance(self.runtime, OutlivingRuntime)
+        if self._adopted:
+            self._jobs = self._job_source()
+        elif self.runtime.owns:
             self._token = around.new_token()
-            self._jobs = around.job_source(target)
+            self._jobs = self._job_source()
             # The settings of the dispatch (a broker's password, say) may refer to secrets too.
             settings = dict(self._jobs.kafka.client_settings) if self._jobs is not None else {}
             secrets = around.secrets.read_all({*target.secrets, *secret_names(settings)})
-            self._folders = around.folders.make(self.name, target.uid, self._token, secrets)
+            self._folders = around.folders.make(self.name, target.uid, self._token, secrets, outlives=outlives)
             self._introduce(self._token)
         else:
             if self.presence is not None:
                 self._token = self.presence.token  # whom it stands for is the registrations' to say
-            self._jobs = around.job_source(target) if self._token is not None else None
+            self._jobs = self._job_source() if self._token is not None else None
         spec = StartSpec(
             instance=self.name,
             target=target,
@@ -217,11 +242,22 @@ class Instance:
             logs=self.logs,
             max_message_bytes=around.policy.max_message_bytes,
             log_level=around.policy.log_level,
+            adopted=self._adopted,
         )
-        self._running = await self.runtime.start(spec)
+        try:
+            self._running = await self.runtime.start(spec)
+        except OneContainerError as error:
+            self.refused = error.code is Code.INVALID_ARGUMENT
+            raise
         self.record = replace(self.record, target=self._running.target, runtime_id=self._running.runtime_id)
         self._on_change()
         return self._running
+
+    def _job_source(self) -> driver_pb2.JobSource | None:
+        source = self._around.job_source(self.target)
+        if source is not None and isinstance(self.runtime, OutlivingRuntime):
+            source.internal_target = self.runtime.internal_target
+        return source
 
     def _introduce(self, token: str) -> None:
         identity = InstanceIdentity(self.name, self.target.service, self.target.uid, self.target.slots)
@@ -332,18 +368,18 @@ class Instance:
     async def _clean_up(self) -> None:
         self._release_gate()
         self.endpoint = None
-        if self._running is not None:
+        if self._running is not None and not self._leaving:
             await self._running.stop(KILL_GRACE if not self._stopping else self._around.policy.stop_grace)
-        if self.runtime.owns:
+        if self.runtime.owns and not self._leaving:
             self.disown()
         if self.conversation is not None:
             # Calls in flight end by themselves, for the other side is gone; close() would cancel them, and with them the callers' tasks.
             with contextlib.suppress(Exception):
                 await self.conversation.channel.close(CHANNEL_GRACE)
-        if self._folders is not None:
+        if self._folders is not None and not self._leaving:
             self._around.folders.remove(self._folders)
         self.logs.end()
-        if self.record.state not in (SidecarState.BACKOFF, SidecarState.STOPPED):
+        if not self._leaving and self.record.state not in (SidecarState.BACKOFF, SidecarState.STOPPED):
             self._become(SidecarEvent.STOP)
 
     def _become(self, event: SidecarEvent, **changes: object) -> None:

@@ -12,7 +12,7 @@ from onecontainer.errors import DriverUnreachable, InternalError, OneContainerEr
 from onecontainer.sidecars.instance import Instance, Surroundings, first_of
 from onecontainer.sidecars.model import RuntimeKind, ServiceState, SidecarState, Target
 from onecontainer.sidecars.policy import restart_delay
-from onecontainer.sidecars.runtime import Runtime
+from onecontainer.sidecars.runtime import OutlivingRuntime, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Keeper:
         self._wake = asyncio.Event()
         self._removing = False
         self._closing = False
+        self._leaving = False
+        self._looked_back = False
         self._drain: float = 0
         self._failures = 0
         self._last_error: OneContainerError | None = None
@@ -67,9 +69,11 @@ class Keeper:
         self._removing = True
         self._end(drain)
 
-    def close(self) -> None:
-        """The gateway stops, or leaves the service to another one: its own sidecars end, those of others go on as they are."""
+    def close(self, *, leave: bool = False) -> None:
+        """The gateway stops, or leaves the service to another one: its own sidecars end, those of others go on as they are; with `leave`
+        so does its own that serves, if it can."""
         self._closing = True
+        self._leaving = leave
         self._end(0)
 
     def _end(self, drain: float) -> None:
@@ -177,8 +181,17 @@ class Keeper:
                 return
         if target.runtime.registers and not await self._has_registered(target):
             return
+        left = await self._look_back(target, runtime)
+        if self.target is not target:
+            return
         instance = Instance(
-            self._new_name(target, runtime), target, runtime, self._failures, self._around, self._on_change
+            left or self._new_name(target, runtime),
+            target,
+            runtime,
+            self._failures,
+            self._around,
+            self._on_change,
+            adopted=left is not None,
         )
         if self.newest is not None:
             self.newest.superseded(instance)
@@ -229,6 +242,23 @@ class Keeper:
         self._retiring.add(instance)
         tasks.create_task(self._retire(instance, target.drain_timeout))
 
+    async def _look_back(self, target: Target, runtime: Runtime) -> str | None:
+        """The instance of an earlier gateway to go on with; the others of this service end. Once."""
+        if self._looked_back:
+            return None
+        folders = self._around.folders
+        found = None
+        try:
+            for place in self._runtimes.values():
+                if isinstance(place, OutlivingRuntime) and folders.has_left(target.uid):
+                    found = await place.take_over(target, wanted=place is runtime) or found
+        except OneContainerError as error:
+            log.warning("what earlier gateways left of %s cannot be told: %s", target.service, error)
+            return None  # asked again before the next start
+        self._looked_back = True
+        await asyncio.to_thread(folders.forget_left, lambda uid: uid == target.uid, keep=found)
+        return found
+
     def _switch(self, instance: Instance, tasks: asyncio.TaskGroup, target: Target) -> None:
         old, self.serving = self.serving, instance
         self._last_error = None
@@ -277,7 +307,9 @@ class Keeper:
     async def _finish(self) -> None:
         leaving = [one for one in (self.serving, self.newest) if one is not None and not one.ended.is_set()]
         for instance in dict.fromkeys(leaving):
-            if self._closing or instance is not self.serving:
+            if self._leaving and instance is self.serving:
+                await instance.leave()
+            elif self._closing or instance is not self.serving:
                 await instance.stop()
             else:
                 await self._retire(instance, self._drain)

@@ -69,8 +69,9 @@ class LogBuffer:
         self._followers: set[asyncio.Queue[LogLine | None]] = set()
         self._ended = False
 
-    def write(self, text: str, *, stderr: bool) -> None:
-        line = LogLine(self._clock.now(), stderr, text)
+    def write(self, text: str, *, stderr: bool, time: int | None = None) -> None:
+        """`time`: when it was written, in microseconds since the epoch. None: now."""
+        line = LogLine(self._clock.now() if time is None else time, stderr, text)
         self._lines.append(line)
         self._bytes += len(text)
         while len(self._lines) > RING_LINES or self._bytes > RING_BYTES:

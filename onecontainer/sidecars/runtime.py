@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from onecontainer.sidecars.folders import InstanceFolders
 from onecontainer.sidecars.logs import LogBuffer
@@ -20,6 +21,8 @@ class StartSpec:
     logs: LogBuffer
     max_message_bytes: int
     log_level: str
+    adopted: bool = False
+    """True: it runs since an earlier gateway, and `take_over` named it."""
 
 
 class RunningSidecar(Protocol):
@@ -57,4 +60,34 @@ class Runtime(Protocol):
 
     async def start(self, spec: StartSpec) -> RunningSidecar:
         """Starts an instance; answers when it was started, not when it is up. Raises a typed error if that fails."""
+        ...
+
+
+@runtime_checkable
+class OutlivingSidecar(RunningSidecar, Protocol):
+    """One that can go on without the gateway."""
+
+    async def leave(self) -> None:
+        """Lets go of it as it is; `wait` answers. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class OutlivingRuntime(Runtime, Protocol):
+    """A place whose sidecars go on when the gateway ends, however it ends; the next one takes them over. All it starts are
+    `OutlivingSidecar`s."""
+
+    @property
+    def internal_target(self) -> str:
+        """gRPC target at which its sidecars reach the gateway's internal listener."""
+        ...
+
+    async def take_over(self, target: Target, *, wanted: bool) -> str | None:
+        """The instance of an earlier gateway that runs with just this target; it is to be started as adopted. What else there is of the
+        service ends, and all of it if not `wanted`: another runtime has the service now. Raises a typed error if that cannot be told yet.
+        """
+        ...
+
+    async def reap(self, is_orphan: Callable[[str], bool]) -> None:
+        """Ends what earlier gateways left behind of the services, by uid, that are orphans. Raises a typed error if it cannot."""
         ...

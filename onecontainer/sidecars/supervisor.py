@@ -36,7 +36,7 @@ from onecontainer.sidecars.model import (
 )
 from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.registrations import Post, Registrations
-from onecontainer.sidecars.runtime import Runtime
+from onecontainer.sidecars.runtime import OutlivingRuntime, Runtime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.tokens import InstanceTokens
 
@@ -54,7 +54,8 @@ def _new_suffix() -> str:
 
 
 class Supervisor:
-    """Runs the sidecars of all services. An async context manager: leaving it stops the ones that are the gateway's own.
+    """Runs the sidecars of all services. An async context manager: leaving it stops the ones that are the gateway's own, but with
+    `leave_running` those that can go on without it.
 
     `job_source` tells where a target's sidecar gets its jobs from; None: it runs none. The first runtime is the default. `roots()` (PEM)
     are the authorities of sidecars beyond loopback; None: those that gRPC trusts.
@@ -71,6 +72,7 @@ class Supervisor:
         job_source: Callable[[Target], driver_pb2.JobSource | None],
         registrations: Registrations | None = None,
         roots: Callable[[], bytes | None] = lambda: None,
+        leave_running: bool = False,
         channel: Callable[[str], grpc.aio.Channel] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float] = random_module.random,
@@ -84,6 +86,7 @@ class Supervisor:
         self._tokens = InstanceTokens()
         self._registrations = registrations or _nobody(clock)
         self._roots = roots
+        self._leave_running = leave_running
         self._policy = policy
         self._random = random
         self._new_suffix = new_suffix
@@ -112,7 +115,7 @@ class Supervisor:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         tasks, self._tasks = self._tasks, None
         for keeper in self._keepers.values():
-            keeper.close()
+            keeper.close(leave=self._leave_running)
         if tasks is not None:
             # The keepers end by themselves: an error of the body must not kill them before they have stopped their children.
             await tasks.__aexit__(None, None, None)
@@ -176,6 +179,18 @@ class Supervisor:
         """Ends the service's sidecars; what runs in them gets `drain` seconds. Its state folder goes too. Idempotent."""
         await self.unassign(uid, drain)
         await asyncio.to_thread(self._folders.remove_state, uid)
+
+    async def reap(self) -> None:
+        """Ends what earlier gateways left behind of services that are not here; to be called when all that are here were applied."""
+
+        def is_orphan(uid: str) -> bool:
+            # One that is here looks back itself; where there is nothing to look back at, nobody goes on with what there is.
+            return uid not in self._keepers or not self._folders.has_left(uid)
+
+        for runtime in self._runtimes.values():
+            if isinstance(runtime, OutlivingRuntime):
+                await runtime.reap(is_orphan)
+        await asyncio.to_thread(self._folders.forget_left, lambda uid: uid not in self._keepers)
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
