@@ -175,6 +175,7 @@ class Gateway:
             await ledger.lose(other_gateways_than=self._name)
         run_dir = private_folder(self._run_dir())
         containers = _docker(settings, folder.node, run_dir)
+        stack.push_async_callback(containers.close)
         supervisor = Supervisor(
             [containers, ProcessRuntime(), AttachedRuntime()]
             if settings.runtime == "docker"
