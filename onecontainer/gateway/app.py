@@ -184,6 +184,7 @@ class Gateway:
             await ledger.lose(other_gateways_than=self._name)
         run_dir = private_folder(self._run_dir())
         containers = _docker(settings, folder.node, run_dir)
+        stack.push_async_callback(containers.close)
         processes = ProcessRuntime(ca_file=None if is_loopback(settings.internal_listen) else authority.ca_file)
         attached = AttachedRuntime(registrations)
         supervisor = Supervisor(

@@ -8,8 +8,9 @@ import hashlib
 import logging
 import random as random_module
 import secrets as secrets_module
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from functools import partial
+from typing import Any
 
 import grpc
 
@@ -247,7 +248,11 @@ class Supervisor:
             raise DriverNotAvailable("the service has no driver; call MatchDrivers, then AssignDriver")
         current = keeper.current
         talk = current.conversation if current is not None and not current.ended.is_set() else None
-        if current is None or talk is None:
+        layers = None
+        if current is not None and talk is not None:
+            starting = current.record.state is SidecarState.STARTING
+            layers = await _unless_it_ends(talk.heartbeat(timeout, starting=starting))
+        if current is None or layers is None:
             state, error = keeper.state()
             starting = state is ServiceState.STARTING or (current is not None and not current.ended.is_set())
             first = LayerHeartbeat(
@@ -257,8 +262,7 @@ class Supervisor:
             )
             rest = (HeartbeatLayer.DRIVER, HeartbeatLayer.BACKEND)
             return Heartbeat("", (first, *(LayerHeartbeat(layer, HeartbeatState.SKIPPED) for layer in rest)))
-        starting = current.record.state is SidecarState.STARTING
-        return Heartbeat(current.name, await talk.heartbeat(timeout, starting=starting))
+        return Heartbeat(current.name, layers)
 
     async def logs(self, name: str, tail: int, follow: bool) -> AsyncGenerator[list[LogLine], None]:
         """The last lines of a sidecar, then with `follow` each further one until it ends.
@@ -326,3 +330,15 @@ def _unknown(name: str) -> ResourceNotFound:
         f"there is no {name}; every start makes a new one, ListSidecars tells which there are",
         resource=(SIDECAR_TYPE, name),
     )
+
+
+async def _unless_it_ends(
+    heartbeat: Coroutine[Any, Any, tuple[LayerHeartbeat, ...]],
+) -> tuple[LayerHeartbeat, ...] | None:
+    """The layers; None if the sidecar ended meanwhile: the close of its channel cancels what is under way on it."""
+    task = asyncio.ensure_future(heartbeat)
+    try:
+        await asyncio.wait((task,))
+        return None if task.cancelled() else task.result()
+    finally:
+        task.cancel()

@@ -79,6 +79,7 @@ class DockerRuntime:
             f"unix:{spec.folders.socket}",
             spec.logs,
             limits.memory_bytes,
+            on_removed=lambda: self._tidy(client, spec.target),
             on_lost=lambda: self._lost.add(spec.instance),
         )
 
@@ -119,6 +120,11 @@ class DockerRuntime:
                 log.info("%s has no service any more: it ends", container.name)
                 await in_thread(remove, container, REAP_GRACE)
                 await in_thread(self._remove_network, client, self._network_name(uid))
+
+    async def close(self) -> None:
+        """Removes the shared network if nothing of this installation uses it."""
+        if self._client is not None:
+            await in_thread(self._remove_network, self._client, self._network_name())
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -218,6 +224,10 @@ class DockerRuntime:
             options={"com.docker.network.bridge.enable_icc": "false"},
             labels={made.INSTALLATION_LABEL: self._settings.installation},
         )
+
+    def _tidy(self, client: DockerClient, target: Target) -> None:
+        if target.runtime.private_network:
+            self._remove_network(client, self._network_name(target.uid))
 
     def _remove_network(self, client: DockerClient, name: str) -> None:
         from docker.errors import APIError

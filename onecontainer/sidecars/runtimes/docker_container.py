@@ -31,14 +31,22 @@ class RunningContainer:
     """A `RunningSidecar` that outlives the gateway. Docker is asked in threads of its own: following a log blocks."""
 
     def __init__(
-        self, container: Container, target: str, logs: LogBuffer, memory_bytes: int, *, on_lost: Callable[[], object]
+        self,
+        container: Container,
+        target: str,
+        logs: LogBuffer,
+        memory_bytes: int,
+        *,
+        on_removed: Callable[[], None],
+        on_lost: Callable[[], None],
     ) -> None:
-        """`on_lost` is called if it cannot be removed when it has to go."""
+        """`on_removed` is called, in a thread, when it has been removed; `on_lost` if it cannot be removed when it has to go."""
         self.target = target
         self.runtime_id = str(container.id)
         self._container = container
         self._logs = logs
         self._memory_bytes = memory_bytes
+        self._on_removed = on_removed
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -55,6 +63,7 @@ class RunningContainer:
     async def stop(self, grace: float) -> None:
         try:
             await in_thread(remove, self._container, grace)
+            await in_thread(self._on_removed)
         except OneContainerError:
             self._on_lost()
             self._end("could not be stopped")
