@@ -90,16 +90,16 @@ def driver_context(folder: Path) -> Context:
 def sdk_context() -> Context:
     """The SDK as a wheel, what it requires, and the versions of that here."""
     name = f"onecontainer-{onecontainer.__version__}-py3-none-any.whl"
-    required = _requirements("onecontainer", {"", SDK_EXTRA})
+    required = requirements_of("onecontainer", {"", SDK_EXTRA})
     return {
         DOCKERFILE: BuildFile((_IMAGES / "sdk.Dockerfile").read_bytes()),
         "requirements.txt": BuildFile("".join(f"{one}\n" for one in required).encode()),
-        "constraints.txt": BuildFile("".join(f"{one}\n" for one in _versions(required)).encode()),
+        "constraints.txt": BuildFile("".join(f"{one}\n" for one in versions_of(required)).encode()),
         name: BuildFile(_wheel()),
     }
 
 
-def _requirements(distribution: str, extras: set[str]) -> list[str]:
+def requirements_of(distribution: str, extras: set[str]) -> list[str]:
     """Without their markers' extra; those of other extras and other platforms are left out."""
     found = []
     for text in importlib.metadata.requires(distribution) or ():
@@ -111,7 +111,7 @@ def _requirements(distribution: str, extras: set[str]) -> list[str]:
     return sorted(found)
 
 
-def _versions(required: list[str]) -> list[str]:
+def versions_of(required: list[str]) -> list[str]:
     """`name==version` of all that is needed in the end, as far as it is installed here."""
     found: dict[str, str] = {}
     waiting = [Requirement(text) for text in required]
@@ -125,7 +125,7 @@ def _versions(required: list[str]) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # pip picks one
         found[name] = f"{name}=={version}"
-        waiting += [Requirement(text) for text in _requirements(name, {"", *requirement.extras})]
+        waiting += [Requirement(text) for text in requirements_of(name, {"", *requirement.extras})]
     return sorted(found.values())
 
 

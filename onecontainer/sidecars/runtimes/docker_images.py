@@ -69,21 +69,11 @@ class Images:
         """
         if target.folder is None:
             raise DriverNotAvailable(f"{target.driver} is not installed here; only the runtime `attached` can use it")
-        sdk_files = docker_context.sdk_context()
-        digest = docker_context.digest_of(sdk_files, self._base_image)
-        sdk = Recipe(
-            _tag(SDK_REPOSITORY, onecontainer.__version__, digest),
-            sdk_files,
-            self._base_image,
-            (f"{SDK_REPOSITORY}:{_tag_text(onecontainer.__version__)}",),
-        )
+        sdk = sdk_recipe(self._base_image)
         try:
-            files = docker_context.driver_context(Path(target.folder))
+            return sdk, driver_recipe(Path(target.folder), target.manifest.name, target.manifest.version, sdk)
         except OSError as error:
             raise DriverNotAvailable(f"{target.driver} cannot be read: {error}") from error
-        digest = docker_context.digest_of(files, sdk.tag)
-        manifest = target.manifest
-        return sdk, Recipe(_tag(f"{DRIVER_REPOSITORY}{manifest.name}", manifest.version, digest), files, sdk.tag)
 
     async def make(self, client: DockerClient, recipes: tuple[Recipe, ...], logs: LogBuffer) -> str:
         """Builds those that are not there, in this order, and returns the tag of the last one; what docker says goes to the log.
@@ -135,6 +125,22 @@ class Recipe:
     aliases: tuple[str, ...] = ()
 
 
+def sdk_recipe(base_image: str) -> Recipe:
+    """The SDK's image on a base image."""
+    files = docker_context.sdk_context()
+    digest = docker_context.digest_of(files, base_image)
+    version = onecontainer.__version__
+    return Recipe(_tag(SDK_REPOSITORY, version, digest), files, base_image, (f"{SDK_REPOSITORY}:{_tag_text(version)}",))
+
+
+def driver_recipe(folder: Path, name: str, version: str, sdk: Recipe) -> Recipe:
+    """The image of a driver's folder on the SDK's. Raises OSError if the folder cannot be read."""
+    files = docker_context.driver_context(folder)
+    return Recipe(
+        _tag(f"{DRIVER_REPOSITORY}{name}", version, docker_context.digest_of(files, sdk.tag)), files, sdk.tag
+    )
+
+
 def _tag(repository: str, version: str, digest: str) -> str:
     return f"{repository}:{_tag_text(version)}-{digest}"
 
@@ -144,7 +150,7 @@ def _tag_text(version: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", version)
 
 
-def _has(client: DockerClient, tag: str) -> bool:
+def has(client: DockerClient, tag: str) -> bool:
     from docker.errors import ImageNotFound
 
     try:
@@ -154,8 +160,11 @@ def _has(client: DockerClient, tag: str) -> bool:
     return True
 
 
-def _run_build(client: DockerClient, recipe: Recipe, tell: Tell, timeout: float) -> None:
-    """In a thread. The last of docker's lines are kept for the error."""
+def build(client: DockerClient, recipe: Recipe, tell: Tell, timeout: float) -> None:
+    """Builds it, in the caller's thread; each line that docker says is told.
+
+    Raises DriverNotAvailable with the last lines if it fails.
+    """
     deadline = time.monotonic() + timeout
     last: list[str] = []
     stream = client.api.build(

@@ -10,6 +10,8 @@ RUN pip install --quiet -r /opt/onecontainer/requirements.txt -c /opt/onecontain
 COPY *.whl /opt/onecontainer/wheels/
 RUN pip install --quiet --no-deps --no-index /opt/onecontainer/wheels/*.whl
 
+# Where a driver that is not the gateway's to start keeps its state; a volume that is mounted here is the driver's.
+RUN install -d -o 65532 -g 65532 -m 0700 /var/lib/onecontainer
 WORKDIR /opt/driver
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python3", "-m", "onecontainer.rpc.health"]
 ENTRYPOINT ["python3", "-m", "onecontainer.driver", "--driver-dir", "/opt/driver"]

@@ -1,0 +1,92 @@
+"""make images: the gateway's image and one for each bundled driver, tagged with the version, and what they weigh.
+
+The drivers' are those that the docker runtime makes. Nothing is built again that has not changed.
+
+    python deploy/images/build.py [--base-image IMAGE] [NAME…]      NAME: gateway, sql, onnx, ffmpeg, …; all without one
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import docker
+
+import onecontainer
+from onecontainer.errors import DriverNotAvailable
+from onecontainer.rpc.manifest import load_manifest
+from onecontainer.settings import Settings
+from onecontainer.sidecars.runtimes import docker_context, docker_images
+from onecontainer.sidecars.runtimes.docker_context import BuildFile, Context
+
+ROOT = Path(__file__).resolve().parents[2]
+GATEWAY = "gateway"
+EXTRAS = {"", "cli", "gateway", "kafka", "postgres"}
+REPOSITORY = "onecontainer"
+BUILD_SECONDS = 1800.0
+
+
+def gateway_context() -> Context:
+    """The whole package as a wheel, with the drivers in it, and what it requires at the versions that are installed here."""
+    with tempfile.TemporaryDirectory() as folder:
+        wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, str(ROOT)]
+        # The same wheel from the same files: its times are not the day's.
+        subprocess.run(wheel, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "315532800"})
+        (path,) = Path(folder).glob("*.whl")
+        data = path.read_bytes()
+    required = docker_context.requirements_of("onecontainer", EXTRAS)
+    return {
+        docker_context.DOCKERFILE: BuildFile((ROOT / "deploy" / "images" / GATEWAY / "Dockerfile").read_bytes()),
+        "requirements.txt": BuildFile("".join(f"{one}\n" for one in required).encode()),
+        "constraints.txt": BuildFile("".join(f"{one}\n" for one in docker_context.versions_of(required)).encode()),
+        path.name: BuildFile(data),
+    }
+
+
+def recipe_of(name: str, sdk: docker_images.Recipe) -> docker_images.Recipe:
+    """What an image is made of."""
+    if name == GATEWAY:
+        files = gateway_context()
+        version = onecontainer.__version__
+        tag = f"{REPOSITORY}/{GATEWAY}:{version}-{docker_context.digest_of(files, sdk.tag)}"
+        return docker_images.Recipe(tag, files, sdk.tag, (f"{REPOSITORY}/{GATEWAY}:{version}",))
+    folder = ROOT / "drivers" / name
+    version = load_manifest(folder).version
+    made = docker_images.driver_recipe(folder, name, version, sdk)
+    return docker_images.Recipe(
+        made.tag, made.context, made.base, (f"{docker_images.DRIVER_REPOSITORY}{name}:{version}",)
+    )
+
+
+def main() -> int:
+    bundled = sorted(path.parent.name for path in (ROOT / "drivers").glob("*/metadata.json"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-image", default=Settings().docker_base_image, help="default: %(default)s")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([GATEWAY, *bundled])}")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - {GATEWAY, *bundled}
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join([GATEWAY, *bundled])}")
+    client = docker.from_env()
+    sdk = docker_images.sdk_recipe(arguments.base_image)
+    names = arguments.names or [GATEWAY, *bundled]
+    try:
+        for recipe in (sdk, *(recipe_of(name, sdk) for name in names)):
+            if not docker_images.has(client, recipe.tag):
+                docker_images.build(client, recipe, lambda line: print(f"  {line}", flush=True), BUILD_SECONDS)
+            image = client.images.get(recipe.tag)
+            for alias in recipe.aliases:
+                image.tag(alias)
+            print(f"{recipe.aliases[0]:36} {image.attrs['Size'] / 1e6:7.0f} MB   {recipe.tag}", flush=True)
+    except DriverNotAvailable as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
