@@ -33,6 +33,20 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic in newer cl
         return float(match[1]) * _UNITS[match[2] or "s"]
 
 
+class Bytes(click.ParamType):  # type: ignore[type-arg]
+    """Bytes, with `k`, `m` or `g` behind the number in units of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+)([kmg]?)(i?b)?", value.lower())
+        if match is None:
+            self.fail(f"{value!r} is no size: 1048576, 512m, 2g", param, ctx)
+        return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+
+
 class Pair(click.ParamType):  # type: ignore[type-arg]
     """`KEY=VALUE`, the value as text."""
 
@@ -109,6 +123,7 @@ def json_values(text: str) -> Iterable[Any]:
 
 
 DURATION = Seconds()
+SIZE = Bytes()
 PAIR = Pair()
 JSON_PAIR = JsonPair()
 JSON = JsonInput()

@@ -52,6 +52,7 @@ def start_detached(settings: Settings, *, timeout: float) -> Note:
         "ONECONTAINER_LISTEN": settings.listen,
         "ONECONTAINER_LOG_LEVEL": settings.log_level,
         "ONECONTAINER_DISPATCH_URL": settings.dispatch_url,
+        "ONECONTAINER_RUNTIME": settings.runtime,
         LOG_FILE_VARIABLE: str(log),
     }
     # Not subprocess: its Popen belongs to whoever waits for the child, and this one is to outlive us.

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.management.v1 import management_service_pb2, resources_pb2
-from onecontainer.cli.options import DURATION, JSON_PAIR, PAIR
+from onecontainer.cli.options import DURATION, JSON_PAIR, PAIR, SIZE
 from onecontainer.cli.render import enum_name, moment
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.management import state_name
@@ -66,10 +67,28 @@ def fields_options(function: Callable[..., None]) -> Callable[..., None]:
             click.option("--description", help="For people."),
             click.option("--driver", help="Driver, NAME or NAME-VERSION. Default: the best match."),
             click.option(
-                "--runtime", type=click.Choice(list(RUNTIMES)), help="Where its sidecar runs. Default: process."
+                "--runtime",
+                type=click.Choice(list(RUNTIMES)),
+                help="Where its sidecar runs. Default: the gateway's (process).",
             ),
             click.option("--runtime-endpoint", help="With --runtime attached: where the sidecar listens."),
             click.option("--token-secret", help="With --runtime attached: secrets/NAME of its token."),
+            click.option(
+                "--device", "devices", multiple=True, help="With --runtime docker: /dev/dri, gpu; may be repeated."
+            ),
+            click.option(
+                "--memory",
+                type=SIZE,
+                help="With --runtime docker: its memory, 512m or 2g. Default: the driver's, or 1g.",
+            ),
+            click.option(
+                "--cpus",
+                type=click.FloatRange(0.01),
+                help="With --runtime docker: its processors. Default: the driver's, or 2.",
+            ),
+            click.option(
+                "--private-network", is_flag=True, help="With --runtime docker: a network for this sidecar alone."
+            ),
             click.option(
                 "--max-running",
                 type=click.IntRange(0, 1024),
@@ -97,11 +116,24 @@ def fields_options(function: Callable[..., None]) -> Callable[..., None]:
 def record_of(values: dict[str, Any]) -> tuple[resources_pb2.Service, list[str]]:
     """A service record with the fields that were given, and their paths."""
     runtime = None
+    if values["runtime"] != "docker":
+        given = [name for name in ("devices", "memory", "cpus", "private_network") if values[name]]
+        if given:
+            raise click.UsageError(
+                f"--{given[0].replace('_', '-').replace('devices', 'device')} is for --runtime docker"
+            )
     if values["runtime"]:
         runtime = resources_pb2.Runtime(
             kind=RUNTIMES[values["runtime"]],
             endpoint=values["runtime_endpoint"] or "",
             token_secret=values["token_secret"] or "",
+            devices=values["devices"],
+            private_network=values["private_network"],
+            resources=(
+                driver_pb2.DriverResources(memory_bytes=values["memory"] or 0, cpus=values["cpus"] or 0)
+                if values["memory"] or values["cpus"]
+                else None
+            ),
         )
     limits = {name: values[name] for name in LIMITS if values[name] is not None}
     record = resources_pb2.Service(

@@ -33,6 +33,12 @@ STOP_MARGIN = 30.0
     metavar="URL",
     help="How jobs reach workers: embedded:// (the default) or kafka://HOST:PORT,HOST:PORT.",
 )
+@click.option(
+    "--runtime",
+    envvar="ONECONTAINER_RUNTIME",
+    type=click.Choice(["process", "docker"]),
+    help="Where sidecars run of services that do not say. Default: process.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 @click.option(
     "--start-timeout",
@@ -47,6 +53,7 @@ def up(
     data_dir: Path | None,
     listen: str | None,
     jobs: str | None,
+    runtime: str | None,
     log_level: str | None,
     start_timeout: float,
     output: str | None,
@@ -62,8 +69,9 @@ def up(
       oca up --detach --data-dir /srv/oca     in the background
       oca up --listen 127.0.0.1:0             on a free port
       oca up --jobs kafka://127.0.0.1:9092    jobs go over a broker
+      oca up --runtime docker                 sidecars are containers
     """
-    settings = settings_of(data_dir, listen=listen, dispatch_url=jobs, log_level=log_level)
+    settings = settings_of(data_dir, listen=listen, dispatch_url=jobs, runtime=runtime, log_level=log_level)
     screen = screen_of(output)
     if detach:
         running = note_of(settings.data_dir)
@@ -112,6 +120,7 @@ def tell(state: str, note: Note, data_dir: Path, screen: Screen) -> None:
 @output_option
 def down(data_dir: Path | None, timeout: float | None, output: str | None) -> None:
     """Stop the gateway of a data folder: it takes nothing new, lets running calls end, and stops its sidecars.
+    Those in containers go on, and the next gateway goes on with them.
 
     Queued jobs wait for the next start. Does nothing if none runs.
     """

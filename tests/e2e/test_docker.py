@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from docker.models.containers import Container
 
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
@@ -167,6 +168,23 @@ def test_inside_it_holds(scene: Scene) -> None:
     code, output = run("python3 -m onecontainer.rpc.health")
     assert (code, output) == (0, "")
     assert run("ONECONTAINER_LISTEN=unix:/nowhere python3 -m onecontainer.rpc.health")[0] == 1
+
+
+def test_containers_do_not_reach_each_other(scene: Scene) -> None:
+    scene.ready("other")
+    (one,), (other,) = scene.gateway.containers("boxed"), scene.gateway.containers("other")
+    other.reload()
+    (address,) = [network["IPAddress"] for network in other.attrs["NetworkSettings"]["Networks"].values()]
+    serve = ["python3", "-m", "http.server", "8123", "--bind", "0.0.0.0", "--directory", "/opt/driver"]
+    other.exec_run(serve, detach=True)
+    fetch = "import urllib.request; print(urllib.request.urlopen('http://{}:8123/metadata.json', timeout=2).status)"
+
+    def got(container: Container, host: str) -> bool:
+        return container.exec_run(["python3", "-c", fetch.format(host)])[0] == 0
+
+    until(lambda: got(other, address), "served")
+    assert not got(one, address)
+    scene.client.services.delete("other")
 
 
 def test_calls_and_jobs_and_logs(scene: Scene) -> None:
