@@ -68,7 +68,10 @@ def fields_options(function: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--runtime", type=click.Choice(list(RUNTIMES)), help="Where its sidecar runs. Default: process."
             ),
-            click.option("--runtime-endpoint", help="With --runtime attached: where the sidecar listens."),
+            click.option(
+                "--runtime-endpoint",
+                help="With --runtime attached: where the sidecar listens. Default: one registers itself.",
+            ),
             click.option("--token-secret", help="With --runtime attached: secrets/NAME of its token."),
             click.option(
                 "--max-running",

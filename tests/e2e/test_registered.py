@@ -81,7 +81,9 @@ class Place:
             "tls_key_file": str(self.folder / "key.pem"),
             **changes,
         }
-        arguments = [part for name, value in options.items() if value for part in (f"--{name.replace('_', '-')}", value)]
+        arguments = [
+            part for name, value in options.items() if value for part in (f"--{name.replace('_', '-')}", value)
+        ]
         process = Process([sys.executable, "-m", "onecontainer.driver", *arguments], {}, ready)
         self.started.append(process)
         return process
