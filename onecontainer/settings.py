@@ -338,11 +338,15 @@ def reachable(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `HOST:PORT` or `unix:PATH` can be reached from this host only. A name other than localhost is taken as
-    reachable from outside."""
+    """Whether `HOST:PORT` or `unix:PATH` can be reached from this host only; of `ipv4:HOST:PORT,HOST:PORT`, gRPC's way to write
+    several, whether all can. A name other than localhost is taken as reachable from outside."""
     if address.startswith("unix:"):
         return True
-    host = address.rpartition(":")[0].strip("[]")
+    places = address.removeprefix("ipv4:").removeprefix("ipv6:").split(",")
+    return all(_is_loopback_host(place.rpartition(":")[0].strip("[]")) for place in places)
+
+
+def _is_loopback_host(host: str) -> bool:
     if host == "localhost":
         return True
     try:

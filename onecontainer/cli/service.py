@@ -71,7 +71,10 @@ def fields_options(function: Callable[..., None]) -> Callable[..., None]:
                 type=click.Choice(list(RUNTIMES)),
                 help="Where its sidecar runs. Default: the gateway's (process).",
             ),
-            click.option("--runtime-endpoint", help="With --runtime attached: where the sidecar listens."),
+            click.option(
+                "--runtime-endpoint",
+                help="With --runtime attached: where the sidecar listens. Default: one registers itself.",
+            ),
             click.option("--token-secret", help="With --runtime attached: secrets/NAME of its token."),
             click.option(
                 "--device", "devices", multiple=True, help="With --runtime docker: /dev/dri, gpu; may be repeated."

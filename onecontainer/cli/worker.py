@@ -12,7 +12,7 @@ from onecontainer.cli.options import DURATION, FILE, TARGET, data_dir_option
 from onecontainer.cli.process import note_of, settings_of
 from onecontainer.client.names import full_name
 from onecontainer.errors import CredentialsInvalid, FieldInvalid, StateInvalid
-from onecontainer.settings import Settings
+from onecontainer.settings import Settings, is_loopback
 
 
 @click.command()
@@ -21,7 +21,9 @@ from onecontainer.settings import Settings
     "--driver", type=TARGET, required=True, metavar="TARGET", help="Where the driver listens: HOST:PORT or unix:PATH."
 )
 @click.option("--driver-token-file", type=FILE, help="File with the driver's instance token. Default: it needs none.")
-@click.option("--driver-ca-file", type=FILE, help="CA of the driver's certificate. Default: no TLS.")
+@click.option(
+    "--driver-ca-file", type=FILE, help="CA of the driver's certificate; needed beyond loopback. Default: no TLS."
+)
 @click.option("--slots", type=click.IntRange(1, 1000), help="Jobs to run at once. Default: what the driver says.")
 @click.option(
     "--drain-timeout",
@@ -37,7 +39,11 @@ from onecontainer.settings import Settings
     metavar="TARGET",
     help="The gateway's internal listener. Default: that of the gateway that runs on the data folder.",
 )
-@click.option("--gateway-ca-file", type=FILE, help="CA of its certificate. Default: no TLS.")
+@click.option(
+    "--gateway-ca-file",
+    type=FILE,
+    help="CA of its certificate; needed beyond loopback. Default: no TLS, or ca/ca.pem in the data folder.",
+)
 @click.option(
     "--registration-token-file",
     type=FILE,
@@ -75,7 +81,7 @@ def worker(
     Examples:
       oca worker movies --driver 127.0.0.1:7000
       oca worker movies --driver unix:/run/movies.sock --slots 4 --drain-timeout 5m
-      oca worker movies --driver 127.0.0.1:7000 --gateway 10.0.0.5:50052 --registration-token-file token
+      oca worker movies --driver 127.0.0.1:7000 --gateway 10.0.0.5:50052 --gateway-ca-file ca.pem --registration-token-file token
     """
     settings = settings_of(
         data_dir, log_level=log_level, registration_token_file=registration_token_file, secrets_dir=secrets_dir
@@ -85,7 +91,13 @@ def worker(
     from onecontainer.gateway.logs import configure
 
     configure(settings.log_level, settings.log_format)
-    there = Place(_internal_target(gateway, settings), _text_of(settings.registration_token_file), gateway_ca_file)
+    target = _internal_target(gateway, settings)
+    its_ca = settings.ca_dir / "ca.pem"
+    if gateway_ca_file is None and its_ca.is_file() and not is_loopback(target):
+        gateway_ca_file = its_ca
+    _refuse_plaintext("--gateway", target, gateway_ca_file, "a copy of ca/ca.pem in the gateway's data folder")
+    _refuse_plaintext("--driver", driver, driver_ca_file, "the authority that signed its certificate")
+    there = Place(target, _text_of(settings.registration_token_file), gateway_ca_file)
     token = None if driver_token_file is None else _text_of(driver_token_file)
 
     async def work() -> None:
@@ -128,6 +140,12 @@ def _internal_target(gateway: str | None, settings: Settings) -> str:
     note = note_of(settings.data_dir)
     # Where it will listen, if it is not up yet: either may be started first.
     return note.internal_address if note is not None else settings.internal_listen
+
+
+def _refuse_plaintext(option: str, target: str, ca_file: Path | None, what: str) -> None:
+    """Tokens and jobs go beyond this host over TLS only."""
+    if ca_file is None and not is_loopback(target):
+        raise FieldInvalid(option, f"{target} is not on loopback: give {option}-ca-file, {what}")
 
 
 def _text_of(path: Path) -> str:

@@ -7,7 +7,7 @@ library has v1alpha, so its servicer serves both names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -79,10 +79,31 @@ def _add(
     try:
         pool.Add(file)
     except TypeError as error:
+        if _same(pool.FindFileByName(file.name), file):
+            return True
         # Two drivers with other versions of one file: calls work, each with its own; reflection shows the first.
         log.warning("reflection leaves out %s: %s", file.name, error)
         return False
     return True
+
+
+def _same(known: FileDescriptor, file: descriptor_pb2.FileDescriptorProto) -> bool:
+    """Whether it is the same file but for the JSON names that some compilers write out."""
+    one, other = descriptor_pb2.FileDescriptorProto(), descriptor_pb2.FileDescriptorProto()
+    known.CopyToProto(one)
+    other.CopyFrom(file)
+    for message in (*_messages(one.message_type), *_messages(other.message_type)):
+        for field in (*message.field, *message.extension):
+            field.ClearField("json_name")
+    for field in (*one.extension, *other.extension):
+        field.ClearField("json_name")
+    return one == other
+
+
+def _messages(found: Iterable[descriptor_pb2.DescriptorProto]) -> Iterator[descriptor_pb2.DescriptorProto]:
+    for message in found:
+        yield message
+        yield from _messages(message.nested_type)
 
 
 def _with_dependencies(files: Iterable[FileDescriptor]) -> list[FileDescriptor]:

@@ -91,6 +91,16 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     run_page("tutorial.md", tmp_path, variables, least=15, stop=["oca down"])
 
 
+def test_sidecars_that_you_start_yourself_run(tmp_path: Path) -> None:
+    (tmp_path / "drivers").symlink_to(ROOT / "drivers")
+    variables = {
+        "ONECONTAINER_DATA_DIR": str(tmp_path / "data"),
+        "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}",
+        "PORT": str(free_port()),
+    }
+    run_page("attached.md", tmp_path, variables, least=7, stop=["kill $(cat notes.pid)", "oca down"])
+
+
 def test_several_gateways_run(tmp_path: Path) -> None:
     with private_postgresql() as place:
         variables = {name: f"127.0.0.1:{free_port()}" for name in ("ONE", "TWO")} | {"PG": place}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from onecontainer.settings import (
     Settings,
     is_loopback,
     private_folder,
+    reachable,
     runtime_dir,
     socket_path,
 )
@@ -74,6 +76,8 @@ def test_private_folder(tmp_path: Path) -> None:
         ("[::1]:1", True),
         ("localhost:1", True),
         ("unix:/x/y", True),
+        ("ipv4:127.0.0.1:1,127.0.0.2:2", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:2", False),
         ("0.0.0.0:1", False),
         ("[::]:1", False),
         ("10.0.0.1:1", False),
@@ -82,6 +86,20 @@ def test_private_folder(tmp_path: Path) -> None:
 )
 def test_is_loopback(address: str, loopback: bool) -> None:
     assert is_loopback(address) is loopback
+
+
+def test_the_internal_listeners_addresses_are_checked() -> None:
+    for wrong in ("50052", "host:", "http://x"):
+        with pytest.raises(ValidationError, match="internal_listen"):
+            Settings(internal_listen=wrong)
+        with pytest.raises(ValidationError, match="internal_advertise"):
+            Settings(internal_advertise=wrong)
+    Settings(internal_listen="0.0.0.0:50052", internal_advertise="gateway.internal:50052")
+
+
+def test_others_reach_a_listener_on_all_addresses_by_the_machines_name() -> None:
+    assert reachable("0.0.0.0:1") == reachable("[::]:1") == f"{socket.gethostname()}:1"
+    assert reachable("10.0.0.1:1") == "10.0.0.1:1"
 
 
 def test_listening_elsewhere_needs_tls_and_a_principal() -> None:

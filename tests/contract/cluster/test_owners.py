@@ -195,3 +195,20 @@ def test_a_view_of_a_newer_release_is_read() -> None:
     text = view_to_text(View(ServiceState.READY, instance="sidecars/s"))
     newer = text[:-1] + ', "added": 1}'
     assert view_from_text(newer) == View(ServiceState.READY, instance="sidecars/s")
+
+
+async def test_a_service_whose_sidecar_has_come_here_is_taken_from_one_that_lives(
+    pair: tuple[SqlOwners, SqlOwners],
+) -> None:
+    a, b = pair
+    await a.renew(["s"])
+    await a.show("s", View(instance="sidecars/s-1"))
+    await b.take_over("s")
+    await b.take_over("t")  # nobody had it
+    found = {owner.service_uid: owner for owner in await a.renew(["s", "t"])}
+    assert {uid: owner.gateway for uid, owner in found.items()} == {"s": B, "t": B}
+    assert found["s"].view == View()
+    # What the old owner still shows is not seen any more.
+    await a.show("s", View(instance="sidecars/s-1"))
+    (seen,) = [owner for owner in await b.renew([]) if owner.service_uid == "s"]
+    assert seen.view == View()

@@ -18,6 +18,7 @@ from onecontainer.rpc.manifest import load_manifest, manifest_to_proto
 from onecontainer.sidecars.folders import Folders
 from onecontainer.sidecars.model import RuntimeSpec, ServiceState, Target
 from onecontainer.sidecars.policy import Policy
+from onecontainer.sidecars.registrations import Post, Registrations
 from onecontainer.sidecars.runtimes.attached import AttachedRuntime
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
@@ -62,6 +63,7 @@ class Bench:
 
     root: Path
     supervisor: Supervisor
+    registrations: Registrations
     flags: list[str] = field(default_factory=list)
     client_settings: dict[str, str] = field(default_factory=dict)
 
@@ -136,43 +138,56 @@ async def bench(
         kafka = driver_pb2.KafkaDispatch(topic=target.uid, client_settings=client_settings)
         return driver_pb2.JobSource(internal_target="unix:/nowhere", kafka=kafka, slots=target.slots)
 
+    def post_of(service: str) -> Post:
+        return Post(service.removeprefix("services/"), "drivers/echo-1.0.0", "echo", 2, "1.0.0", serves=True)
+
     run_dir = tmp_path_factory.mktemp("r")
+    registrations = Registrations(
+        "secret", post_of=post_of, clock=SystemClock(), lease=LIMIT, on_change=lambda uid: supervisor.tell(uid)
+    )
     supervisor = Supervisor(
-        [ProcessRuntime(command, environment), AttachedRuntime()],
+        [ProcessRuntime(command, environment), AttachedRuntime(registrations)],
         folders=Folders(tmp_path / "data", run_dir),
         secrets=SecretStore(tmp_path / "secrets", {}),
         clock=SystemClock(),
         policy=replace(POLICY, **getattr(request, "param", {})),
         job_source=job_source,
+        registrations=registrations,
     )
     async with supervisor:
-        yield Bench(tmp_path, supervisor, flags, client_settings)
+        yield Bench(tmp_path, supervisor, registrations, flags, client_settings)
 
 
 @pytest.fixture
 async def stranger(tmp_path: Path) -> AsyncIterator[Path]:
     """A sidecar that somebody else has started; its socket."""
-    folder = write_driver(tmp_path / "driver")
-    state = tmp_path / "stranger-state"
+    async with strange_sidecar(tmp_path, "stranger", token="the-stranger"):
+        yield tmp_path / "stranger.sock"
+
+
+@contextlib.asynccontextmanager
+async def strange_sidecar(folder: Path, name: str, token: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
+    """One that listens on `NAME.sock` in the folder, and asks for this token if there is one."""
+    driver = write_driver(folder / "driver")
+    state = folder / f"{name}-state"
     state.mkdir()
-    socket = tmp_path / "stranger.sock"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(PROGRAM),
-        str(folder),
+        str(driver),
         env={
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": ":".join(sys.path),
-            "ONECONTAINER_LISTEN": f"unix:{socket}",
+            "ONECONTAINER_LISTEN": f"unix:{folder / name}.sock",
             "ONECONTAINER_STATE_DIR": str(state),
-            "TEST_TOKEN": "the-stranger",
+            "TEST_TOKEN": token,
         },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
     async with asyncio.timeout(LIMIT):
         await process.stdout.readline()
-    yield socket
+    yield process
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()

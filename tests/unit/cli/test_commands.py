@@ -86,6 +86,8 @@ def test_the_root_lists_all_commands_without_loading_what_they_need() -> None:
         (["status", "--timeout", "soon"], "no duration"),
         (["worker", "x", "--driver", "foo"], "neither HOST:PORT nor unix:PATH"),
         (["worker", "x", "--driver", "h:1", "--gateway", "foo"], "neither HOST:PORT nor unix:PATH"),
+        (["worker", "x", "--driver", "h:1"], "--driver-ca-file"),
+        (["worker", "x", "--driver", "unix:/x", "--gateway", "h:1"], "--gateway-ca-file"),
         (["service", "update", "x", "--max-running", "-1"], "--max-running"),
     ],
 )

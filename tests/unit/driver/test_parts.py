@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.wrappers_pb2 import Int64Value
+from pydantic import ValidationError
 
 from onecontainer import errors
 from onecontainer.driver import Context, to_status
@@ -16,6 +17,7 @@ from onecontainer.driver.context import CallFacts
 from onecontainer.driver.entry_point import missing_requirements
 from onecontainer.driver.isolation import run_in_thread
 from onecontainer.driver.settings import SidecarSettings
+from onecontainer.errors import Code, CredentialsInvalid, NotAttached
 from onecontainer.rpc.status import from_status
 
 
@@ -81,6 +83,36 @@ def test_settings_come_from_the_starters_variables(monkeypatch: pytest.MonkeyPat
             SidecarSettings(listen=listen)
     with pytest.raises(ValueError, match="go together"):
         SidecarSettings(tls_cert_file=tmp_path)
+
+
+REGISTERING = {"gateway": "127.0.0.1:1", "service": "services/x", "registration_token_file": "token"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"service": ""}, "needs service"),
+        ({"registration_token_file": None}, "needs service and registration_token_file"),
+        ({"token_file": "t"}, "leave out instance and token_file"),
+        ({"gateway": "gateway.internal:1"}, "needs tls_ca_file"),
+        ({"listen": "0.0.0.0:1"}, "needs tls_cert_file"),
+    ],
+)
+def test_what_registering_needs_is_told(changes: dict[str, object], says: str) -> None:
+    SidecarSettings(**REGISTERING)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match=says):
+        SidecarSettings(**REGISTERING | changes)  # type: ignore[arg-type]
+
+
+def test_one_that_registers_lets_nobody_in_before_it_has_its_token() -> None:
+    authenticator = SidecarAuthenticator(None, registers=True)
+    with pytest.raises(NotAttached) as caught:
+        authenticator.authenticate([("authorization", "Bearer x")])
+    assert (caught.value.code, caught.value.retry_after is not None) == (Code.UNAVAILABLE, True)
+    authenticator.admit("x")
+    authenticator.authenticate([("authorization", "Bearer x")])
+    with pytest.raises(CredentialsInvalid):
+        authenticator.authenticate([])
 
 
 def test_a_secrets_name_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
