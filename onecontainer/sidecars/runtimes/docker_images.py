@@ -136,9 +136,7 @@ def sdk_recipe(base_image: str) -> Recipe:
 def driver_recipe(folder: Path, name: str, version: str, sdk: Recipe) -> Recipe:
     """The image of a driver's folder on the SDK's. Raises OSError if the folder cannot be read."""
     files = docker_context.driver_context(folder)
-    return Recipe(
-        _tag(f"{DRIVER_REPOSITORY}{name}", version, docker_context.digest_of(files, sdk.tag)), files, sdk.tag
-    )
+    return Recipe(_tag(f"{DRIVER_REPOSITORY}{name}", version, docker_context.digest_of(files, sdk.tag)), files, sdk.tag)
 
 
 def _tag(repository: str, version: str, digest: str) -> str:
