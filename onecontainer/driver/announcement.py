@@ -69,6 +69,8 @@ class Announcement:
             await asyncio.wait((ending, retired), return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 ending.result()
+            else:
+                log.warning("%s has another driver now: this sidecar ends", self._request.service)
         finally:
             for wait in (ending, retired):
                 wait.cancel()
