@@ -200,10 +200,10 @@ class Catalog:
             return ServiceState.DELETING, None
         if not record.assigned_driver:
             return ServiceState.UNASSIGNED, self._why_unassigned(record)
-        if record.runtime.registers and self.driver_of(record) is None:
+        state, error = self.sidecars.state(record.uid)
+        if state is ServiceState.UNASSIGNED and record.runtime.registers and self.driver_of(record) is None:
             text = f"{record.assigned_driver} is not installed: it is known again when a sidecar of it registers"
             return ServiceState.UNAVAILABLE, DriverUnreachable(text, metadata={"driver": record.assigned_driver})
-        state, error = self.sidecars.state(record.uid)
         return (ServiceState.STARTING, None) if state is ServiceState.UNASSIGNED else (state, error)
 
     def _why_unassigned(self, record: ServiceRecord) -> OneContainerError:

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 
 import grpc
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import ServiceDescriptor
 
 from onecontainer.api.driver.v1 import registration_pb2 as pb
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.registration import Registration, is_passing
 from onecontainer.errors import OneContainerError, Reason
 from onecontainer.rpc.channel import open_channel
+from onecontainer.rpc.descriptors import with_dependencies
 from onecontainer.rpc.manifest import manifest_to_proto
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Announcement:
             await asyncio.wait((ending, retired), return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 ending.result()
+            else:
+                log.warning("%s has another driver now: this sidecar ends", self._request.service)
         finally:
             for wait in (ending, retired):
                 wait.cancel()
@@ -93,15 +96,6 @@ def _is_waited_out(error: OneContainerError) -> bool:
 
 def descriptor_set(services: Iterable[ServiceDescriptor]) -> bytes:
     """The serialised FileDescriptorSet of service APIs, with all imports, in dependency order."""
-    found: dict[str, FileDescriptor] = {}
-
-    def visit(file: FileDescriptor) -> None:
-        if file.name not in found:
-            for dependency in file.dependencies:
-                visit(dependency)
-            found[file.name] = file
-
-    for service in services:
-        visit(service.file)
-    files = [descriptor_pb2.FileDescriptorProto.FromString(file.serialized_pb) for file in found.values()]
+    found = with_dependencies(service.file for service in services)
+    files = [descriptor_pb2.FileDescriptorProto.FromString(file.serialized_pb) for file in found]
     return descriptor_pb2.FileDescriptorSet(file=files).SerializeToString()

@@ -27,6 +27,7 @@ from onecontainer.api.job.v1 import job_lease_service_pb2_grpc, job_pb2
 from onecontainer.driver.artifacts import Metadata, typed_errors
 from onecontainer.driver.source import Reject
 from onecontainer.errors import RecordInvalid
+from onecontainer.rpc.kafka import DISPATCH_SCHEMA, DISPATCH_TYPE, HEADER_ID, HEADER_SCHEMA, HEADER_TYPE
 from onecontainer.rpc.status import to_status
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ FIRST_LOOK, LAST_LOOK = 0.25, 2.0
 """Seconds without a record after which a worker with free slots asks for the best queued jobs, whatever was published."""
 HEAD_BYTES = 4096
 EXPECTED_HEADERS = {
-    "ce_type": b"dev.onecontainer.job.dispatch.v1",
-    "ce_dataschema": event_pb2.JobDispatch.DESCRIPTOR.full_name.encode(),
+    HEADER_TYPE: DISPATCH_TYPE.encode(),
+    HEADER_SCHEMA: DISPATCH_SCHEMA.encode(),
 }
 
 
@@ -251,14 +252,16 @@ class KafkaSource:
         try:
             message = event_pb2.JobDispatch.FromString(record.value or b"")
         except DecodeError:
-            raise RecordInvalid(f"does not decode to {event_pb2.JobDispatch.DESCRIPTOR.full_name}") from None
+            raise RecordInvalid(f"does not decode to {DISPATCH_SCHEMA}") from None
         if not message.job.startswith("jobs/") or not message.job[5:].isalnum() or message.fence < 1:
             raise RecordInvalid("names no job and fence")
         if message.service != self._service:
             raise RecordInvalid(f"is for {message.service[:100]!r}, this worker is for {self._service!r}")
         identity = f"{message.job[5:]}/{message.fence}".encode()
-        if headers.get("ce_id") != identity or record.key != message.job[5:].encode():
-            raise RecordInvalid(f"names {message.job[:100]} with fence {message.fence}, but its ce_id and key do not")
+        if headers.get(HEADER_ID) != identity or record.key != message.job[5:].encode():
+            raise RecordInvalid(
+                f"names {message.job[:100]} with fence {message.fence}, but its {HEADER_ID} and key do not"
+            )
         missing = EXPECTED_HEADERS.keys() - headers.keys()
         if missing:
             raise RecordInvalid(f"has no {', '.join(sorted(missing))}")

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from onecontainer.api.error.v1 import reason_pb2
+from onecontainer.rpc.descriptors import with_dependencies
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Reflection:
 
     def __init__(self, files: Iterable[FileDescriptor], services: Sequence[str]) -> None:
         """``files`` with the gateway's own services, and the names of those."""
-        self._own = {file.name: file for file in _with_dependencies([*files, *_ALWAYS])}
+        self._own = {file.name: file for file in with_dependencies([*files, *_ALWAYS])}
         self._services = tuple(services)
         self._servicer: Any = None
         self.update(())
@@ -104,17 +105,3 @@ def _messages(found: Iterable[descriptor_pb2.DescriptorProto]) -> Iterator[descr
     for message in found:
         yield message
         yield from _messages(message.nested_type)
-
-
-def _with_dependencies(files: Iterable[FileDescriptor]) -> list[FileDescriptor]:
-    found: dict[str, FileDescriptor] = {}
-
-    def visit(file: FileDescriptor) -> None:
-        if file.name not in found:
-            for dependency in file.dependencies:
-                visit(dependency)
-            found[file.name] = file
-
-    for file in files:
-        visit(file)
-    return list(found.values())

@@ -1,4 +1,4 @@
-"""Settings of Kafka clients, the same for the gateway's producer and a sidecar's consumer."""
+"""What the gateway's producer and a sidecar's consumer share: names of headers, and settings of their clients."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from typing import Any
 import aiokafka  # its loggers are there from here on
 from aiokafka.helpers import create_ssl_context
 
+from onecontainer.api.event.v1 import event_pb2
 from onecontainer.rpc.manifest import secret_name, secret_names
 
+HEADER_ID, HEADER_TYPE, HEADER_SCHEMA = "ce_id", "ce_type", "ce_dataschema"
+"""Headers of CloudEvents in Kafka's binary mode by which a consumer knows our records."""
+DISPATCH_TYPE = "dev.onecontainer.job.dispatch.v1"
+DISPATCH_SCHEMA = event_pb2.JobDispatch.DESCRIPTOR.full_name
 SAY_AGAIN = 30.0
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from onecontainer.api.event.v1 import event_pb2
+from onecontainer.rpc.kafka import DISPATCH_SCHEMA, DISPATCH_TYPE, HEADER_ID, HEADER_SCHEMA, HEADER_TYPE
 
-DISPATCH_TYPE = "dev.onecontainer.job.dispatch.v1"
 EVENT_TYPE = "dev.onecontainer.job.event.v1"
 
 SEND_TIMEOUT = 10.0
@@ -88,7 +88,7 @@ def dispatch_record(row: Any) -> Record:
     # What is in the ledger is small enough for a record; larger requests are artifacts, which the grant names.
     if row.payload is not None:
         message.request = row.payload
-    headers = [("ce_id", f"{row.id}/{row.fence}".encode()), *_common(row.service, DISPATCH_TYPE, _DISPATCH_SCHEMA)]
+    headers = [(HEADER_ID, f"{row.id}/{row.fence}".encode()), *_common(row.service, DISPATCH_TYPE, DISPATCH_SCHEMA)]
     if row.traceparent:
         headers.append(("traceparent", row.traceparent.encode()))
     return Record(row.id.encode(), message.SerializeToString(), headers)
@@ -97,11 +97,10 @@ def dispatch_record(row: Any) -> Record:
 def event_record(event: event_pb2.JobEvent) -> Record:
     """The record of a job's transition."""
     job = event.job.removeprefix("jobs/")
-    headers = [("ce_id", f"{job}/{event.sequence}".encode()), *_common(event.service, EVENT_TYPE, _EVENT_SCHEMA)]
+    headers = [(HEADER_ID, f"{job}/{event.sequence}".encode()), *_common(event.service, EVENT_TYPE, _EVENT_SCHEMA)]
     return Record(job.encode(), event.SerializeToString(), headers)
 
 
-_DISPATCH_SCHEMA = event_pb2.JobDispatch.DESCRIPTOR.full_name
 _EVENT_SCHEMA = event_pb2.JobEvent.DESCRIPTOR.full_name
 
 
@@ -114,7 +113,7 @@ def _common(source: str, kind: str, schema: str) -> Headers:
     return (
         ("ce_specversion", b"1.0"),
         ("ce_source", source.encode()),
-        ("ce_type", kind.encode()),
-        ("ce_dataschema", schema.encode()),
+        (HEADER_TYPE, kind.encode()),
+        (HEADER_SCHEMA, schema.encode()),
         ("content-type", b"application/protobuf"),
     )

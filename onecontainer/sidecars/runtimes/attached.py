@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from onecontainer.errors import DriverUnreachable
+from onecontainer.sidecars.instance import first_of
 from onecontainer.sidecars.model import RuntimeKind
 from onecontainer.sidecars.registrations import Presence, Registrations
 from onecontainer.sidecars.runtime import StartSpec
@@ -32,13 +33,7 @@ class _Registered(_Attached):
         self._presence = presence
 
     async def wait(self) -> str:
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._released, self._presence.ended)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        await first_of(self._released.wait(), self._presence.ended.wait())
         return self._presence.end or "was released"
 
 
