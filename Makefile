@@ -126,6 +126,10 @@ bench-growth: setup ## Jobs with 1,000 to 100,000 queued, and with 1, 2 and 4 wo
 bench-cancel: setup ## Seconds from a cancel until the handler or its processes are gone
 	$(BIN)/python -m tests.bench.cancel
 
+.PHONY: images
+images: setup ## Images of the gateway and of each driver, for deploy/compose: make images BASE_IMAGE=…
+	$(BIN)/python deploy/images/build.py $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))
+
 .PHONY: bench-cold-start
 bench-cold-start: setup ## Seconds from CreateService to READY, processes and containers; images; memory at rest
 	$(BIN)/python -m tests.bench.cold_start
