@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # A suite that several modules run: its assertions tell as much as theirs.
 pytest.register_assert_rewrite("tests.fixtures.beside_suite")
+
+# A shell starts what runs in its background with SIGINT ignored, and all that is started from there inherits it: the tests of
+# Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
