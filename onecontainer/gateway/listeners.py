@@ -93,7 +93,7 @@ def bind_internal(server: grpc.aio.Server, settings: Settings, authority: Author
         raise StateInvalid(f"cannot listen on {target}: is the address taken?")
     if target.startswith("unix:"):
         Path(target.removeprefix("unix:")).chmod(0o600)
-        return settings.internal_advertise or target
+        return target
     return settings.internal_advertise or reachable(f"{target.rpartition(':')[0]}:{port}")
 
 
