@@ -129,10 +129,11 @@ class Registration:
 
     async def _next_renewal(self, interval: float) -> None:
         """After the interval, or at once when there is news: that it drains."""
+        if self._announcement.draining:
+            await asyncio.sleep(interval)
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(interval):
-                if self._announcement.draining:
-                    await asyncio.Event().wait()
                 await self._draining.wait()
 
     def _take(self, response: pb.RegisterResponse) -> None:

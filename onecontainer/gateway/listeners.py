@@ -81,7 +81,7 @@ def bind_internal(server: grpc.aio.Server, settings: Settings, authority: Author
         path = Path(target.removeprefix("unix:"))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _bind_socket(server, path)
-        return settings.internal_advertise or target
+        return target
     credentials = None if is_loopback(target) else authority.issue(internal_names(settings)).server_credentials()
     port = _bind(server, target, credentials)
     return settings.internal_advertise or reachable(f"{target.rpartition(':')[0]}:{port}")

@@ -188,7 +188,7 @@ class Registrations:
     def renew(self, registration: Registration, *, draining: bool = False) -> bool:
         """It is there; ``draining``: it takes nothing new. True: its service has another driver by now, so it is to take no more.
 
-        Raises StateInvalid if it is not known any more, ResourceNotFound if its service is gone.
+        Raises StateInvalid if it is not known any more, or by another name, ResourceNotFound if its service is gone.
         """
         if self._by_token.get(registration.token) is not registration:
             raise StateInvalid("another stream of this instance has replaced this one", code=Code.ABORTED)
@@ -196,7 +196,9 @@ class Registrations:
         post = self._post_of(registration.identity.service)
         retired = post.driver_name != registration.post.driver_name
         if registration.presence is not None:
-            retired = (post.driver, post.serves, post.uid) != (registration.post.driver, True, registration.post.uid)
+            if post.uid != registration.post.uid:
+                raise StateInvalid("the service has been made anew: register again", code=Code.ABORTED)
+            retired = (post.driver, post.serves) != (registration.post.driver, True)
         if (retired or draining) and registration.record.state is not SidecarState.DRAINING:
             if registration.presence is not None:
                 registration.presence.draining.set()

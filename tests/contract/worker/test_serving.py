@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -178,6 +179,17 @@ async def test_another_driver_retires_it(desk: Desk, channel: grpc.aio.Channel) 
     desk.posts["services/echo"] = post(version="2.0.0")
     assert (await call.say()).retired
     assert presence.draining.is_set()
+
+
+async def test_one_whose_service_was_made_anew_registers_again(desk: Desk, channel: grpc.aio.Channel) -> None:
+    call, first = await serve(channel)
+    desk.posts["services/echo"] = replace(post(), uid="uid-2")
+    error = await refusal(call.say())
+    assert isinstance(error, StateInvalid)
+    assert error.code is Code.ABORTED
+    _, again = await serve(channel)
+    assert again.service_uid == "uid-2"
+    assert again.sidecar != first.sidecar
 
 
 async def test_a_driver_that_it_brings_is_announced_first(desk: Desk, channel: grpc.aio.Channel) -> None:
