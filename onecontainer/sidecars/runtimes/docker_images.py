@@ -79,7 +79,7 @@ class Images:
         )
         try:
             files = docker_context.driver_context(Path(target.folder))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DriverNotAvailable(f"{target.driver} cannot be read: {error}") from error
         digest = docker_context.digest_of(files, sdk.tag)
         manifest = target.manifest
