@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-import tomllib
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 from onecontainer.driver.driver import Driver
-from onecontainer.rpc.manifest import METADATA_FILE, Manifest
+from onecontainer.rpc.manifest import METADATA_FILE, Manifest, requirements_of
 
 
 class DriverUnusable(Exception):
@@ -46,12 +45,8 @@ def _explain(error: ImportError, folder: Path, manifest: Manifest) -> str:
 
 def missing_requirements(folder: Path) -> list[str]:
     """Requirements of the driver's pyproject.toml that this environment does not meet."""
-    try:
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
-    except (OSError, tomllib.TOMLDecodeError):
-        return []
     missing = []
-    for text in project.get("dependencies", []):
+    for text in requirements_of(folder):
         try:
             requirement = Requirement(text)
         except InvalidRequirement:

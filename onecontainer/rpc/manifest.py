@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
@@ -138,6 +139,15 @@ def bare_app(app: str) -> str:
     app = app.split("@", 1)[0]
     head, slash, tail = app.rpartition("/")
     return head + slash + tail.split(":", 1)[0]
+
+
+def requirements_of(folder: Path) -> list[str]:
+    """What the pyproject.toml of a driver's folder requires, as it is written there; nothing if it cannot be read."""
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8")).get("project", {})
+    except (OSError, tomllib.TOMLDecodeError):
+        return []
+    return [text for text in project.get("dependencies", []) if isinstance(text, str)]
 
 
 def load_manifest(folder: Path) -> Manifest:

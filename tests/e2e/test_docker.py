@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
 import grpc
 import pytest
 from docker.models.containers import Container
@@ -19,7 +24,7 @@ from onecontainer.client import Client
 from onecontainer.client.management import service_error
 from onecontainer.errors import DeadlineExceeded, OneContainerError, Reason
 from tests.fixtures.cancels import until
-from tests.fixtures.docker import INSTALLATION, DockerGateway, docker_gateway
+from tests.fixtures.docker import INSTALLATION, DockerGateway, base_image, docker_gateway
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
 PROCESS = resources_pb2.Runtime(kind=resources_pb2.RUNTIME_KIND_PROCESS)
@@ -39,7 +44,7 @@ class Scene:
     def echo(self, service: str) -> bytes:
         """One call, tried again while the gateway is away: the method is idempotent."""
         request = self.pb.EchoRequest(service=f"services/{service}", payload=b"x")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while True:
             try:
                 with grpc.insecure_channel(self.gateway.address) as channel:
@@ -252,7 +257,7 @@ def test_a_gateway_that_starts_anew_goes_on_with_the_same_container(scene: Scene
     with Load(lambda: scene.echo("plain"), 2) as load:
         gateway.stop() if clean else gateway.kill()
         gateway.start()
-        scene.client.services.wait_ready("boxed", "plain", timeout=60)
+        scene.client.services.wait_ready("boxed", "plain", timeout=120)
     assert load.failures == []
     assert load.calls > 0
     after = gateway.container("boxed")
@@ -353,6 +358,32 @@ def test_what_a_container_cannot_reach_is_said(scene: Scene) -> None:
     assert error.reason is Reason.FIELD_INVALID
     assert "host.docker.internal" in str(error)
     scene.client.services.delete("far")
+
+
+def test_a_bundled_driver_needs_no_more_than_its_folder(scene: Scene) -> None:
+    scene.client.services.create("books", app="sql")
+    scene.client.services.wait_ready("books", timeout=180)
+    scene.client.db.create_table("books", "cups", {"id": "int64", "name": "text"}, key=["id"])
+    scene.client.db.insert("books", "cups", [{"id": 1, "name": "茶"}])
+    # What it keeps is in its state folder, which the next container has too.
+    old = scene.sidecar("books")
+    scene.client.services.assign_driver("books")
+    until(lambda: scene.sidecar("books").name != old.name, "switched")
+    assert list(scene.client.db.select("books", "cups")) == [{"id": 1, "name": "茶"}]
+    scene.client.services.delete("books")
+
+
+@pytest.mark.slow
+def test_the_demo_in_containers(tmp_path: Path) -> None:
+    settings = {"ONECONTAINER_RUNTIME": "docker", "ONECONTAINER_DOCKER_BASE_IMAGE": base_image()}
+    demo = [sys.executable, "-m", "onecontainer.cli", "demo", "--data-dir", str(tmp_path / "data")]
+    shown = subprocess.run(demo, env=os.environ | settings, capture_output=True, text=True, check=False, timeout=600)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "All three checked" in shown.stdout
+    label = {"label": f"{INSTALLATION}={(tmp_path / 'data' / 'node').read_text()}"}
+    with contextlib.closing(docker.from_env()) as client:
+        assert client.containers.list(all=True, filters=label) == []
+        assert client.networks.list(filters=label) == []
 
 
 def test_deletion_removes_the_container_and_its_state(scene: Scene) -> None:

@@ -12,7 +12,7 @@ import importlib.metadata
 import io
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from packaging.utils import canonicalize_name
 
 import onecontainer
 from onecontainer.catalog.drivers import files_of
+from onecontainer.rpc.manifest import requirements_of
 
 DOCKERFILE = "Dockerfile"
+CONSTRAINTS = "constraints.txt"
 SDK_PARTS = (
     "api",
     "client",
@@ -78,12 +80,19 @@ def tar_of(context: Context) -> io.BytesIO:
 
 
 def driver_context(folder: Path) -> Context:
-    """A driver's folder; without a Dockerfile it gets the one for drivers in Python."""
+    """A driver's folder; without a Dockerfile it gets the one for drivers in Python.
+
+    Unless it brings constraints of its own, what it requires is installed in the versions that are installed here: the runtime
+    `process` runs it with those.
+    """
     context = {
         path.relative_to(folder).as_posix(): BuildFile(path.read_bytes(), bool(path.stat().st_mode & 0o100))
         for path in files_of(folder)
     }
     context.setdefault(DOCKERFILE, BuildFile((_IMAGES / "driver.Dockerfile").read_bytes()))
+    context.setdefault(
+        CONSTRAINTS, BuildFile("".join(f"{one}\n" for one in versions_of(requirements_of(folder))).encode())
+    )
     return context
 
 
@@ -94,7 +103,7 @@ def sdk_context() -> Context:
     return {
         DOCKERFILE: BuildFile((_IMAGES / "sdk.Dockerfile").read_bytes()),
         "requirements.txt": BuildFile("".join(f"{one}\n" for one in required).encode()),
-        "constraints.txt": BuildFile("".join(f"{one}\n" for one in versions_of(required)).encode()),
+        CONSTRAINTS: BuildFile("".join(f"{one}\n" for one in versions_of(required)).encode()),
         name: BuildFile(_wheel()),
     }
 
@@ -111,14 +120,14 @@ def requirements_of(distribution: str, extras: set[str]) -> list[str]:
     return sorted(found)
 
 
-def versions_of(required: list[str]) -> list[str]:
-    """`name==version` of all that is needed in the end, as far as it is installed here."""
+def versions_of(required: Sequence[str]) -> list[str]:
+    """`name==version` of all that is needed in the end, as far as it is installed here; but for ourselves."""
     found: dict[str, str] = {}
     waiting = [Requirement(text) for text in required]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in found:
+        if name in found or name == "onecontainer":
             continue
         try:
             version = importlib.metadata.version(name)

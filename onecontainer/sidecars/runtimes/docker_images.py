@@ -72,7 +72,7 @@ class Images:
         sdk = sdk_recipe(self._base_image)
         try:
             return sdk, driver_recipe(Path(target.folder), target.manifest.name, target.manifest.version, sdk)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DriverNotAvailable(f"{target.driver} cannot be read: {error}") from error
 
     async def make(self, client: DockerClient, recipes: tuple[Recipe, ...], logs: LogBuffer) -> str:
@@ -134,7 +134,7 @@ def sdk_recipe(base_image: str) -> Recipe:
 
 
 def driver_recipe(folder: Path, name: str, version: str, sdk: Recipe) -> Recipe:
-    """The image of a driver's folder on the SDK's. Raises OSError if the folder cannot be read."""
+    """The image of a driver's folder on the SDK's. Raises OSError or ValueError if the folder cannot be read."""
     files = docker_context.driver_context(folder)
     return Recipe(_tag(f"{DRIVER_REPOSITORY}{name}", version, docker_context.digest_of(files, sdk.tag)), files, sdk.tag)
 
