@@ -53,6 +53,7 @@ def start_detached(settings: Settings, *, timeout: float) -> Note:
         "ONECONTAINER_LOG_LEVEL": settings.log_level,
         "ONECONTAINER_DISPATCH_URL": settings.dispatch_url,
         LOG_FILE_VARIABLE: str(log),
+        "ONECONTAINER_BACKENDS": "",  # whoever starts it sees to them, where the user sees how they come up
     }
     # Not subprocess: its Popen belongs to whoever waits for the child, and this one is to outlive us.
     pid = os.posix_spawn(
