@@ -287,6 +287,8 @@ def _ended(backend: Backend, container: Container) -> OneContainerError:
     how = (
         f"was killed, for it took more memory than its {backend.container.memory}"
         if state.get("OOMKilled")
+        else "ended by itself"
+        if container.status == "running"  # again: docker has started it meanwhile
         else f"ended with exit code {state['ExitCode']}"
     )
     container.stop(timeout=0)

@@ -25,7 +25,10 @@ def image_of(backend: Backend) -> str:
 
 
 def ensure_image(client: DockerClient, backend: Backend, say: Say) -> str:
-    """Makes sure that the image is here and gives its name. Raises StateInvalid if it cannot be pulled, BackendExecutionFailed if not built."""
+    """Makes sure that the image is on this host, and gives its name.
+
+    Raises StateInvalid if it cannot be pulled, BackendExecutionFailed if it cannot be built.
+    """
     from docker.errors import ImageNotFound
 
     image = image_of(backend)

@@ -110,4 +110,7 @@ def _lines(started: Started) -> list[str]:
     found = [f"{started.backend}: {'; '.join(facts)}"]
     if started.message:
         found.append(f"  {started.message}")
+        found.append(
+            f"  → Install a driver that fits; then `oca backend start {started.backend}` gives it to the service."
+        )
     return found
