@@ -111,10 +111,12 @@ def stop(session: Session, names: tuple[str, ...]) -> None:
     settings = settings_of(None)
     containers = containers_of(settings)
     rows = []
-    for entry in _with_containers(choose(load(settings), names)):
-        done = "stopped" if containers.stop(entry) else "did not run"
+    for entry in choose(load(settings), names):
+        done = "needs none"
+        if entry.container is not None:
+            done = "stopped" if containers.stop(entry) else "did not run"
         rows.append({"backend": entry.name, "container": done})
-        session.screen.say(f"{entry.name}: {done}")
+        session.screen.say(f"{entry.name}: container {done}")
     if session.screen.is_json:
         session.screen.data(rows)
 
@@ -162,7 +164,3 @@ def _words(row: dict[str, Any]) -> list[str]:
     if row.get("volumes_kept"):
         words.append(f"its data stays in {', '.join(row['volumes_kept'])} (--data removes it)")
     return words
-
-
-def _with_containers(chosen: list[Backend]) -> list[Backend]:
-    return [entry for entry in chosen if entry.container is not None]

@@ -69,6 +69,8 @@ class ContainerEntry(Part):
     """Image that is pulled if it is not here. Instead: `build`."""
     build: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Folder with a Dockerfile, relative to the catalog's."""
+    command: list[str] = []
+    """Arguments of its entry point. Default: the image's."""
     ports: Annotated[dict[Name, Port], Field(min_length=1)]
     environment: dict[str, str] = {}
     volumes: dict[Name, InnerPath] = {}

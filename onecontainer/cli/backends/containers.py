@@ -146,7 +146,7 @@ class Containers:
         return [f"{key}={value}" for key, value in self._labels(backend).items()]
 
     def _find(self, backend: Backend) -> Container | None:
-        found = self._docker.containers.list(all=True, filters={"label": self._labels_of(backend)})
+        found = self._docker.containers.list(all=True, filters={"label": self._labels_of(backend)}, ignore_removed=True)
         return found[0] if found else None
 
     def _create(self, backend: Backend, runtime: Runtime, image: str, recipe: str) -> Container:
@@ -251,6 +251,7 @@ def container_options(backend: Backend, *, image: str, volumes: dict[str, str], 
     assert entry is not None
     return {
         "image": image,
+        "command": list(entry.command) or None,
         "detach": True,
         "environment": dict(entry.environment),
         "restart_policy": {"Name": "unless-stopped"},
