@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +11,9 @@ from onecontainer.cli.backends.catalog import Backend, choose, load
 from onecontainer.cli.process import settings_of
 from onecontainer.cli.session import Session, connected
 from onecontainer.errors import OneContainerError, ResourceNotFound
+
+if TYPE_CHECKING:
+    from onecontainer.cli.backends.containers import Containers
 
 LOOK_TIMEOUT = 5.0
 
@@ -38,21 +42,15 @@ def list_(session: Session) -> None:
 
     settings = settings_of(None)
     catalog = load(settings)
-    containers = containers_of(settings)
     services, gateway_problem = _services(session)
-    docker_problem = ""
+    with containers_of(settings) as containers:
+        states, docker_problem = _states(containers, catalog.values())
     rows = []
     for entry in catalog.values():
-        state = ""
-        if entry.container is not None and not docker_problem:
-            try:
-                state = containers.state(entry).value
-            except OneContainerError as error:
-                docker_problem = error.message
         rows.append(
             {
                 "name": entry.name,
-                "container": ("unknown" if docker_problem else state) if entry.container else "needs none",
+                "container": states.get(entry.name, "unknown") if entry.container else "needs none",
                 "ports": [f"{port} {address}" for port, address in entry.addresses.items()],
                 "service": services.get(entry.name, "unknown" if gateway_problem else "")
                 if entry.service
@@ -63,6 +61,14 @@ def list_(session: Session) -> None:
     session.screen.rows(rows)
     for problem in filter(None, (docker_problem, gateway_problem)):
         click.echo(problem, err=True)
+
+
+def _states(containers: Containers, entries: Iterable[Backend]) -> tuple[dict[str, str], str]:
+    """Backend → how it stands with its container; and why nothing is known of it."""
+    try:
+        return {entry.name: containers.state(entry).value for entry in entries if entry.container is not None}, ""
+    except OneContainerError as error:
+        return {}, error.message
 
 
 def _services(session: Session) -> tuple[dict[str, str], str]:
@@ -109,14 +115,14 @@ def stop(session: Session, names: tuple[str, ...]) -> None:
     from onecontainer.cli.backends.start import containers_of
 
     settings = settings_of(None)
-    containers = containers_of(settings)
     rows = []
-    for entry in choose(load(settings), names):
-        done = "needs none"
-        if entry.container is not None:
-            done = "stopped" if containers.stop(entry) else "did not run"
-        rows.append({"backend": entry.name, "container": done})
-        session.screen.say(f"{entry.name}: container {done}")
+    with containers_of(settings) as containers:
+        for entry in choose(load(settings), names):
+            done = "needs none"
+            if entry.container is not None:
+                done = "stopped" if containers.stop(entry) else "did not run"
+            rows.append({"backend": entry.name, "container": done})
+            session.screen.say(f"{entry.name}: container {done}")
     if session.screen.is_json:
         session.screen.data(rows)
 
@@ -128,29 +134,30 @@ def stop(session: Session, names: tuple[str, ...]) -> None:
 @connected
 def remove(session: Session, names: tuple[str, ...], data: bool, force: bool) -> None:
     """Remove the backends NAMES: their services and containers. Their data stays, unless --data is given; so do images."""
-    from onecontainer.cli.backends.services import registered
     from onecontainer.cli.backends.start import containers_of
 
     settings = settings_of(None)
-    containers = containers_of(settings)
     rows: list[dict[str, Any]] = []
-    for entry in choose(load(settings), names):
-        row: dict[str, Any] = {"backend": entry.name}
-        if entry.service is not None:
-            # First: while jobs are at work on it nothing is removed.
-            row["service"] = _delete_service(session, entry, registered(session.client, entry, session.timeout), force)
-        if entry.container is not None:
-            was_there, kept = containers.remove(entry, data=data)
-            row |= {"container": "removed" if was_there else "was not there", "volumes_kept": kept}
-        rows.append(row)
-        session.screen.say(f"{entry.name}: " + ", ".join(_words(row)))
+    with containers_of(settings) as containers:
+        for entry in choose(load(settings), names):
+            row: dict[str, Any] = {"backend": entry.name}
+            if entry.service is not None:
+                # First: while jobs are at work on it nothing is removed.
+                row["service"] = _delete_service(session, entry, force)
+            if entry.container is not None:
+                was_there, kept = containers.remove(entry, data=data)
+                row |= {"container": "removed" if was_there else "was not there", "volumes_kept": kept}
+            rows.append(row)
+            session.screen.say(f"{entry.name}: " + ", ".join(_words(row)))
     if session.screen.is_json:
         session.screen.data(rows)
 
 
-def _delete_service(session: Session, entry: Backend, found: object | None, force: bool) -> str:
+def _delete_service(session: Session, entry: Backend, force: bool) -> str:
+    from onecontainer.cli.backends.services import registered
+
     assert entry.service is not None
-    if found is None:
+    if registered(session.client, entry, session.timeout) is None:
         return "was not there"
     try:
         session.client.services.delete(entry.service.id, force=force, timeout=session.timeout)

@@ -15,7 +15,6 @@ from onecontainer.cli.backends.catalog import Backend, choose, load
 from onecontainer.cli.options import DURATION, data_dir_option, output_option
 from onecontainer.cli.process import LOG_FILE_VARIABLE, LOG_NAME, last_lines, note_of, settings_of, start_detached, stop
 from onecontainer.cli.render import Screen, screen_of
-from onecontainer.cli.session import connection_flags, connection_variables, session_at
 from onecontainer.errors import OneContainerError
 from onecontainer.gateway.lock import Note
 from onecontainer.settings import Settings
@@ -117,7 +116,9 @@ def up(
 
 def start_chosen(told: str, note: Note, settings: Settings, chosen: list[Backend], screen: Screen) -> int:
     """Starts backends for the gateway that runs; the exit code. A program gets one answer for all."""
+    # Imported here: the usage must not wait for grpc.
     from onecontainer.cli.backends.start import start_backends
+    from onecontainer.cli.session import session_at
 
     if not screen.is_json:
         tell(told, note, settings.data_dir, screen)
@@ -133,6 +134,8 @@ def start_chosen(told: str, note: Note, settings: Settings, chosen: list[Backend
 
 def start_beside(address: str, settings: Settings, names: list[str], screen: Screen) -> subprocess.Popen[bytes]:
     """Starts backends in a process of its own: whatever becomes of it, the gateway goes on."""
+    from onecontainer.cli.session import connection_flags, connection_variables
+
     catalog = (
         {} if settings.backend_catalog is None else {"ONECONTAINER_BACKEND_CATALOG": str(settings.backend_catalog)}
     )

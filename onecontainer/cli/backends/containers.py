@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from onecontainer.cli.backends.catalog import HOST_NAME, LOOPBACK, Backend, Runtime
 from onecontainer.cli.backends.images import Say, ensure_image, image_of
@@ -58,6 +58,14 @@ class Containers:
     def __init__(self, installation: str) -> None:
         self._installation = installation
         self._client: DockerClient | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -131,9 +139,7 @@ class Containers:
         if self._client is None:
             import docker
 
-            client = docker.from_env()
-            client.ping()
-            self._client = client
+            self._client = docker.from_env()
         return self._client
 
     def _name(self, *parts: str) -> str:
@@ -239,8 +245,10 @@ class Containers:
             return False
         if entry.ready.log is None:
             return True
-        begin = datetime.fromisoformat(container.attrs["State"]["StartedAt"]).timestamp()
-        return entry.ready.log.encode() in container.logs(since=begin)
+        # Since the end of its last run: what it says first may be older than the moment that docker notes for its start.
+        end = datetime.fromisoformat(container.attrs["State"]["FinishedAt"])
+        since = {"since": end.timestamp()} if end.year > 1 else {}
+        return entry.ready.log.encode() in container.logs(**since)
 
 
 def container_options(backend: Backend, *, image: str, volumes: dict[str, str], hosts: list[str]) -> dict[str, Any]:

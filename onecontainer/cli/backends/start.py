@@ -67,31 +67,31 @@ def start_backends(
     session: Session, settings: Settings, backends: Iterable[Backend]
 ) -> tuple[list[dict[str, object]], int]:
     """Starts all; shows what comes of each as it comes. Returns that for programs, and the exit code: that of the first failure."""
-    containers = containers_of(settings)
     shown: list[dict[str, object]] = []
     code = 0
-    for backend in backends:
-        try:
-            started = start_backend(session, containers, backend, _teller(session, backend))
-        except OneContainerError as error:
-            code = code or exit_code(error)
-            shown.append({"backend": backend.name, "error": as_dict(error)})
-            if not session.screen.is_json:
-                for line in lines(error, session.address):
-                    click.echo(f"{backend.name}: {line}", err=True)
-            continue
-        shown.append(
-            {
-                "backend": started.backend,
-                "container": started.container,
-                "ports": started.addresses,
-                "service": started.service,
-                "state": started.state,
-                "message": started.message,
-            }
-        )
-        for line in _lines(started):
-            session.screen.say(line)
+    with containers_of(settings) as containers:
+        for backend in backends:
+            try:
+                started = start_backend(session, containers, backend, _teller(session, backend))
+            except OneContainerError as error:
+                code = code or exit_code(error)
+                shown.append({"backend": backend.name, "error": as_dict(error)})
+                if not session.screen.is_json:
+                    for line in lines(error, session.address):
+                        click.echo(f"{backend.name}: {line}", err=True)
+                continue
+            shown.append(
+                {
+                    "backend": started.backend,
+                    "container": started.container,
+                    "ports": started.addresses,
+                    "service": started.service,
+                    "state": started.state,
+                    "message": started.message,
+                }
+            )
+            for line in _lines(started):
+                session.screen.say(line)
     return shown, code
 
 
