@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -154,6 +155,19 @@ def test_names_are_chosen_once_each_and_all_stands_for_each(tmp_path: Path) -> N
     with pytest.raises(ResourceNotFound, match="casandra") as caught:
         choose(catalog, ["casandra"])
     assert "cassandra" in caught.value.__notes__[0]
+
+
+def test_the_page_on_backends_says_what_is_so(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "backends.md").read_text()
+    (example,) = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert loaded(tmp_path, json.loads(example))["search"].endpoints("process") == {"node1": "http://127.0.0.1:9200"}
+    bundled = loaded(tmp_path)
+    rows = {name: row for name, row in re.findall(r"^\| `([a-z-]+)` \| (.*)\|$", page, re.MULTILINE) if name in bundled}
+    assert rows.keys() == bundled.keys()
+    for name, backend in bundled.items():
+        for address in backend.addresses.values():
+            assert f"{address.rpartition(':')[2]} " in rows[name]
+        assert (backend.service is None) == ("none: " in rows[name])
 
 
 def test_a_folders_digest_is_that_of_its_content(tmp_path: Path) -> None:
