@@ -1,4 +1,4 @@
-"""Build hook: puts the bundled drivers into the wheel, as `onecontainer/_bundled/drivers` (docs/adr/0002)."""
+"""Build hook: puts the bundled drivers and backends into the wheel, below `onecontainer/_bundled` (docs/adr/0002)."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ class BundledDrivers(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":
             return
+        backends = Path(self.root) / "deploy" / "backends"
+        build_data["force_include"][str(backends)] = "onecontainer/_bundled/backends"
         drivers = Path(self.root) / "drivers"
         for metadata in sorted(drivers.glob("*/metadata.json")):
             for path in sorted(metadata.parent.rglob("*")):

@@ -229,6 +229,25 @@ class Settings(BaseSettings):
     docker_pids: int = Field(default=512, ge=16)
     """Processes and threads of a container, unless the service or its driver says otherwise. Default: 512."""
 
+    # --- backends ------------------------------------------------------------------------------------------------------
+
+    backends: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """Backends of the catalog that `oca up` starts and registers (`oca backend list`); as a variable separated by `,`; `all`
+    stands for each. Default: none."""
+
+    backend_catalog: Path | None = None
+    """JSON file with further backends; one with the name of a bundled one replaces it. Default: none."""
+
+    backend_images: dict[str, str] = Field(default_factory=dict)
+    """Other images for backends, in JSON, name to image: for places without a registry. Default: those of the catalog."""
+
+    backend_ports: dict[str, Annotated[int, Field(ge=1, le=65535)]] = Field(default_factory=dict)
+    """Other ports on this host for backends, in JSON, `NAME.PORT` to number: `{"cassandra.cql": 9043}`. Default: those of
+    the catalog."""
+
+    backend_base_image: str = ""
+    """What the images of backends that are built here stand on, a Debian. Default: what their Dockerfiles say."""
+
     # --- log -----------------------------------------------------------------------------------------------------------
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -248,6 +267,7 @@ class Settings(BaseSettings):
         "sidecar_ca_file",
         "peer_ca_file",
         "tokens_file",
+        "backend_catalog",
     )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -257,6 +277,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("backends", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("dispatch_url")
     @classmethod

@@ -38,7 +38,7 @@ def gateway_context() -> Context:
         subprocess.run(wheel, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "315532800"})
         (path,) = Path(folder).glob("*.whl")
         data = path.read_bytes()
-    required = docker_context.requirements_of("onecontainer", EXTRAS)
+    required = docker_context.installed_requirements("onecontainer", EXTRAS)
     return {
         docker_context.DOCKERFILE: BuildFile((ROOT / "deploy" / "images" / GATEWAY / "Dockerfile").read_bytes()),
         "requirements.txt": BuildFile("".join(f"{one}\n" for one in required).encode()),
@@ -77,7 +77,7 @@ def main() -> int:
     try:
         for recipe in (sdk, *(recipe_of(name, sdk) for name in names)):
             if not docker_images.has(client, recipe.tag):
-                docker_images.build(client, recipe, lambda line: print(f"  {line}", flush=True), BUILD_SECONDS)
+                docker_images.build_image(client, recipe, lambda line: print(f"  {line}", flush=True), BUILD_SECONDS)
             image = client.images.get(recipe.tag)
             for alias in recipe.aliases:
                 image.tag(alias)

@@ -208,10 +208,15 @@ def port(settings: Settings) -> Finding:
 
 
 def docker() -> Finding:
-    """Docker, which is needed for `--runtime docker` only."""
+    """Docker, which is needed for `--runtime docker` and for backends as containers only."""
     program = shutil.which("docker")
     if program is None:
-        return Finding(NOTE, "Docker", "not found", "Only needed for services with --runtime docker.")
+        return Finding(
+            NOTE,
+            "Docker",
+            "not found",
+            "Only needed for services with --runtime docker, and for backends as containers.",
+        )
     answer = subprocess.run(
         [program, "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False, timeout=30
     )
@@ -220,6 +225,6 @@ def docker() -> Finding:
             NOTE,
             "Docker",
             "its daemon does not answer",
-            "Only needed for --runtime docker: start it, and be in its group.",
+            "Only needed for --runtime docker and for backends as containers: start it, and be in its group.",
         )
     return Finding(OK, "Docker", answer.stdout.strip())

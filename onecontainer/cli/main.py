@@ -16,6 +16,7 @@ COMMANDS = {
     "service": ("onecontainer.cli.service:service", "Register backends and look after them."),
     "driver": ("onecontainer.cli.driver:driver", "See which drivers there are and which fit."),
     "sidecar": ("onecontainer.cli.sidecar:sidecar", "See running drivers and their logs."),
+    "backend": ("onecontainer.cli.backend:backend", "Start software as containers of this host, and register it."),
     "worker": ("onecontainer.cli.worker:worker", "Take jobs for a driver that takes none by itself."),
     "job": ("onecontainer.cli.job:job", "Create, watch, cancel and repeat jobs."),
     "artifact": ("onecontainer.cli.artifact:artifact", "Upload, download and delete files."),

@@ -54,6 +54,7 @@ def start_detached(settings: Settings, *, timeout: float) -> Note:
         "ONECONTAINER_DISPATCH_URL": settings.dispatch_url,
         "ONECONTAINER_RUNTIME": settings.runtime,
         LOG_FILE_VARIABLE: str(log),
+        "ONECONTAINER_BACKENDS": "",  # whoever starts it sees to them, where the user sees how they come up
     }
     # Not subprocess: its Popen belongs to whoever waits for the child, and this one is to outlive us.
     pid = os.posix_spawn(

@@ -102,6 +102,25 @@ def connected(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def session_at(address: str, output: str) -> Session:
+    """A session with the gateway there, for a command without these options of its own: the root's are taken."""
+    given = click.get_current_context().find_root().params
+    ca_file, token = given.get("ca_file"), given.get("token")
+    tls = Tls(ca_file=ca_file) if ca_file or given.get("tls") else None
+    return Session(address, token, tls, given.get("timeout"), output)
+
+
+def connection_variables() -> dict[str, str]:
+    """The root's options as variables, for an `oca` of our own."""
+    given = click.get_current_context().find_root().params
+    return {f"ONECONTAINER_{name.upper()}": str(given[name]) for name in ("token", "ca_file") if given.get(name)}
+
+
+def connection_flags() -> list[str]:
+    """The root's options that no variable stands for."""
+    return ["--tls"] if click.get_current_context().find_root().params.get("tls") else []
+
+
 def _chosen(own: Any, of_root: Any) -> Any:
     return own if own is not None else of_root
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from onecontainer.cli.backends.catalog import Backend, choose, load
 from onecontainer.cli.options import DURATION, data_dir_option, output_option
 from onecontainer.cli.process import LOG_FILE_VARIABLE, LOG_NAME, last_lines, note_of, settings_of, start_detached, stop
 from onecontainer.cli.render import Screen, screen_of
 from onecontainer.errors import OneContainerError
 from onecontainer.gateway.lock import Note
+from onecontainer.settings import Settings
 
 STOP_MARGIN = 30.0
 
@@ -39,6 +43,13 @@ STOP_MARGIN = 30.0
     type=click.Choice(["process", "docker"]),
     help="Where sidecars run of services that do not say. Default: process.",
 )
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="Start this backend of the catalog too, and register it; may be repeated; `all`: each. See `oca backend`.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 @click.option(
     "--start-timeout",
@@ -54,6 +65,7 @@ def up(
     listen: str | None,
     jobs: str | None,
     runtime: str | None,
+    backends: tuple[str, ...],
     log_level: str | None,
     start_timeout: float,
     output: str | None,
@@ -70,36 +82,94 @@ def up(
       oca up --listen 127.0.0.1:0             on a free port
       oca up --jobs kafka://127.0.0.1:9092    jobs go over a broker
       oca up --runtime docker                 sidecars are containers
+      oca up --backend web-rtmp               with a backend as a container
     """
-    settings = settings_of(data_dir, listen=listen, dispatch_url=jobs, runtime=runtime, log_level=log_level)
+    settings = settings_of(
+        data_dir,
+        listen=listen,
+        dispatch_url=jobs,
+        runtime=runtime,
+        log_level=log_level,
+        backends=list(backends) or None,
+    )
     screen = screen_of(output)
+    chosen = choose(load(settings), settings.backends) if settings.backends else []
     if detach:
         running = note_of(settings.data_dir)
-        if running is not None:
-            tell("already running", running, settings.data_dir, screen)
-        else:
-            tell("ready", start_detached(settings, timeout=start_timeout), settings.data_dir, screen)
+        note = running or start_detached(settings, timeout=start_timeout)
+        told = "already running" if running is not None else "ready"
+        if not chosen:
+            tell(told, note, settings.data_dir, screen)
+        elif code := start_chosen(told, note, settings, chosen, screen):
+            raise click.exceptions.Exit(code)
         return
     # Imported here: the gateway brings its database and all else with it.
     from onecontainer.gateway.app import serve
     from onecontainer.gateway.logs import configure
 
     configure(settings.log_level, settings.log_format)
+    beside: list[subprocess.Popen[bytes]] = []
 
     def ready(address: str) -> None:
         if screen.is_json:
             screen.data({"state": "ready", "address": address, "pid": os.getpid(), "data_dir": str(settings.data_dir)})
         else:
             click.echo(f"oneContainer listens on {address}; data in {settings.data_dir}. Ctrl-C ends it.")
+        if chosen:
+            beside.append(start_beside(address, settings, [backend.name for backend in chosen], screen))
 
-    asyncio.run(serve(settings, ready=ready, log_file=os.environ.get(LOG_FILE_VARIABLE, "")))
+    try:
+        asyncio.run(serve(settings, ready=ready, log_file=os.environ.get(LOG_FILE_VARIABLE, "")))
+    finally:
+        for child in beside:
+            child.terminate()
+            child.wait()
     screen.say("stopped")
 
 
-def tell(state: str, note: Note, data_dir: Path, screen: Screen) -> None:
+def start_chosen(told: str, note: Note, settings: Settings, chosen: list[Backend], screen: Screen) -> int:
+    """Starts backends for the gateway that runs; the exit code. A program gets one answer for all."""
+    # Imported here: the usage must not wait for grpc.
+    from onecontainer.cli.backends.start import start_backends
+    from onecontainer.cli.session import session_at
+
+    if not screen.is_json:
+        tell(told, note, settings.data_dir, screen)
+    session = session_at(note.address, screen.output)
+    try:
+        shown, code = start_backends(session, settings, chosen)
+    finally:
+        session.close()
+    if screen.is_json:
+        tell(told, note, settings.data_dir, screen, backends=shown)
+    return code
+
+
+def start_beside(address: str, settings: Settings, names: list[str], screen: Screen) -> subprocess.Popen[bytes]:
+    """Starts backends in a process of its own: whatever becomes of it, the gateway goes on."""
+    from onecontainer.cli.session import connection_flags, connection_variables
+
+    catalog = (
+        {} if settings.backend_catalog is None else {"ONECONTAINER_BACKEND_CATALOG": str(settings.backend_catalog)}
+    )
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "onecontainer.cli", *connection_flags(), "backend", "start", *names],
+        stdin=subprocess.DEVNULL,
+        env={
+            **os.environ,
+            **connection_variables(),
+            **catalog,
+            "ONECONTAINER_ADDRESS": address,
+            "ONECONTAINER_DATA_DIR": str(settings.data_dir),
+            "ONECONTAINER_OUTPUT": screen.output,
+        },
+    )
+
+
+def tell(state: str, note: Note, data_dir: Path, screen: Screen, **more: object) -> None:
     """Where the gateway is, and how it is stopped."""
     if screen.is_json:
-        screen.data({"state": state, "data_dir": str(data_dir), **asdict(note)})
+        screen.data({"state": state, "data_dir": str(data_dir), **asdict(note), **more})
         return
     screen.say(f"{state}: gateway on {note.address}, pid {note.pid}")
     screen.say(f"  data  {data_dir}")

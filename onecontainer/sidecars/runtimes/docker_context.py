@@ -99,7 +99,7 @@ def driver_context(folder: Path) -> Context:
 def sdk_context() -> Context:
     """The SDK as a wheel, what it requires, and the versions of that here."""
     name = f"onecontainer-{onecontainer.__version__}-py3-none-any.whl"
-    required = requirements_of("onecontainer", {"", SDK_EXTRA})
+    required = installed_requirements("onecontainer", {"", SDK_EXTRA})
     return {
         DOCKERFILE: BuildFile((_IMAGES / "sdk.Dockerfile").read_bytes()),
         "requirements.txt": BuildFile("".join(f"{one}\n" for one in required).encode()),
@@ -108,7 +108,7 @@ def sdk_context() -> Context:
     }
 
 
-def requirements_of(distribution: str, extras: set[str]) -> list[str]:
+def installed_requirements(distribution: str, extras: set[str]) -> list[str]:
     """Without their markers' extra; those of other extras and other platforms are left out."""
     found = []
     for text in importlib.metadata.requires(distribution) or ():
@@ -134,7 +134,7 @@ def versions_of(required: Sequence[str]) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # pip picks one
         found[name] = f"{name}=={version}"
-        waiting += [Requirement(text) for text in requirements_of(name, {"", *requirement.extras})]
+        waiting += [Requirement(text) for text in installed_requirements(name, {"", *requirement.extras})]
     return sorted(found.values())
 
 

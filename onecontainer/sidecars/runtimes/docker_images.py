@@ -81,7 +81,7 @@ class Images:
         Raises DriverNotAvailable with the last lines if a build fails.
         """
         wanted = recipes[-1].tag
-        if await in_thread(_has, client, wanted):
+        if await in_thread(has, client, wanted):
             return wanted
         for recipe in recipes:
             await self._make_one(client, recipe, logs)
@@ -104,11 +104,11 @@ class Images:
         def tell(line: str) -> None:
             loop.call_soon_threadsafe(build.tell, line)
 
-        if await in_thread(_has, client, recipe.tag):
+        if await in_thread(has, client, recipe.tag):
             return
         begin = time.monotonic()
         tell(f"building the image {recipe.tag} on {recipe.base}")
-        await in_thread(_run_build, client, recipe, tell, self._timeout)
+        await in_thread(build_image, client, recipe, tell, self._timeout)
         tell(f"built {recipe.tag} in {time.monotonic() - begin:.1f} s")
         log.info("built %s in %.1f s", recipe.tag, time.monotonic() - begin)
         if not recipe.aliases:
@@ -158,7 +158,7 @@ def has(client: DockerClient, tag: str) -> bool:
     return True
 
 
-def build(client: DockerClient, recipe: Recipe, tell: Tell, timeout: float) -> None:
+def build_image(client: DockerClient, recipe: Recipe, tell: Tell, timeout: float) -> None:
     """Builds it, in the caller's thread; each line that docker says is told.
 
     Raises DriverNotAvailable with the last lines if it fails.
