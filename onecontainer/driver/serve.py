@@ -142,17 +142,19 @@ class SidecarServer:
                 signal.signal(number, signal.SIG_DFL)
 
     async def _wait_for_stop(self) -> None:
-        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(self.stop_asked.wait())]
-        if self._announcement is not None:
-            waits.append(asyncio.ensure_future(self._announcement.wait_end()))
+        if self._announcement is None:
+            await self.stop_asked.wait()
+            return
+        stopping = asyncio.ensure_future(self.stop_asked.wait())
+        ending = asyncio.ensure_future(self._announcement.wait_end())
         try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            await asyncio.wait((stopping, ending), return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                ending.result()
         finally:
-            for one in waits:
+            for one in (stopping, ending):
                 one.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+            await asyncio.gather(stopping, ending, return_exceptions=True)
 
     def ask_to_stop(self) -> None:
         self.stop_asked.set()
