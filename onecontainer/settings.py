@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -202,6 +202,11 @@ class Settings(BaseSettings):
     docker_base_image: str = "python:3.13-slim"
     """Image that the driver SDK's image is built on; it has Python 3.11 or newer, with `venv`. Default: `python:3.13-slim`."""
 
+    docker_listen: str = ""
+    """Address, `HOST:PORT`, at which containers reach the gateway by TLS (as `host.docker.internal`), and then are themselves reached
+    by TLS at ports of loopback: where they cannot share UNIX sockets with the gateway, as with Docker in a virtual machine. The
+    port must stay the same. Default: none, UNIX sockets."""
+
     docker_build_timeout: float = Field(default=1800.0, gt=0)
     """Seconds that the build of an image may take. Default: 1800 (30 minutes)."""
 
@@ -248,9 +253,11 @@ class Settings(BaseSettings):
             raise ValueError("is neither embedded:// nor kafka://HOST:PORT,HOST:PORT")
         return value
 
-    @field_validator("listen")
+    @field_validator("listen", "docker_listen")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name == "docker_listen" and not value:
+            return value
         host, _, port = value.rpartition(":")
         if not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("is not HOST:PORT")

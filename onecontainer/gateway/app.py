@@ -236,8 +236,9 @@ class Gateway:
             artifacts,
             RegistrationServicer(workers, source_of),
             RegistrationTokenOnly(registration),
-            run_dir,
         )
+        certificate = await asyncio.to_thread(containers.certificate)
+        bind_for_containers(internal, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET, settings.docker_listen, certificate)
         await containers.admit()
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
@@ -293,7 +294,6 @@ class Gateway:
         artifacts: Artifacts,
         registrations: RegistrationServicer,
         registration_tokens: RegistrationTokenOnly,
-        run_dir: Path,
     ) -> grpc.aio.Server:
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
         registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
@@ -308,7 +308,6 @@ class Gateway:
             ],
         )
         bind_internal(server, self.settings.internal_listen)
-        bind_for_containers(server, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET)
         return server
 
     def _public_server(
@@ -421,6 +420,7 @@ def _docker(settings: Settings, installation: str, run_dir: Path) -> DockerRunti
             mark=settings.data_dir / "docker",
             base_image=settings.docker_base_image,
             build_timeout=settings.docker_build_timeout,
+            listen=settings.docker_listen,
             defaults=Defaults(settings.docker_memory_bytes, settings.docker_cpus, settings.docker_pids),
         )
     )

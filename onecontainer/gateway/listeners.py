@@ -75,13 +75,20 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials:
     return grpc.ssl_server_credentials([pair])
 
 
-def bind_for_containers(server: grpc.aio.Server, path: Path) -> None:
-    """Binds the internal listener a second time, at a socket in a folder of its own, which containers are given.
+def bind_for_containers(
+    server: grpc.aio.Server, path: Path, address: str, certificate: tuple[Path, Path] | None
+) -> None:
+    """Binds the internal listener a second time, at a socket in a folder of its own, which containers are given; or by TLS at an address,
+    if there is a certificate (and its key).
 
     The folder stays when the gateway goes: containers that outlive it find the next one's socket there.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _bind_socket(server, path)
+    if certificate is None:
+        _bind_socket(server, path)
+    else:
+        chain, key = certificate
+        _bind(server, address, grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())]))
 
 
 def bind_internal(server: grpc.aio.Server, target: str) -> None:
@@ -100,9 +107,9 @@ def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
     path.chmod(0o600)
 
 
-def _bind(server: grpc.aio.Server, target: str) -> None:
+def _bind(server: grpc.aio.Server, target: str, credentials: grpc.ServerCredentials | None = None) -> None:
     try:
-        bound = server.add_insecure_port(target)
+        bound = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except RuntimeError as error:
         raise StateInvalid(f"cannot listen on {target}: {error}") from None
     if not bound:
