@@ -217,6 +217,11 @@ class Settings(BaseSettings):
     docker_base_image: str = "python:3.13-slim"
     """Image that the driver SDK's image is built on; it has Python 3.11 or newer, with `venv`. Default: `python:3.13-slim`."""
 
+    docker_listen: str = ""
+    """Address, `HOST:PORT`, at which containers reach the gateway by TLS (as `host.docker.internal`), and then are themselves reached
+    by TLS at ports of loopback: where they cannot share UNIX sockets with the gateway, as with Docker in a virtual machine. The
+    port must stay the same. Default: none, UNIX sockets."""
+
     docker_build_timeout: float = Field(default=1800.0, gt=0)
     """Seconds that the build of an image may take. Default: 1800 (30 minutes)."""
 
@@ -304,7 +309,7 @@ class Settings(BaseSettings):
             raise ValueError("is neither unix:PATH nor HOST:PORT")
         return value
 
-    @field_validator("internal_advertise")
+    @field_validator("internal_advertise", "docker_listen")
     @classmethod
     def _nothing_or_host_and_port(cls, value: str) -> str:
         if value and not is_host_and_port(value):

@@ -101,15 +101,10 @@ def certificate(hosts: tuple[str, ...], out: Path, valid: float, data_dir: Path 
     key.pem are what it serves with, ca.pem is how it knows the gateway.
     """
     # Imported here: the usage must not wait for cryptography.
-    from onecontainer.sidecars.authority import CA_FILE, Authority, write_key
+    from onecontainer.sidecars.authority import Authority
 
-    authority = Authority(settings_of(data_dir).ca_dir)
-    pair = authority.issue(hosts, days=max(1, round(valid / 86400)))
-    out.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        write_key(out / "key.pem", pair.key)
+        Authority(settings_of(data_dir).ca_dir).hand_out(out, hosts, days=max(1, round(valid / 86400)))
     except FileExistsError:
         raise StateInvalid(f"{out} has a key already: choose another folder, or remove that one") from None
-    (out / "cert.pem").write_bytes(pair.cert)
-    (out / CA_FILE).write_bytes(authority.ca_pem())
     click.echo(f"{out}: certificate for {', '.join(hosts)}")

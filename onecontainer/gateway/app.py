@@ -183,7 +183,7 @@ class Gateway:
             # gateways share a database the others may be alive, and the leases tell.
             await ledger.lose(other_gateways_than=self._name)
         run_dir = private_folder(self._run_dir())
-        containers = _docker(settings, folder.node, run_dir)
+        containers = _docker(settings, folder.node, run_dir, authority)
         stack.push_async_callback(containers.close)
         processes = ProcessRuntime(ca_file=None if is_loopback(settings.internal_listen) else authority.ca_file)
         attached = AttachedRuntime(registrations)
@@ -248,8 +248,9 @@ class Gateway:
             RegistrationServicer(registrations, source_of, admission),
             RegistrationTokenOnly(registration),
             authority,
-            run_dir,
         )
+        certificate = await asyncio.to_thread(containers.certificate)
+        bind_for_containers(internal, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET, settings.docker_listen, certificate)
         await containers.admit()
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
@@ -306,7 +307,6 @@ class Gateway:
         registrations: RegistrationServicer,
         registration_tokens: RegistrationTokenOnly,
         authority: Authority,
-        run_dir: Path,
     ) -> grpc.aio.Server:
         lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
         registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
@@ -321,7 +321,6 @@ class Gateway:
             ],
         )
         self._internal_address = bind_internal(server, self.settings, authority)
-        bind_for_containers(server, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET)
         return server
 
     def _public_server(
@@ -429,7 +428,7 @@ def _dispatch(
     return dispatch, dispatch.run
 
 
-def _docker(settings: Settings, installation: str, run_dir: Path) -> DockerRuntime:
+def _docker(settings: Settings, installation: str, run_dir: Path, authority: Authority) -> DockerRuntime:
     """The runtime of containers. It is there without docker, too, and tells then how to get it."""
     return DockerRuntime(
         DockerSettings(
@@ -438,8 +437,10 @@ def _docker(settings: Settings, installation: str, run_dir: Path) -> DockerRunti
             mark=settings.data_dir / "docker",
             base_image=settings.docker_base_image,
             build_timeout=settings.docker_build_timeout,
+            listen=settings.docker_listen,
             defaults=Defaults(settings.docker_memory_bytes, settings.docker_cpus, settings.docker_pids),
-        )
+        ),
+        authority,
     )
 
 

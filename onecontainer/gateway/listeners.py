@@ -87,13 +87,17 @@ def bind_internal(server: grpc.aio.Server, settings: Settings, authority: Author
     return settings.internal_advertise or reachable(f"{target.rpartition(':')[0]}:{port}")
 
 
-def bind_for_containers(server: grpc.aio.Server, path: Path) -> None:
-    """Binds the internal listener a second time, at a socket in a folder of its own, which containers are given.
+def bind_for_containers(server: grpc.aio.Server, path: Path, address: str, certificate: KeyPair | None) -> None:
+    """Binds the internal listener a second time, at a socket in a folder of its own, which containers are given; or, if there is a
+    certificate, by TLS at an address.
 
     The folder stays when the gateway goes: containers that outlive it find the next one's socket there.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _bind_socket(server, path)
+    if certificate is None:
+        _bind_socket(server, path)
+    else:
+        _bind(server, address, certificate.server_credentials())
 
 
 def _bind_socket(server: grpc.aio.Server, path: Path) -> None:

@@ -58,13 +58,16 @@ def open_channel(
     ca_file: Path | None = None,
     roots: bytes | None = None,
     tls: bool = False,
+    server_name: str = "",
 ) -> grpc.aio.Channel:
     """A channel to ``target`` (``host:port`` or ``unix:/path``), with TLS if ``tls`` is set or authorities are given: a CA file, or
-    ``roots``, both PEM."""
+    ``roots``, both PEM. ``server_name`` is what the server's certificate is to be for, if not the target's host."""
     options = channel_options(max_message_bytes)
     if target.startswith("unix:"):
         # Without it gRPC takes the percent-encoded path as the authority, which some servers refuse.
         options.append(("grpc.default_authority", "localhost"))
+    if server_name:
+        options += [("grpc.ssl_target_name_override", server_name), ("grpc.default_authority", server_name)]
     if ca_file is not None:
         roots = ca_file.read_bytes()
     if tls or roots is not None:

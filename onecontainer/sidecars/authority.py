@@ -80,6 +80,17 @@ class Authority:
         )
         return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), _private(key))
 
+    def hand_out(self, folder: Path, names: Iterable[str], *, days: int = CERTIFICATE_DAYS) -> None:
+        """Makes a folder for a server: `cert.pem`, `key.pem` (its owner's alone) and `ca.pem`.
+
+        Raises as `issue` does, and FileExistsError if there is a key already.
+        """
+        pair = self.issue(names, days=days)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_key(folder / "key.pem", pair.key)
+        (folder / "cert.pem").write_bytes(pair.cert)
+        (folder / CA_FILE).write_bytes(self.ca_pem())
+
     def _load(self) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
         path = self._folder / KEY_FILE
         if not path.exists():

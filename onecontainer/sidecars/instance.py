@@ -13,6 +13,7 @@ import grpc
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.clock import Clock
 from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError, Reason
+from onecontainer.rpc.channel import open_channel
 from onecontainer.rpc.manifest import secret_names
 from onecontainer.sidecars.conversation import ANSWER_TIMEOUT, Conversation
 from onecontainer.sidecars.folders import Folders, InstanceFolders
@@ -279,7 +280,17 @@ class Instance:
 
     async def _steps(self, running: RunningSidecar) -> None:
         policy, target = self._around.policy, self.target
-        channel = self._around.open_channel(running.target)
+        server = running.tls if isinstance(running, OutlivingSidecar) else None
+        channel = (
+            self._around.open_channel(running.target)
+            if server is None
+            else open_channel(
+                running.target,
+                max_message_bytes=policy.max_message_bytes,
+                ca_file=server.ca_file,
+                server_name=server.name,
+            )
+        )
         talk = Conversation(channel, running.target, self._token, target, self.name, policy, self._around.sleep)
         self.conversation = talk
         try:

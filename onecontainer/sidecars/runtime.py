@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from onecontainer.sidecars.folders import InstanceFolders
@@ -63,9 +64,22 @@ class Runtime(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TlsServer:
+    """How the certificate of a sidecar on TCP is checked: who signed it, and for which name."""
+
+    ca_file: Path
+    name: str
+
+
 @runtime_checkable
 class OutlivingSidecar(RunningSidecar, Protocol):
     """One that can go on without the gateway."""
+
+    @property
+    def tls(self) -> TlsServer | None:
+        """None: it is on a UNIX socket."""
+        ...
 
     async def leave(self) -> None:
         """Lets go of it as it is; `wait` answers. Idempotent."""

@@ -25,6 +25,7 @@ from onecontainer.client.management import service_error
 from onecontainer.errors import DeadlineExceeded, OneContainerError, Reason
 from tests.fixtures.cancels import until
 from tests.fixtures.docker import INSTALLATION, DockerGateway, base_image, docker_gateway
+from tests.fixtures.processes import free_port
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
 PROCESS = resources_pb2.Runtime(kind=resources_pb2.RUNTIME_KIND_PROCESS)
@@ -394,6 +395,34 @@ def test_deletion_removes_the_container_and_its_state(scene: Scene) -> None:
     until(lambda: not scene.gateway.containers("short"), "removed")
     until(lambda: not (scene.gateway.data_dir / "state" / uid).exists(), "its state removed")
     assert len(list((scene.gateway.data_dir / "run" / "sidecars").iterdir())) == 2
+
+
+def test_over_tcp_with_tls(tmp_path: Path, echo_drivers: Path) -> None:
+    drivers = tmp_path / "drivers"
+    shutil.copytree(echo_drivers / "echo", drivers / "echo")
+    with docker_gateway(tmp_path / "data", [drivers], docker_listen=f"0.0.0.0:{free_port()}") as gateway:
+        scene = Scene(gateway, drivers)
+        with scene.client:
+            sidecar = scene.ready("boxed")
+            assert sidecar.target.startswith("127.0.0.1:")
+            facts = gateway.container("boxed")
+            assert [one["HostIp"] for one in facts["HostConfig"]["PortBindings"]["50061/tcp"]] == ["127.0.0.1"]
+            assert "/run/onecontainer/gateway" not in {mount["Destination"] for mount in facts["Mounts"]}
+            assert scene.echo("boxed") == b"x"
+            # Whoever does not check, or checks by another authority, has no business there.
+            with pytest.raises(grpc.FutureTimeoutError), grpc.insecure_channel(sidecar.target) as plain:
+                grpc.channel_ready_future(plain).result(timeout=1)
+            (container,) = gateway.containers("boxed")
+            assert container.exec_run(["python3", "-m", "onecontainer.rpc.health"])[0] == 0
+            # Jobs, reports and artifacts go the other way, and on when the gateway has been away.
+            job = scene.work("boxed", steps=40, step_seconds=0.1, artifact_bytes=1000)
+            until(lambda: job.refresh().progress.done > 0, "at work")
+            gateway.kill()
+            gateway.start()
+            scene.client.services.wait_ready("boxed", timeout=120)
+            assert gateway.container("boxed")["Id"] == facts["Id"]
+            ended = job.wait(timeout=60)
+            assert (ended.state, ended.attempt_count) == (job_pb2.JOB_STATE_SUCCEEDED, 1)
 
 
 def test_without_docker_the_gateway_starts_and_says_how_to_get_it(tmp_path: Path, echo_drivers: Path) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onecontainer.errors import DriverUnreachable, InternalError
+from onecontainer.rpc.tls import KeyPair
+from onecontainer.settings import private_folder
+from onecontainer.sidecars.authority import CA_DAYS, Authority
 from onecontainer.sidecars.model import RuntimeKind, Target
-from onecontainer.sidecars.runtime import StartSpec
+from onecontainer.sidecars.runtime import StartSpec, TlsServer
 from onecontainer.sidecars.runtimes import docker_spec as made
 from onecontainer.sidecars.runtimes.docker_container import RunningContainer, remove
 from onecontainer.sidecars.runtimes.docker_images import Images
@@ -30,7 +33,7 @@ REAP_GRACE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class DockerSettings:
-    """What a DockerRuntime is told. `gateway` is the folder with the internal listener's socket for containers, `mark` a file that is
+    """What a DockerRuntime is told. `gateway` is the folder with the internal listener's socket for containers, `mark` a folder that is
     there once this installation has had containers: without it nobody asks docker at the start."""
 
     installation: str
@@ -39,6 +42,8 @@ class DockerSettings:
     base_image: str
     build_timeout: float
     defaults: made.Defaults
+    listen: str = ""
+    """`HOST:PORT` of the internal listener for containers, with TLS. Empty: they and the gateway meet at UNIX sockets."""
 
 
 class DockerRuntime:
@@ -46,10 +51,17 @@ class DockerRuntime:
 
     kind = RuntimeKind.DOCKER
     owns = True
-    internal_target = f"unix:{made.RUN / 'gateway' / made.GATEWAY_SOCKET}"
 
-    def __init__(self, settings: DockerSettings) -> None:
+    def __init__(self, settings: DockerSettings, authority: Authority) -> None:
+        """`authority` signs what serves where sidecars and the gateway meet by TCP."""
         self._settings = settings
+        self._tcp = bool(settings.listen)
+        self.internal_target = (
+            f"{made.HOST_NAME}:{settings.listen.rpartition(':')[2]}"
+            if self._tcp
+            else f"unix:{made.RUN / 'gateway' / made.GATEWAY_SOCKET}"
+        )
+        self._authority = authority
         self._user = made.container_user(os.getuid(), os.getgid())
         self._images = Images(settings.base_image, settings.build_timeout)
         self._client: DockerClient | None = None
@@ -74,11 +86,13 @@ class DockerRuntime:
             if spec.adopted
             else await self._create(client, spec, limits)
         )
+        tls = TlsServer(self._authority.ca_file, made.server_name(spec.instance)) if self._tcp else None
         return RunningContainer(
             container,
-            f"unix:{spec.folders.socket}",
+            await in_thread(_published, container) if self._tcp else f"unix:{spec.folders.socket}",
             spec.logs,
             limits.memory_bytes,
+            tls=tls,
             on_removed=lambda: self._tidy(client, spec.target),
             on_lost=lambda: self._lost.add(spec.instance),
         )
@@ -86,6 +100,10 @@ class DockerRuntime:
     async def admit(self) -> None:
         """Lets containers in at the internal listener's socket: to be called when it is bound."""
         await asyncio.to_thread(give, self._settings.gateway, *self._user)
+
+    def certificate(self) -> KeyPair | None:
+        """For the internal listener that containers reach; None: it is a UNIX socket. Blocks for a moment."""
+        return self._authority.issue([made.HOST_NAME, "localhost"]) if self._tcp else None
 
     async def take_over(self, target: Target, *, wanted: bool) -> str | None:
         client = await self._docker()
@@ -149,7 +167,11 @@ class DockerRuntime:
         return found[0]
 
     def _digest(self, target: Target, image: str) -> str:
-        extra: dict[str, object] = {"user": self._user, "defaults": str(self._settings.defaults)}
+        extra: dict[str, object] = {
+            "user": self._user,
+            "defaults": str(self._settings.defaults),
+            "gateway": self.internal_target,
+        }
         return made.settings_digest(target, image, extra)
 
     async def _create(self, client: DockerClient, spec: StartSpec, limits: made.Limits) -> Container:
@@ -171,8 +193,12 @@ class DockerRuntime:
     def _make(self, client: DockerClient, spec: StartSpec, limits: made.Limits, image: str, network: str) -> Container:
         folders, target = spec.folders, spec.target
         assert folders is not None
-        self._settings.mark.touch()
-        for outside, _, _ in made.folders_of(folders, self._settings.gateway):
+        private_folder(self._settings.mark)
+        if self._tcp:
+            names = [made.server_name(spec.instance), "localhost", "127.0.0.1"]
+            # It may run for long, and nobody renews its certificate while it does.
+            self._authority.hand_out(made.tls_folder(folders), names, days=CA_DAYS)
+        for outside, _, _ in made.folders_of(folders, self._settings.gateway, self._tcp):
             give(outside, *self._user)
         labels = {
             made.INSTALLATION_LABEL: self._settings.installation,
@@ -193,6 +219,7 @@ class DockerRuntime:
                 user=self._user,
                 limits=limits,
                 labels=labels,
+                tcp=self._tcp,
             )
         )
         try:
@@ -238,6 +265,14 @@ class DockerRuntime:
                     network.remove()
                 except APIError as error:
                     log.debug("the network %s stays: %s", name, error)
+
+
+def _published(container: Container) -> str:
+    container.reload()
+    ports = container.attrs["NetworkSettings"]["Ports"].get(f"{made.PORT}/tcp") or []
+    if not ports:
+        raise DriverUnreachable(f"{container.name} has no port at which it can be reached: it has ended")
+    return f"127.0.0.1:{ports[0]['HostPort']}"
 
 
 def _connect() -> tuple[DockerClient, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onecontainer.errors import OneContainerError
 from onecontainer.sidecars.logs import RING_LINES, LineSplitter, LogBuffer
+from onecontainer.sidecars.runtime import TlsServer
 from onecontainer.sidecars.runtimes.docker_threads import in_thread
 
 if TYPE_CHECKING:
@@ -37,11 +38,13 @@ class RunningContainer:
         logs: LogBuffer,
         memory_bytes: int,
         *,
+        tls: TlsServer | None,
         on_removed: Callable[[], None],
         on_lost: Callable[[], None],
     ) -> None:
         """`on_removed` is called, in a thread, when it has been removed; `on_lost` if it cannot be removed when it has to go."""
         self.target = target
+        self.tls = tls
         self.runtime_id = str(container.id)
         self._container = container
         self._logs = logs

@@ -27,6 +27,8 @@ RUN = PurePosixPath("/run/onecontainer")
 STATE = PurePosixPath("/var/lib/onecontainer")
 SCRATCH = PurePosixPath("/var/tmp/onecontainer")  # noqa: S108 - in the container, a folder of its own
 GATEWAY_SOCKET = "s"
+PORT = 50061
+"""Where a sidecar on TCP listens in its container; it is published on the host's loopback."""
 
 INSTALLATION_LABEL = "dev.onecontainer.installation"
 UID_LABEL = "dev.onecontainer.service-uid"
@@ -126,7 +128,17 @@ def _host_and_port(address: str) -> str:
     return address
 
 
-def environment_of(spec: StartSpec, folders: InstanceFolders) -> dict[str, str]:
+def tls_folder(folders: InstanceFolders) -> Path:
+    """Where the certificate and the key of a sidecar on TCP are."""
+    return folders.run / "tls"
+
+
+def server_name(instance: str) -> str:
+    """What the certificate of an instance is for."""
+    return f"{instance.rpartition('/')[2][-12:]}.sidecars.onecontainer.internal"
+
+
+def environment_of(spec: StartSpec, folders: InstanceFolders, tcp: bool) -> dict[str, str]:
     """The sidecar's settings. Nothing of the gateway's own environment goes in."""
     environment = {
         "ONECONTAINER_LISTEN": f"unix:{RUN / 'sidecar' / folders.socket.name}",
@@ -137,19 +149,22 @@ def environment_of(spec: StartSpec, folders: InstanceFolders) -> dict[str, str]:
         "ONECONTAINER_LOG_LEVEL": spec.log_level,
         "ONECONTAINER_TOKEN_FILE": str(RUN / "token"),
     }
+    if tcp:
+        environment["ONECONTAINER_LISTEN"] = f"0.0.0.0:{PORT}"
+        for name, file in (("CERT", "cert"), ("KEY", "key"), ("CA", "ca")):
+            environment[f"ONECONTAINER_TLS_{name}_FILE"] = str(RUN / "tls" / f"{file}.pem")
     if folders.secrets is not None:
         environment["ONECONTAINER_SECRETS_DIR"] = str(RUN / "secrets")
     return environment
 
 
-def folders_of(folders: InstanceFolders, gateway: Path) -> list[tuple[Path, PurePosixPath, bool]]:
+def folders_of(folders: InstanceFolders, gateway: Path, tcp: bool) -> list[tuple[Path, PurePosixPath, bool]]:
     """What is mounted: from where, to where, and whether the container may write there."""
-    mounted = [
-        (folders.socket.parent, RUN / "sidecar", True),
-        (gateway, RUN / "gateway", False),
-        (folders.state, STATE, True),
-        (folders.scratch, SCRATCH, True),
-    ]
+    mounted = [(folders.state, STATE, True), (folders.scratch, SCRATCH, True)]
+    if tcp:
+        mounted.append((tls_folder(folders), RUN / "tls", False))
+    else:
+        mounted += [(folders.socket.parent, RUN / "sidecar", True), (gateway, RUN / "gateway", False)]
     if folders.token_file is not None:
         mounted.append((folders.token_file, RUN / "token", False))
     if folders.secrets is not None:
@@ -167,6 +182,7 @@ def container_options(
     user: tuple[int, int],
     limits: Limits,
     labels: Mapping[str, str],
+    tcp: bool,
 ) -> dict[str, Any]:
     """Arguments of docker's `containers.create`."""
     from docker.types import DeviceRequest, LogConfig, Mount
@@ -176,7 +192,7 @@ def container_options(
         "image": image,
         "name": f"onecontainer-{spec.instance.rpartition('/')[2]}",
         "detach": True,
-        "environment": environment_of(spec, folders),
+        "environment": environment_of(spec, folders, tcp),
         "labels": dict(labels),
         # Who it is, and what it may do.
         "user": f"{user[0]}:{user[1]}",
@@ -196,9 +212,10 @@ def container_options(
         # What it sees.
         "mounts": [
             Mount(str(inside), str(outside), type="bind", read_only=not writable)
-            for outside, inside, writable in folders_of(folders, gateway)
+            for outside, inside, writable in folders_of(folders, gateway, tcp)
         ],
         "network": network,
+        "ports": {f"{PORT}/tcp": ("127.0.0.1", None)} if tcp else {},
         "extra_hosts": {HOST_NAME: "host-gateway"},
         "devices": [f"{device}:{device}:rw" for device in devices],
         "group_add": sorted({group for device in devices for group in _groups(Path(device))}),
