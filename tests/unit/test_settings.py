@@ -37,7 +37,9 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ONECONTAINER_LEASE_DURATION", "2.5")
     monkeypatch.setenv("ONECONTAINER_DRIVER_PATHS", f"/opt/a{os.pathsep}/opt/b")
     monkeypatch.setenv("ONECONTAINER_TOKENS", '{"t0ken": "alice"}')
+    monkeypatch.setenv("ONECONTAINER_BACKENDS", "cassandra, web-rtmp,")
     settings = Settings()
+    assert settings.backends == ["cassandra", "web-rtmp"]
     assert settings.data_dir == tmp_path
     assert settings.lease_duration == 2.5
     assert settings.driver_paths == [Path("/opt/a"), Path("/opt/b")]

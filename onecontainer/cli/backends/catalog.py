@@ -100,7 +100,8 @@ class ServiceEntry(Part):
     app_version: str = ""
     endpoints: dict[str, str] = {}
     options: dict[str, JsonValue] = {}
-    runtime: Runtime = "process"
+    runtime: Runtime | None = None
+    """Where its sidecar runs. Default: `process` if the backend has a container, else as the gateway is set up."""
     description: str = ""
 
 

@@ -247,8 +247,7 @@ class Containers:
             return True
         # Since the end of its last run: what it says first may be older than the moment that docker notes for its start.
         end = datetime.fromisoformat(container.attrs["State"]["FinishedAt"])
-        since = end.timestamp() if end.year > 1 else None
-        return entry.ready.log.encode() in container.logs(since=since)
+        return entry.ready.log.encode() in container.logs(since=end.timestamp() if end.year > 1 else None)
 
 
 def container_options(backend: Backend, *, image: str, volumes: dict[str, str], hosts: list[str]) -> dict[str, Any]:

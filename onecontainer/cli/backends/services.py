@@ -37,10 +37,8 @@ def registered(client: Client, backend: Backend, timeout: float | None) -> resou
 
 def runtime_of(backend: Backend, found: resources_pb2.Service | None) -> Runtime:
     """Where its sidecar runs: what the registered service says, else the catalog."""
-    if backend.service is None:
-        return "process"
     if found is None:
-        return backend.service.runtime
+        return (backend.service.runtime if backend.service else None) or "process"
     return "docker" if found.runtime.kind == resources_pb2.RUNTIME_KIND_DOCKER else "process"
 
 
@@ -53,7 +51,8 @@ def register(
     """
     entry = backend.service
     assert entry is not None
-    endpoints = backend.endpoints(runtime_of(backend, found))
+    runtime = runtime_of(backend, found)
+    endpoints = backend.endpoints(runtime)
     if found is None:
         return client.services.create(
             entry.id,
@@ -63,7 +62,8 @@ def register(
             options=entry.options or None,
             labels={LABEL: backend.name},
             description=entry.description,
-            runtime=resources_pb2.Runtime(kind=KINDS[entry.runtime]),
+            # Its endpoints are those of one runtime: it is not left to the gateway's settings.
+            runtime=resources_pb2.Runtime(kind=KINDS[runtime]) if entry.runtime or backend.container else None,
             timeout=timeout,
         )
     wanted = {**found.endpoints, **endpoints}
