@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from google.protobuf import json_format, struct_pb2
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.errors import DataInvalid, FieldViolation
@@ -47,26 +47,35 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _of_the_type(value: Any, info: ValidationInfo) -> Any:
+    """A value of the option's own type; with a type that is wrong there is nothing to say of it."""
+    kind = info.data.get("type")
+    problem = "" if value is None or kind is None else _check_kind(kind, value)
+    if problem:
+        raise ValueError(f"{json.dumps(value)}: {problem}")
+    return value
+
+
+OfTheType = Annotated[Any, AfterValidator(_of_the_type)]
+
+
 class Option(_Strict):
     """One option of a driver. Durations are seconds (float) once they are resolved."""
 
     name: Annotated[str, Field(pattern=OPTION_NAME_PATTERN)]
     type: OptionKind
     description: Annotated[str, Field(min_length=1)]
-    default: Any = None
+    default: OfTheType = None
     sensitive: bool = False
     required: bool = False
-    allowed_values: list[Any] = Field(default_factory=list)
+    allowed_values: list[OfTheType] = Field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _default_is_of_the_type(self) -> Option:
-        for value in [*([] if self.default is None else [self.default]), *self.allowed_values]:
-            problem = _check_kind(self.type, value)
-            if problem:
-                raise ValueError(f"{json.dumps(value)}: {problem}")
-        if self.required and self.default is not None:
+    @field_validator("required")
+    @classmethod
+    def _required_has_no_default(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("default") is not None:
             raise ValueError("a required option has no default")
-        return self
+        return value
 
 
 class Resources(_Strict):
