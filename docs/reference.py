@@ -26,6 +26,7 @@ from google.protobuf.descriptor_pb2 import (
 
 from onecontainer.cli.failures import EXIT_CODES
 from onecontainer.cli.main import cli
+from onecontainer.cli.readme import cell, with_options
 from onecontainer.rpc.manifest import metadata_schema
 from onecontainer.settings import Settings
 
@@ -45,11 +46,6 @@ def compile_image() -> FileDescriptorSet:
     spec.loader.exec_module(module)
     image: FileDescriptorSet = module.compile_image(source_info=True)
     return image
-
-
-def cell(text: str) -> str:
-    """Text for a cell of a table: one line, bars escaped."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def comments(file: FileDescriptorProto) -> dict[tuple[int, ...], str]:
@@ -177,33 +173,13 @@ def schema_file() -> str:
     return json.dumps(metadata_schema(), indent=2) + "\n"
 
 
-def options_table(metadata: dict[str, Any]) -> str:
-    options = metadata.get("options", [])
-    if not options:
-        return "It has no options."
-    lines = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for option in options:
-        default = option.get("default")
-        shown = "required" if option.get("required") else "" if default is None else f"`{json.dumps(default)}`"
-        text = option["description"]
-        if allowed := option.get("allowed_values"):
-            text += f" One of {', '.join(f'`{json.dumps(value)}`' for value in allowed)}."
-        if option.get("sensitive"):
-            text += " Sensitive: never shown; give it as `secrets/NAME`."
-        lines.append(f"| `{option['name']}` | {option['type']} | {cell(shown)} | {cell(text)} |")
-    return "\n".join(lines)
-
-
 def driver_readme(folder: Path) -> str:
     """The driver's README with its options table up to date; without a place for it, it comes at the end."""
     readme = folder / "README.md"
     text = readme.read_text() if readme.exists() else f"# {folder.name}\n"
-    table = options_table(json.loads((folder / "metadata.json").read_text()))
-    block = f"{BEGIN}\n\n{table}\n\n{END}"
-    if BEGIN in text and END in text:
-        head, rest = text.split(BEGIN, 1)
-        return head + block + rest.split(END, 1)[1]
-    return f"{text.rstrip()}\n\n## Options\n\n{block}\n"
+    if BEGIN not in text:
+        text = f"{text.rstrip()}\n\n## Options\n\n{BEGIN}\n{END}\n"
+    return with_options(text, json.loads((folder / "metadata.json").read_text()))
 
 
 def pages() -> dict[Path, str]:
