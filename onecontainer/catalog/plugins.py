@@ -15,7 +15,7 @@ from typing import Protocol
 from onecontainer.catalog import packing
 from onecontainer.catalog.drivers import read_driver
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState
-from onecontainer.errors import OneContainerError, ResourceInUse, ResourceNotFound
+from onecontainer.errors import InternalError, OneContainerError, ResourceInUse, ResourceNotFound
 from onecontainer.settings import private_folder
 
 log = logging.getLogger(__name__)
@@ -110,15 +110,32 @@ class PluginShelf:
         return record.folder == self._place(record.name, record.digest)
 
     async def _driver(self, plugin: Plugin, now: int) -> tuple[DriverRecord, bytes]:
+        """The driver and its descriptors; one that cannot be unpacked here is BROKEN, and harms no other."""
+        try:
+            return await self._unpacked(plugin, now)
+        except Exception as error:  # a full disk, say, or an archive that was damaged in the database
+            log.exception("the plug-in %s cannot be used here", plugin.name)
+            broken = InternalError(f"{plugin.name} could not be unpacked: {error}; see the gateway's log")
+            record = DriverRecord(
+                plugin.name,
+                DriverSource.PLUGIN,
+                DriverState.BROKEN,
+                None,
+                None,
+                folder=self._place(plugin.name, plugin.digest),
+                error=broken,
+            )
+            return as_plugin(record, plugin), b""
+
+    async def _unpacked(self, plugin: Plugin, now: int) -> tuple[DriverRecord, bytes]:
         folder = self._place(plugin.name, plugin.digest)
         record, data = await asyncio.to_thread(read_driver, folder, DriverSource.PLUGIN, now)
         if record.digest != plugin.digest:
-            with contextlib.suppress(ResourceNotFound):  # uninstalled meanwhile: the next look tells
-                archive = await self._store.archive(plugin.name)
-                with self.scratch() as scratch:
-                    await asyncio.to_thread(packing.unpack, archive, scratch / "driver", UNLIMITED)
-                    await asyncio.to_thread(_replace, scratch / "driver", folder)
-                record, data = await asyncio.to_thread(read_driver, folder, DriverSource.PLUGIN, now)
+            archive = await self._store.archive(plugin.name)
+            with self.scratch() as scratch:
+                await asyncio.to_thread(packing.unpack, archive, scratch / "driver", UNLIMITED)
+                await asyncio.to_thread(_replace, scratch / "driver", folder)
+            record, data = await asyncio.to_thread(read_driver, folder, DriverSource.PLUGIN, now)
         return as_plugin(record, plugin), data
 
     async def add(self, plugin: Plugin, unpacked: Path, archive: bytes) -> Path:
@@ -133,8 +150,9 @@ class PluginShelf:
         return folder
 
     async def remove(self, record: DriverRecord) -> None:
-        """Removes a plug-in. Raises ResourceNotFound and ResourceInUse."""
-        await self._store.remove(record.name)
+        """Removes a plug-in; one that another gateway has removed meanwhile is gone, too. Raises ResourceInUse."""
+        with contextlib.suppress(ResourceNotFound):
+            await self._store.remove(record.name)
         if record.folder is not None:
             await asyncio.to_thread(shutil.rmtree, record.folder, True)
 

@@ -62,6 +62,11 @@ class SqlPluginStore:
         quarantine = None if plugin.quarantine is None else to_status(plugin.quarantine).SerializeToString()
 
         def write(connection: Connection) -> None:
+            there = connection.execute(sa.select(plugins.c.digest).where(plugins.c.name == plugin.name)).scalar()
+            if there == plugin.digest:
+                return  # another gateway was faster, or a caller who did not wait for the answer
+            if there is not None:
+                raise _taken(plugin)
             try:
                 connection.execute(
                     sa.insert(plugins).values(
@@ -74,10 +79,7 @@ class SqlPluginStore:
                     )
                 )
             except exc.IntegrityError:
-                raise ResourceConflict(
-                    f"another gateway has just installed {plugin.name}: look at it, and try again",
-                    resource=("onecontainer.dev/Driver", plugin.name),
-                ) from None
+                raise _taken(plugin) from None
             self._tell(connection, "")
 
         await self._database.write(write)
@@ -95,6 +97,13 @@ class SqlPluginStore:
             self._tell(connection, "")
 
         await self._database.write(write)
+
+
+def _taken(plugin: Plugin) -> ResourceConflict:
+    return ResourceConflict(
+        f"another gateway has just installed {plugin.name} with another content: raise `version` in metadata.json",
+        resource=("onecontainer.dev/Driver", plugin.name),
+    )
 
 
 def _not_found(name: str) -> ResourceNotFound:

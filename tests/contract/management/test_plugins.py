@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import shutil
+import sqlite3
 import subprocess
 import tarfile
 from pathlib import Path
@@ -86,6 +88,31 @@ async def test_what_was_damaged_on_the_disk_is_unpacked_again_from_the_database(
     assert driver.state == resources_pb2.DRIVER_STATE_READY
     assert left(station) == [place]
     assert digest_of(place) == driver.digest
+
+
+async def test_one_that_cannot_be_unpacked_is_broken_and_harms_no_other(station, install, plug) -> None:
+    await install(plug())
+    await station.stop()
+    with contextlib.closing(sqlite3.connect(station.root / "catalog.db")) as database:
+        database.execute("UPDATE plugins SET archive = ?", (b"\x1f\x8bno archive",))
+        database.commit()
+    shutil.rmtree(station.root / "data" / "drivers")
+    await station.start()
+    driver = await station.stub.GetDriver(pb.GetDriverRequest(name=PLUGIN))
+    assert driver.state == resources_pb2.DRIVER_STATE_BROKEN
+    assert "could not be unpacked" in driver.error.message
+    await station.create("a", app="echo")
+    await station.ready("services/a")
+    await station.stub.UninstallDriver(pb.UninstallDriverRequest(name=PLUGIN))
+    assert (await install(plug())).state == resources_pb2.DRIVER_STATE_READY
+
+
+async def test_an_installation_whose_caller_did_not_wait_is_taken_up_by_the_next(station, install, plug) -> None:
+    first = await install(plug())
+    # As if it had been kept, and the call cancelled before the catalog had it.
+    station.catalog.change_drivers((), [PLUGIN])
+    assert (await install(plug())).digest == first.digest
+    assert PLUGIN in await listed(station)
 
 
 async def test_the_same_content_is_the_same_driver_and_another_needs_another_version(
