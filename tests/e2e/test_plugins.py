@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,7 +161,7 @@ def change(folder: Path, version: str, constant: float) -> None:
     (folder / "metadata.json").write_text(json.dumps(metadata | {"version": version}))
     code = folder / "onecontainer_driver_my_hpc" / "driver.py"
     code.write_text(
-        code.read_text().replace("IntegrateResponse(value=value", f"IntegrateResponse(value={constant} + value")
+        re.sub(r"IntegrateResponse\(value=.*value\)", f"IntegrateResponse(value={constant} + value)", code.read_text())
     )
 
 
@@ -216,8 +218,10 @@ def test_a_package_that_is_missing_is_named(oca: CommandLine, scaffold) -> None:
     )
     oca("driver", "install", str(folder))
     oca("service", "create", "m", "--app", "my-ai")
-    shown = oca("service", "wait", "m", code=1).stderr
-    assert "pip install 'surely-not-there>=2'" in shown
+    end = time.monotonic() + 60
+    while "pip install 'surely-not-there>=2'" not in oca("service", "get", "m").stdout:
+        assert time.monotonic() < end, oca("service", "get", "m").stdout
+        time.sleep(0.1)
     oca("service", "delete", "m", "--force")
     oca("driver", "uninstall", "my-ai-0.1.0")
 
