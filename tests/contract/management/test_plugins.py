@@ -25,6 +25,7 @@ from tests.fixtures.echo_folder import descriptors, write_driver
 
 READY = resources_pb2.SERVICE_STATE_READY
 PLUGIN = "drivers/plug-1.0.0"
+LIMIT = 30.0
 
 
 @pytest.fixture
@@ -139,12 +140,25 @@ async def test_a_higher_version_waits_for_its_assignment(station, install, plug,
     await station.stub.AssignDriver(pb.AssignDriverRequest(service="services/p"))
     service = await station.ready("services/p")
     assert service.assigned_driver == second.name
-    while any(one.driver == PLUGIN and one.state in LIVE for one in station.supervisor.sidecars()):
-        error = await failure(station.stub.UninstallDriver(pb.UninstallDriverRequest(name=PLUGIN)))
-        assert error.reason is Reason.RESOURCE_IN_USE  # it drains, and runs from its folder
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(LIMIT):
+        while any(one.driver == PLUGIN and one.state in LIVE for one in station.supervisor.sidecars()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
     await station.stub.UninstallDriver(pb.UninstallDriverRequest(name=PLUGIN))
     assert PLUGIN not in await listed(station)
+
+
+async def test_one_whose_sidecar_still_drains_stays(station, install, plug, failure) -> None:
+    await install(plug())
+    service = resources_pb2.Service(app="plug")
+    service.options.update({"linger": "yes"})
+    await station.stub.CreateService(pb.CreateServiceRequest(service=service, service_id="p"))
+    first = await station.ready("services/p")
+    await install(plug("second", version="1.1"))
+    await station.stub.AssignDriver(pb.AssignDriverRequest(service="services/p"))
+    await station.until(lambda found: found.sidecars[:1] != first.sidecars[:1] and found.state == READY, "services/p")
+    assert (await station.stub.GetDriver(pb.GetDriverRequest(name=PLUGIN))).services == []
+    error = await failure(station.stub.UninstallDriver(pb.UninstallDriverRequest(name=PLUGIN)))
+    assert (error.reason, error.metadata["services"]) == (Reason.RESOURCE_IN_USE, "services/p")
 
 
 async def test_one_in_use_stays_and_is_removed_when_it_is_free(station, install, plug, failure) -> None:
