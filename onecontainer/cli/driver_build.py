@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 import click
-from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 import onecontainer.api
+from onecontainer.catalog.contracts import add_with_imports
 from onecontainer.catalog.packing import driver_files
 from onecontainer.cli.readme import with_options
 from onecontainer.errors import DataInvalid, StateInvalid
@@ -28,21 +28,12 @@ COMPILER = "grpcio-tools"
 def contracts() -> FileDescriptorSet:
     """All that a driver's proto may import: our contracts, what they import, and protobuf's well-known types."""
     found: dict[str, FileDescriptorProto] = {}
-
-    def add(file: FileDescriptor) -> None:
-        if file.name not in found:
-            for dependency in file.dependencies:
-                add(dependency)
-            proto = FileDescriptorProto()
-            file.CopyToProto(proto)
-            found[file.name] = proto
-
     modules = [f"google.protobuf.{name}_pb2" for name in WELL_KNOWN]
     for module in pkgutil.walk_packages(onecontainer.api.__path__, f"{onecontainer.api.__name__}."):
         if module.name.endswith("_pb2"):
             modules.append(module.name)
     for name in modules:
-        add(importlib.import_module(name).DESCRIPTOR)
+        add_with_imports(importlib.import_module(name).DESCRIPTOR, found)
     return FileDescriptorSet(file=found.values())
 
 
