@@ -90,6 +90,24 @@ class Settings(BaseSettings):
     """Folders with further drivers, each a folder with a `metadata.json`; as a variable separated by `:`. The bundled
     drivers are always there. Default: none."""
 
+    plugin_uploads: bool = True
+    """Whether a driver may be installed from an uploaded archive, as `oca driver install FOLDER` does. Whoever may call the
+    gateway can then run code as its user. Default: `true`."""
+
+    plugin_folders: Annotated[list[Path], NoDecode] = Field(default_factory=list)
+    """Folders on the gateway's machine from which, and from below which, drivers may be installed; as a variable separated
+    by `:`. Default: none."""
+
+    plugin_git_urls: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """URLs (`https://HOST/…`) of git repositories from which drivers may be installed; each allows all below it. As a variable
+    separated by blanks. Default: none."""
+
+    plugin_git_timeout: float = Field(default=60.0, gt=0)
+    """Seconds that the fetch of a git repository may take. Default: 60."""
+
+    plugin_max_bytes: int = Field(default=64 * MIB, gt=0)
+    """Largest plug-in driver, packed and unpacked: it is kept in the database. Default: 67108864 (64 MiB)."""
+
     # --- who may -------------------------------------------------------------------------------------------------------
 
     tls_cert_file: Path | None = None
@@ -278,7 +296,12 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
-    @field_validator("driver_paths", mode="before")
+    @field_validator("plugin_git_urls", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return value.split() if isinstance(value, str) else value
+
+    @field_validator("driver_paths", "plugin_folders", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value

@@ -14,6 +14,7 @@ from onecontainer.catalog.announced import announced_driver
 from onecontainer.catalog.drivers import scan
 from onecontainer.catalog.matching import Match, is_named, match_drivers, rejection_cause
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, ServiceRecord
+from onecontainer.catalog.plugins import DRIVER_TYPE, PluginShelf
 from onecontainer.catalog.ports import CatalogStore, LiveJobs, Replay, Secrets, Sidecars
 from onecontainer.catalog.update import needs_rematch, updated
 from onecontainer.catalog.validation import raise_violations, service_violations
@@ -35,7 +36,6 @@ from onecontainer.sidecars.model import RuntimeSpec, ServiceState, Target
 log = logging.getLogger(__name__)
 
 SERVICE_TYPE = "onecontainer.dev/Service"
-DRIVER_TYPE = "onecontainer.dev/Driver"
 DELETE_DRAIN = 5.0
 """Seconds that running calls get when their service is deleted."""
 
@@ -45,6 +45,7 @@ class Catalog:
 
     Args:
         driver_folders: where to look for drivers, the first one wins.
+        plugins: those that were installed; what is in a folder wins.
         drain_timeout: of services that do not set their own, in seconds.
         shared: other gateways have the same store.
     """
@@ -58,6 +59,7 @@ class Catalog:
         clock: Clock,
         *,
         driver_folders: Sequence[tuple[Path, DriverSource]],
+        plugins: PluginShelf,
         drain_timeout: float = 600.0,
         shared: bool = False,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
@@ -69,6 +71,7 @@ class Catalog:
         self._jobs = jobs
         self._clock = clock
         self._folders = driver_folders
+        self._plugins = plugins
         self._drain_timeout = drain_timeout
         self._shared = shared
         self._new_uid = new_uid
@@ -85,6 +88,12 @@ class Catalog:
         """Finds the drivers, loads the services, and starts their sidecars."""
         now = self._clock.now()
         records, descriptors = await asyncio.to_thread(scan, self._folders, now)
+        plugins, theirs = await self._plugins.load(now)
+        found = {record.name for record in records}
+        records += [plugin for plugin in plugins if plugin.name not in found]
+        for hidden in found.intersection(plugin.name for plugin in plugins):
+            log.warning("the plug-in %s is hidden by a driver of that name that is in a folder", hidden)
+        descriptors |= theirs
         since = await self._store.drivers_seen(records, descriptors, now)
         self._drivers = {record.name: replace(record, create_time=since[record.name]) for record in records}
         for record in await self._store.load():
@@ -97,6 +106,7 @@ class Catalog:
     async def refresh(self) -> None:
         """Takes over what other gateways have changed in the same store. Safe beside itself and everything else."""
         async with self._changing:
+            added = await self._follow_plugins()
             stored = {record.uid: record for record in await self._store.load()}
             gone = [
                 record
@@ -108,12 +118,27 @@ class Catalog:
             changed = [record for record in stored.values() if self._is_news(record)]
             for record in changed:
                 self._put(record)
+            # Their driver was assigned at another gateway before it was known here.
+            changed += [
+                record
+                for record in self._services.values()
+                if record.assigned_driver in added and record not in changed
+            ]
         for record in changed:
             self._changed(record.name)
             await self._deploy(record)
         for record in gone:
             self._changed(record.name)
         await asyncio.gather(*(self._forget(record) for record in gone))
+
+    async def _follow_plugins(self) -> set[str]:
+        """Takes over what other gateways have installed and removed; returns the names of what is new."""
+        known = {record.name: record.digest for record in self._drivers.values() if self._plugins.has(record)}
+        added, gone = await self._plugins.news(known, self._clock.now())
+        new = {record.name: record for record in added if record.name not in self._drivers or record.name in known}
+        if new or gone:
+            self.change_drivers(new.values(), gone)
+        return set(new)
 
     def _is_news(self, record: ServiceRecord) -> bool:
         known = self._services.get(record.name)
@@ -226,10 +251,27 @@ class Catalog:
         return lambda: self._listeners.remove(callback)
 
     def subscribe_drivers(self, callback: Callable[[], None]) -> None:
-        """Calls back whenever there are other drivers than before."""
+        """Calls back, for ever, when drivers have come or gone."""
         self._driver_listeners.append(callback)
 
     # --- changes -----------------------------------------------------------------------------------------------------
+
+    @property
+    def changing(self) -> asyncio.Lock:
+        """Held by whatever changes services or drivers: between its look and its change nothing else does."""
+        return self._changing
+
+    def change_drivers(self, added: Iterable[DriverRecord], gone: Iterable[str] = ()) -> None:
+        """Drivers have come, or gone; the caller holds `changing`. Calls can use them when this returns."""
+        for name in gone:
+            self._drivers.pop(name, None)
+        for record in added:
+            self._drivers[record.name] = record
+        for listener in self._driver_listeners:
+            listener()
+        for service in self._services.values():
+            if not service.assigned_driver:
+                self._changed(service.name)  # why it has none may be another reason now
 
     async def replayed(self, principal: str, method: str, request_id: str) -> Replay | None:
         """What a request_id was used for."""
@@ -321,9 +363,7 @@ class Catalog:
             if known is None or (known.source is DriverSource.REGISTERED and not same):
                 found = {driver.descriptor_digest: descriptor_set}
                 since = await self._store.drivers_seen([driver], found, driver.create_time)
-                self._drivers[driver.name] = replace(driver, create_time=since[driver.name])
-                for listener in self._driver_listeners:
-                    listener()
+                self.change_drivers([replace(driver, create_time=since[driver.name])])
             if not record.assigned_driver:
                 chosen = self._choose(record)
                 if chosen is not None:

@@ -21,15 +21,16 @@ def own_descriptor_set(services: Iterable[str]) -> bytes | None:
         file = _files_of(package).get(name) if service.startswith(CONTRACTS) else None
         if file is None:
             return None
-        _add(file, found)
+        add_with_imports(file, found)
     return FileDescriptorSet(file=found.values()).SerializeToString(deterministic=True)
 
 
-def _add(file: FileDescriptor, found: dict[str, FileDescriptorProto]) -> None:
+def add_with_imports(file: FileDescriptor, found: dict[str, FileDescriptorProto]) -> None:
+    """Adds a file to those that were found (name → file), behind all that it imports."""
     if file.name in found:
         return
     for dependency in file.dependencies:
-        _add(dependency, found)
+        add_with_imports(dependency, found)
     proto = FileDescriptorProto()
     file.CopyToProto(proto)
     found[file.name] = proto

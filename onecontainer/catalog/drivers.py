@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from onecontainer.catalog.contracts import CONTRACTS, own_descriptor_set
 from onecontainer.catalog.methods import MethodTable
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState
+from onecontainer.catalog.packing import digest_of
 from onecontainer.errors import DataInvalid, OneContainerError
 from onecontainer.rpc.manifest import METADATA_FILE, Manifest, load_manifest
 
 log = logging.getLogger(__name__)
 
-IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "build", "dist", "tests"})
-"""Not part of a driver's digest: they change without a change of the driver."""
 MAX_DESCRIPTOR_BYTES = 16 * 1024 * 1024
 
 
@@ -151,26 +149,6 @@ def _renamed(record: DriverRecord, name: str) -> DriverRecord:
         origin=record.origin,
         create_time=record.create_time,
     )
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 over the names and the bytes of a driver's files, `sha256:…`; caches and tests do not count."""
-    total = hashlib.sha256()
-    for path in files_of(folder):
-        name = path.relative_to(folder).as_posix().encode()
-        total.update(len(name).to_bytes(4, "big") + name)
-        total.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"sha256:{total.hexdigest()}"
-
-
-def files_of(folder: Path) -> Iterator[Path]:
-    """The files that a driver consists of, in a fixed order; caches, tests and hidden files do not count."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in IGNORED_FOLDERS and not name.startswith("."))
-        for name in sorted(files):
-            path = Path(root, name)
-            if path.is_file() and not name.startswith(".") and not name.endswith(".pyc"):
-                yield path
 
 
 def _sha256(data: bytes) -> str:

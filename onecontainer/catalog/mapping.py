@@ -7,9 +7,11 @@ from typing import Any
 
 from google.protobuf import timestamp_pb2
 
+from onecontainer.api.management.v1 import management_service_pb2
 from onecontainer.api.management.v1 import resources_pb2 as pb
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, JobLimits, ServiceRecord
-from onecontainer.errors import OneContainerError
+from onecontainer.catalog.sources import ArtifactSource, FolderSource, GitSource, Source
+from onecontainer.errors import FieldRequired, OneContainerError
 from onecontainer.rpc.manifest import manifest_to_proto, secret_name, struct_from_dict, struct_to_dict
 from onecontainer.rpc.status import duration, to_status
 from onecontainer.sidecars.model import (
@@ -190,6 +192,21 @@ def driver_to_proto(record: DriverRecord, services: Iterable[str]) -> pb.Driver:
             server_streaming=method.server_streaming,
         )
     return message
+
+
+def source_from_proto(request: management_service_pb2.InstallDriverRequest) -> Source:
+    """Raises FieldRequired."""
+    match request.WhichOneof("source"):
+        case "folder" if request.folder:
+            return FolderSource(request.folder)
+        case "artifact" if request.artifact:
+            return ArtifactSource(request.artifact)
+        case "git":
+            if not request.git.url:
+                raise FieldRequired("git.url")
+            return GitSource(request.git.url, request.git.ref, request.git.folder)
+        case kind:
+            raise FieldRequired(kind or "source")
 
 
 # --- sidecars --------------------------------------------------------------------------------------------------------

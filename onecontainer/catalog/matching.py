@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from onecontainer.catalog.model import DriverRecord, DriverState
+from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState
 from onecontainer.rpc.manifest import Manifest, bare_app
 
 
@@ -55,6 +55,17 @@ def match_drivers(drivers: Iterable[DriverRecord], app: str, app_version: str = 
     candidates.sort(key=lambda pair: not is_named(pair[0], wanted))
     rejections.sort(key=lambda rejection: rejection.driver)
     return Match(tuple(driver for driver, _ in candidates), tuple(rejections))
+
+
+def newest_first(drivers: Iterable[DriverRecord]) -> list[DriverRecord]:
+    """Bundled drivers, then the others; of each the highest version first. Those without a manifest come last."""
+
+    def key(driver: DriverRecord) -> tuple[bool, Version]:
+        return driver.source is DriverSource.BUNDLED, Version(
+            "0" if driver.manifest is None else driver.manifest.version
+        )
+
+    return sorted(sorted(drivers, key=lambda driver: driver.name), key=key, reverse=True)
 
 
 def rejection_cause(driver: DriverRecord, app: str, app_version: str) -> str:

@@ -16,11 +16,11 @@ from onecontainer.api.management.v1 import management_service_pb2 as pb
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.catalog import listing, mapping
 from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.installing import Installer
 from onecontainer.catalog.model import SERVICE_ID, ServiceRecord
 from onecontainer.catalog.ports import Replay
 from onecontainer.catalog.validation import version_problem
 from onecontainer.errors import (
-    CapabilityMissing,
     Draining,
     DriverNotAvailable,
     FieldInvalid,
@@ -42,14 +42,14 @@ MAX_HEARTBEAT_TIMEOUT = 60.0
 DEFAULT_TAIL = 100
 MAX_TAIL = 10_000
 LINES_PER_MESSAGE = 200
-PLUGINS = "plug-in drivers come with a later release; until then put the driver's folder into one of ONECONTAINER_DRIVER_PATHS"
 
 
 class ManagementServicer:
     """Servicer of ManagementService. `request_id_retention` in seconds."""
 
-    def __init__(self, catalog: Catalog, *, request_id_retention: float = 7 * 86400.0) -> None:
+    def __init__(self, catalog: Catalog, installer: Installer, *, request_id_retention: float = 7 * 86400.0) -> None:
         self._catalog = catalog
+        self._installer = installer
         self._retention = int(request_id_retention * 1e6)
 
     # --- services ----------------------------------------------------------------------------------------------------
@@ -268,12 +268,15 @@ class ManagementServicer:
     async def InstallDriver(
         self, request: pb.InstallDriverRequest, context: Context[pb.InstallDriverRequest, resources_pb2.Driver]
     ) -> resources_pb2.Driver:
-        raise CapabilityMissing(PLUGINS)
+        source = mapping.source_from_proto(request)
+        record = await self._installer.install(source, validate_only=request.validate_only)
+        return mapping.driver_to_proto(record, self._catalog.services_of(record.name))
 
     async def UninstallDriver(
         self, request: pb.UninstallDriverRequest, context: Context[pb.UninstallDriverRequest, empty_pb2.Empty]
     ) -> empty_pb2.Empty:
-        raise CapabilityMissing(PLUGINS)
+        await self._installer.uninstall(_required(request.name, "name"))
+        return empty_pb2.Empty()
 
     # --- sidecars ----------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class SqlCatalogStore:
 
     def __init__(self, database: Database, tell: Tell | None = None) -> None:
         self._database = database
-        self._tell = tell if tell is not None else _nobody
+        self._tell = tell if tell is not None else nobody
 
     async def load(self) -> list[ServiceRecord]:
         rows = await self._database.read(
@@ -165,7 +165,7 @@ class SqlCatalogStore:
         return await self._database.write(write)
 
 
-def _nobody(_connection: Connection, _made: str) -> None:
+def nobody(_connection: Connection, _made: str) -> None:
     """Where no other gateway shares the database, nobody is told."""
 
 

@@ -1,4 +1,4 @@
-"""`oca driver`: installed drivers."""
+"""`oca driver`: installed drivers, and making new ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from google.protobuf import json_format
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.management.v1 import resources_pb2
+from onecontainer.cli.driver_build import build
+from onecontainer.cli.driver_install import install, pack, uninstall
+from onecontainer.cli.driver_new import new
 from onecontainer.cli.render import enum_name
 from onecontainer.cli.service import show_match
 from onecontainer.cli.session import Session, connected
@@ -17,14 +20,20 @@ from onecontainer.client.names import filter_of, short_name
 
 @click.group()
 def driver() -> None:
-    """See which drivers there are and which fit.
+    """See which drivers there are and which fit; install and make new ones.
 
     \b
     Examples:
+      oca driver new my-driver --scope hpc
+      oca driver install my-driver
       oca driver list
       oca driver get onnx-0.1.0
       oca driver match --app cassandra --app-version 5.0
     """
+
+
+for command in (install, uninstall, pack, new, build):
+    driver.add_command(command)
 
 
 def state_of(found: Any) -> str:
@@ -47,6 +56,7 @@ def list_(session: Session, app: str, scope: str) -> None:
             "scope": lambda d: d.manifest.scope,
             "source": lambda d: enum_name(resources_pb2.DriverSource, d.source).lower(),
             "services": lambda d: len(d.services),
+            "digest": lambda d: d.digest.removeprefix("sha256:")[:12],
             "description": lambda d: d.error.message or d.manifest.description,
         },
     )

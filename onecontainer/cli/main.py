@@ -14,7 +14,10 @@ COMMANDS = {
     "doctor": ("onecontainer.cli.doctor:doctor", "Check this machine, and say what to do about what is missing."),
     "demo": ("onecontainer.cli.demo:demo", "Classify a photo, transcode a clip, write and read rows."),
     "service": ("onecontainer.cli.service:service", "Register backends and look after them."),
-    "driver": ("onecontainer.cli.driver:driver", "See which drivers there are and which fit."),
+    "driver": (
+        "onecontainer.cli.driver:driver",
+        "See which drivers there are and which fit; install and make new ones.",
+    ),
     "sidecar": ("onecontainer.cli.sidecar:sidecar", "See running drivers and their logs."),
     "backend": ("onecontainer.cli.backend:backend", "Start software as containers of this host, and register it."),
     "worker": ("onecontainer.cli.worker:worker", "Take jobs for a driver that takes none by itself."),

@@ -12,9 +12,9 @@ from onecontainer.api.management.v1 import management_service_pb2, resources_pb2
 from onecontainer.cli.options import DURATION, JSON_PAIR, PAIR, SIZE
 from onecontainer.cli.render import enum_name, moment
 from onecontainer.cli.session import Session, connected
-from onecontainer.client.management import state_name
+from onecontainer.client.management import SETTLED, service_error, state_name
 from onecontainer.client.names import filter_of, full_name, seconds, short_name, struct
-from onecontainer.errors import StateInvalid
+from onecontainer.errors import Draining, StateInvalid
 
 COLUMNS: dict[str, Callable[[Any], object]] = {
     "name": lambda s: short_name(s.name),
@@ -329,12 +329,32 @@ def watch(session: Session, terms: str) -> None:
 @service.command()
 @click.argument("name")
 @click.argument("driver", default="")
-@click.option("--wait", is_flag=True, help="Wait until it is READY.")
+@click.option("--wait", is_flag=True, help="Wait until the new sidecar serves.")
 @connected
 def assign(session: Session, name: str, driver: str, wait: bool) -> None:
-    """Give a service a driver (default: the best match), and start its sidecar anew."""
-    found = session.client.services.assign_driver(name, driver, timeout=session.timeout)
-    show(session, wait_ready(session, name) if wait else found)
+    """Give a service a driver (default: the best match), and start its sidecar anew.
+
+    The old sidecar serves until the new one is READY.
+    """
+    services = session.client.services
+    old = list(services.get(name, timeout=session.timeout).sidecars[:1]) if wait else []
+    found = services.assign_driver(name, driver, timeout=session.timeout)
+    show(session, wait_replaced(session, found.name, old) if wait else found)
+
+
+def wait_replaced(session: Session, name: str, old: list[str]) -> resources_pb2.Service:
+    """Waits with a spinner until another sidecar than `old` serves. Raises the service's error if the new one does not come up."""
+    with session.screen.console.status(f"waiting for the new sidecar of {name}"):
+        for event in session.client.services.watch(timeout=session.timeout or 120.0):
+            found = event.service
+            if found.name != name:
+                continue
+            ready = found.state == resources_pb2.SERVICE_STATE_READY
+            if ready and list(found.sidecars[:1]) != old:
+                return found
+            if found.error.code and (ready or found.state in SETTLED):
+                raise service_error(found)
+    raise Draining("the gateway ended the watch; ask again", retry_after=1.0)
 
 
 @service.command()

@@ -28,16 +28,21 @@ from onecontainer.artifacts.servicer import ArtifactServicer
 from onecontainer.artifacts.sweep import ArtifactSweeper
 from onecontainer.catalog.catalog import Catalog
 from onecontainer.catalog.drivers import bundled_folder
+from onecontainer.catalog.installing import Installer
+from onecontainer.catalog.matching import newest_first
 from onecontainer.catalog.model import DriverSource
+from onecontainer.catalog.plugins import PluginShelf
 from onecontainer.catalog.servicer import ManagementServicer
+from onecontainer.catalog.sources import Sources
 from onecontainer.catalog.sql import SqlCatalogStore
+from onecontainer.catalog.sql_plugins import SqlPluginStore
 from onecontainer.clock import Clock, SystemClock
 from onecontainer.cluster.leadership import Alone, Leadership
 from onecontainer.database import Database
 from onecontainer.errors import Draining
 from onecontainer.gateway import migrations
 from onecontainer.gateway.admission import Admission
-from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
+from onecontainer.gateway.bindings import ArtifactArchives, ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch, RegistrationTokenOnly
 from onecontainer.gateway.listeners import (
     bind_for_containers,
@@ -200,16 +205,21 @@ class Gateway:
             leave_running=cluster is None,
         )
         sidecars = supervisor if cluster is None else cluster.share(supervisor)
+        tell = None if cluster is None else cluster.tell_services
+        catalog_store = SqlCatalogStore(database, tell)
+        shelf = PluginShelf(SqlPluginStore(database, tell), settings.data_dir / "drivers")
         catalog = Catalog(
-            SqlCatalogStore(database, None if cluster is None else cluster.tell_services),
+            catalog_store,
             sidecars,
             secrets,
             LiveJobs(ledger, changes),
             clock,
             driver_folders=_driver_folders(settings),
+            plugins=shelf,
             drain_timeout=settings.drain_timeout,
             shared=cluster is not None,
         )
+        installer = Installer(catalog, shelf, catalog_store, _sources(settings, artifacts))
         routes = Routes(catalog, sidecars, registrations)
         directory = JobDirectory(routes, sidecars)
         jobs = Jobs(
@@ -266,9 +276,9 @@ class Gateway:
         self._started = True
 
         management = (
-            ManagementServicer(catalog, request_id_retention=settings.request_id_retention)
+            ManagementServicer(catalog, installer, request_id_retention=settings.request_id_retention)
             if cluster is None
-            else cluster.management(catalog)
+            else cluster.management(catalog, installer)
         )
         public, health_servicer = self._public_server(management, catalog, routes, jobs, artifacts)
         await public.start()
@@ -351,13 +361,13 @@ class Gateway:
         def drivers_changed() -> None:
             routes.update()
             reflection.update(
-                (driver.methods.services, driver.methods.file_descriptor_protos)
-                for driver in catalog.drivers.values()
+                (driver.id, driver.methods.services, driver.methods.file_descriptor_protos)
+                for driver in newest_first(catalog.drivers.values())
                 if driver.methods is not None
             )
 
-        catalog.subscribe_drivers(drivers_changed)
         drivers_changed()
+        catalog.subscribe_drivers(drivers_changed)
         relay = Relay(
             routes,
             authenticator,
@@ -455,6 +465,17 @@ def _driver_folders(settings: Settings) -> list[tuple[Path, DriverSource]]:
     bundled = bundled_folder()
     folders = [] if bundled is None else [(bundled, DriverSource.BUNDLED)]
     return folders + [(path, DriverSource.PLUGIN) for path in settings.driver_paths]
+
+
+def _sources(settings: Settings, artifacts: Artifacts) -> Sources:
+    return Sources(
+        ArtifactArchives(artifacts).read,
+        folders=settings.plugin_folders,
+        git_urls=settings.plugin_git_urls,
+        uploads=settings.plugin_uploads,
+        max_bytes=settings.plugin_max_bytes,
+        git_timeout=settings.plugin_git_timeout,
+    )
 
 
 async def _sweep(ledger: Ledger, changes: Changes, leadership: Leadership, interval: float) -> None:

@@ -101,6 +101,17 @@ class LiveJobs:
         self._changes.publish(outcome.changed)
 
 
+class ArtifactArchives:
+    """What plug-in drivers are installed from."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+
+    async def read(self, name: str, max_bytes: int) -> bytes:
+        # `get` first: what an attempt has only staged, or what has expired, is nobody's to install.
+        return await self._artifacts.read((await self._artifacts.get(name)).name, max_bytes=max_bytes)
+
+
 class ArtifactPayloads:
     """Keeps requests that are too large for the ledger in the artifact store."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from sqlalchemy.engine import Connection
 
 from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.installing import Installer
 from onecontainer.catalog.servicer import ManagementServicer
 from onecontainer.cluster.advisory_lock import AdvisoryLeadership
 from onecontainer.cluster.postgresql import PostgresNotices
@@ -85,9 +86,9 @@ class Cluster:
         )
         return self.sidecars
 
-    def management(self, catalog: Catalog) -> ManagementServicer:
+    def management(self, catalog: Catalog, installer: Installer) -> ManagementServicer:
         retention = self._settings.request_id_retention
-        return SharedManagementServicer(catalog, self.sidecars, self._peers, request_id_retention=retention)
+        return SharedManagementServicer(catalog, installer, self.sidecars, self._peers, request_id_retention=retention)
 
     async def __aenter__(self) -> Cluster:
         return self

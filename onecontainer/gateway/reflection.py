@@ -34,6 +34,10 @@ _ALWAYS: Any = (
 )
 
 
+DriverFiles = tuple[str, Sequence[str], Sequence[descriptor_pb2.FileDescriptorProto]]
+"""A driver: its name, its services, and its files in dependency order."""
+
+
 class Reflection:
     """Reflection whose content can change while the server runs."""
 
@@ -44,16 +48,17 @@ class Reflection:
         self._servicer: Any = None
         self.update(())
 
-    def update(self, drivers: Iterable[tuple[Sequence[str], Sequence[descriptor_pb2.FileDescriptorProto]]]) -> None:
-        """Sets what drivers add: for each, its service names and its files in dependency order."""
+    def update(self, drivers: Iterable[DriverFiles]) -> None:
+        """Sets what drivers add; of two that define the same the first one is shown."""
         pool = descriptor_pool.DescriptorPool()
         for file in self._own.values():
             proto = descriptor_pb2.FileDescriptorProto()
             file.CopyToProto(proto)
             pool.Add(proto)
         services = set(self._services)
-        for names, files in drivers:
-            if all(_add(pool, self._own, file) for file in files):
+        added: dict[str, bytes] = dict.fromkeys(self._own, b"")
+        for driver, names, files in drivers:
+            if _add_all(pool, added, driver, files):
                 services.update(names)
         self._servicer = reflection.aio.ReflectionServicer(sorted(services | {NAMES[1], _HEALTH}), pool=pool)
 
@@ -72,33 +77,44 @@ class Reflection:
         return tuple(grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}) for name in NAMES)
 
 
-def _add(
-    pool: descriptor_pool.DescriptorPool, own: dict[str, FileDescriptor], file: descriptor_pb2.FileDescriptorProto
+def _add_all(
+    pool: descriptor_pool.DescriptorPool,
+    added: dict[str, bytes],
+    driver: str,
+    files: Sequence[descriptor_pb2.FileDescriptorProto],
 ) -> bool:
-    if file.name in own:
-        return True
-    try:
-        pool.Add(file)
-    except TypeError as error:
-        if _same(pool.FindFileByName(file.name), file):
-            return True
-        # Two drivers with other versions of one file: calls work, each with its own; reflection shows the first.
-        log.warning("reflection leaves out %s: %s", file.name, error)
-        return False
+    """Adds a driver's files to a pool that has `added` (name → content, empty for our own); whether all could be."""
+    renamed: dict[str, str] = {}
+    for file in files:
+        content = _content(file)
+        if added.get(file.name) in (b"", content):
+            continue
+        shown = descriptor_pb2.FileDescriptorProto()
+        shown.CopyFrom(file)
+        if file.name in added:
+            # Two drivers that know nothing of each other may each have a `service.proto`.
+            shown.name = renamed[file.name] = f"{driver}/{file.name}"
+        shown.dependency[:] = [renamed.get(name, name) for name in file.dependency]
+        try:
+            pool.Add(shown)
+        except TypeError as error:
+            # Two versions of one contract: calls work, each with its own.
+            log.warning("reflection leaves out %s of %s: %s", file.name, driver, error)
+            return False
+        added[shown.name] = content
     return True
 
 
-def _same(known: FileDescriptor, file: descriptor_pb2.FileDescriptorProto) -> bool:
-    """Whether it is the same file but for the JSON names that some compilers write out."""
-    one, other = descriptor_pb2.FileDescriptorProto(), descriptor_pb2.FileDescriptorProto()
-    known.CopyToProto(one)
-    other.CopyFrom(file)
-    for message in (*_messages(one.message_type), *_messages(other.message_type)):
+def _content(file: descriptor_pb2.FileDescriptorProto) -> bytes:
+    """Its bytes, but for the JSON names that some compilers write out: the same file gives the same ones."""
+    bare = descriptor_pb2.FileDescriptorProto()
+    bare.CopyFrom(file)
+    for message in _messages(bare.message_type):
         for field in (*message.field, *message.extension):
             field.ClearField("json_name")
-    for field in (*one.extension, *other.extension):
+    for field in bare.extension:
         field.ClearField("json_name")
-    return one == other
+    return bare.SerializeToString(deterministic=True)
 
 
 def _messages(found: Iterable[descriptor_pb2.DescriptorProto]) -> Iterator[descriptor_pb2.DescriptorProto]:

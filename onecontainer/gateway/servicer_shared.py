@@ -11,6 +11,7 @@ from google.protobuf import empty_pb2
 from onecontainer.api.management.v1 import management_service_pb2 as pb
 from onecontainer.api.management.v1 import management_service_pb2_grpc
 from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.installing import Installer
 from onecontainer.catalog.servicer import Context, ManagementServicer
 from onecontainer.cluster.owners import Owner
 from onecontainer.cluster.sidecars import SharedSidecars
@@ -25,9 +26,15 @@ class SharedManagementServicer(ManagementServicer):
     """`ManagementServicer` of one of several gateways."""
 
     def __init__(
-        self, catalog: Catalog, sidecars: SharedSidecars, peers: Peers, *, request_id_retention: float
+        self,
+        catalog: Catalog,
+        installer: Installer,
+        sidecars: SharedSidecars,
+        peers: Peers,
+        *,
+        request_id_retention: float,
     ) -> None:
-        super().__init__(catalog, request_id_retention=request_id_retention)
+        super().__init__(catalog, installer, request_id_retention=request_id_retention)
         self._shared = catalog
         self._sidecars = sidecars
         self._peers = peers

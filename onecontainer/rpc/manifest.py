@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from google.protobuf import json_format, struct_pb2
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.errors import DataInvalid, FieldViolation
@@ -45,57 +45,127 @@ _KIND_TO_PROTO: dict[str, driver_pb2.OptionType.ValueType] = {
 
 class _Strict(BaseModel):
     # A misspelt key in metadata.json is an error, not something that is silently without effect.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def _of_the_type(value: Any, info: ValidationInfo) -> Any:
+    """A value of the option's own type; with a type that is wrong there is nothing to say of it."""
+    kind = info.data.get("type")
+    problem = "" if value is None or kind is None else _check_kind(kind, value)
+    if problem:
+        raise ValueError(f"{json.dumps(value)}: {problem}")
+    return value
+
+
+_VALUES: dict[str, dict[str, Any]] = {
+    "string": {"type": "string"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "duration": {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN.pattern}]},
+    "list": {"type": "array"},
+    "map": {"type": "object"},
+}
+"""JSON schema of a value of each type; `_check_kind` says the same of Python values."""
+
+
+def _option_schema(schema: dict[str, Any]) -> None:
+    """Adds what depends on an option's type."""
+    schema["allOf"] = [
+        {
+            "if": {"properties": {"type": {"const": kind}}, "required": ["type"]},
+            "then": {
+                "properties": {
+                    "default": {"anyOf": [value, {"type": "null"}]},
+                    "allowed_values": {"items": {"anyOf": [value, {"type": "null"}]}},
+                }
+            },
+        }
+        for kind, value in _VALUES.items()
+    ]
+    schema["allOf"].append(
+        {
+            "if": {"properties": {"required": {"const": True}}, "required": ["required"]},
+            "then": {"properties": {"default": {"type": "null"}}},
+        }
+    )
+
+
+OfTheType = Annotated[Any, AfterValidator(_of_the_type)]
 
 
 class Option(_Strict):
     """One option of a driver. Durations are seconds (float) once they are resolved."""
 
-    name: Annotated[str, Field(pattern=OPTION_NAME_PATTERN)]
-    type: OptionKind
-    description: Annotated[str, Field(min_length=1)]
-    default: Any = None
-    sensitive: bool = False
-    required: bool = False
-    allowed_values: list[Any] = Field(default_factory=list)
+    model_config = ConfigDict(json_schema_extra=_option_schema)
 
-    @model_validator(mode="after")
-    def _default_is_of_the_type(self) -> Option:
-        for value in [*([] if self.default is None else [self.default]), *self.allowed_values]:
-            problem = _check_kind(self.type, value)
-            if problem:
-                raise ValueError(f"{json.dumps(value)}: {problem}")
-        if self.required and self.default is not None:
+    name: Annotated[str, Field(pattern=OPTION_NAME_PATTERN)]
+    """Its name in a service's options."""
+    type: OptionKind
+    """Type of its values; a duration is seconds, or text such as `1.5s`, `200ms`, `5m`."""
+    description: Annotated[str, Field(min_length=1)]
+    """What it does, for people."""
+    default: OfTheType = None
+    """Value when a service does not set it."""
+    sensitive: bool = False
+    """Whether its value is never shown; give it as `secrets/NAME`."""
+    required: bool = False
+    """Whether a service has to set it."""
+    allowed_values: list[OfTheType] = Field(default_factory=list)
+    """The only values it may have; none listed: all of its type."""
+
+    @field_validator("required")
+    @classmethod
+    def _required_has_no_default(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("default") is not None:
             raise ValueError("a required option has no default")
-        return self
+        return value
 
 
 class Resources(_Strict):
     """What a container of the driver may use; 0 and empty stand for the runtime's defaults."""
 
     memory_bytes: Annotated[int, Field(ge=0)] = 0
-    cpus: Annotated[float, Field(ge=0, strict=False)] = 0.0
+    """Memory, in bytes."""
+    cpus: Annotated[float, Field(ge=0)] = 0.0
+    """Processors; 0.5 is half of one."""
     pids: Annotated[int, Field(ge=0)] = 0
+    """Processes and threads."""
     devices: list[str] = Field(default_factory=list)
+    """Devices that it needs."""
 
 
 class Manifest(_Strict):
     """metadata.json of a driver."""
 
     name: Name
+    """Name of the driver; with the version it is `drivers/{name}-{version}`."""
     version: str
+    """Its own version (PEP 440)."""
     app: Annotated[str, Field(min_length=1, max_length=128)]
+    """The software that it drives, as services name it, without an image tag."""
     app_version: str = ""
+    """Range of that software's versions (PEP 440 specifiers, such as `>=3.11,<6`); empty: all."""
     scope: Scope
+    """The vertical that it belongs to."""
     entry_point: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """Its class, `package.module:Class`."""
     description: str = ""
+    """What it does, in a sentence."""
     descriptor_set: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")] = "descriptors.binpb"
+    """File with the FileDescriptorSet of its services, imports included; not needed for `onecontainer.api.…` alone."""
     services: Annotated[list[str], Field(min_length=1)]
+    """Full names of the gRPC services that it serves."""
     options: list[Option] = Field(default_factory=list)
+    """What can be set for a service."""
     replicable: bool = False
+    """Whether several sidecars may serve one service."""
     exclusive_state: bool = False
+    """Whether the old sidecar has to go before a new one starts, since both would use the state folder."""
     job_slots: Annotated[int, Field(ge=1, le=1024)] = 1
+    """How many jobs a sidecar runs at once."""
     resources: Resources = Resources()
+    """What a container of it may use."""
 
     @field_validator("version")
     @classmethod
@@ -148,6 +218,19 @@ def requirements_of(folder: Path) -> list[str]:
     except (OSError, tomllib.TOMLDecodeError):
         return []
     return [text for text in project.get("dependencies", []) if isinstance(text, str)]
+
+
+def metadata_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of metadata.json, for editors and for other languages.
+
+    Beyond it only code can tell: `version` is a PEP 440 version and `app_version` a specifier, `app` has no image tag, and option
+    names differ.
+    """
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Manifest.model_json_schema(),
+        "title": "metadata.json of a oneContainer driver",
+    }
 
 
 def load_manifest(folder: Path) -> Manifest:

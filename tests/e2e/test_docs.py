@@ -101,6 +101,14 @@ def test_sidecars_that_you_start_yourself_run(tmp_path: Path) -> None:
     run_page("attached.md", tmp_path, variables, least=7, stop=["kill $(cat notes.pid)", "oca down"])
 
 
+def test_the_drivers_tutorial_runs(tmp_path: Path) -> None:
+    variables = {
+        "ONECONTAINER_DATA_DIR": str(tmp_path / "data"),
+        "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}",
+    }
+    run_page("write-a-driver.md", tmp_path, variables, least=30, stop=["oca down"])
+
+
 def test_several_gateways_run(tmp_path: Path) -> None:
     with private_postgresql() as place:
         variables = {name: f"127.0.0.1:{free_port()}" for name in ("ONE", "TWO")} | {"PG": place}

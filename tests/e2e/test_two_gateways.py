@@ -27,8 +27,17 @@ from psycopg import sql
 from onecontainer.api.event.v1 import event_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
+from onecontainer.catalog.packing import pack
+from onecontainer.cli.driver_new import new_driver
 from onecontainer.client import Client
-from onecontainer.errors import DriverUnreachable, OneContainerError, Reason, ResourceConflict, ResourceNotFound
+from onecontainer.errors import (
+    DriverUnreachable,
+    OneContainerError,
+    Reason,
+    ResourceConflict,
+    ResourceInUse,
+    ResourceNotFound,
+)
 from onecontainer.jobs.dispatch.kafka import EVENTS_TOPIC
 from onecontainer.rpc.status import from_rpc_error, from_status
 from tests.fixtures import kafka
@@ -400,6 +409,32 @@ def test_a_gateway_that_lacks_the_driver_takes_it_from_nobody(pair: Pair, tmp_pa
         assert client.services.get("echo").assigned_driver == "drivers/echo-1.0.0"
         client.services.wait_ready("echo", timeout=60)
         assert pair.call(pair.b, b"still") == b"still"
+
+
+def test_a_plug_in_is_one_for_both(pair: Pair, tmp_path: Path) -> None:
+    archive = tmp_path / "plug.tar.gz"
+    new_driver("plug", "db", tmp_path / "plug")
+    archive.write_bytes(pack(tmp_path / "plug", 1 << 20))
+    installed = pair.via_a.drivers.install(artifact=pair.via_a.artifacts.upload(archive).name)
+    until(lambda: installed in pair.via_b.drivers.list(), "known at the other gateway")
+    # What is made at B is run by B, from a folder of its own.
+    pair.via_b.services.create("plug", app="plug")
+    pair.via_b.services.wait_ready("plug", timeout=60)
+    assert pair.via_a.db.list_tables("plug") == []
+    with pytest.raises(ResourceInUse, match="services/plug"):
+        pair.via_a.drivers.uninstall(installed.name)
+    pair.via_b.services.delete("plug")
+
+    def gone() -> bool:
+        try:
+            pair.via_a.drivers.uninstall(installed.name)
+        except ResourceInUse:
+            return False
+        return True
+
+    until(gone, "free at A")
+    until(lambda: installed.name not in {driver.name for driver in pair.via_b.drivers.list()}, "gone at B")
+    assert not list((pair.b.data_dir / "drivers").glob("plug/*"))
 
 
 def test_a_call_goes_on_once_at_the_most(pair: Pair) -> None:

@@ -15,9 +15,11 @@ def metadata() -> list[sa.MetaData]:
     """The tables of all features."""
     from onecontainer.artifacts import sql as artifacts
     from onecontainer.catalog import sql as catalog
+    from onecontainer.catalog import sql_plugins
     from onecontainer.cluster import sql as cluster
     from onecontainer.jobs import tables as jobs
 
+    assert sql_plugins.plugins.metadata is catalog.metadata
     return [catalog.metadata, jobs.metadata, artifacts.metadata, cluster.metadata]
 
 

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import onecontainer
-from onecontainer.catalog.drivers import files_of
+from onecontainer.catalog.packing import driver_files
 from onecontainer.rpc.manifest import requirements_of
 
 DOCKERFILE = "Dockerfile"
@@ -87,7 +87,7 @@ def driver_context(folder: Path) -> Context:
     """
     context = {
         path.relative_to(folder).as_posix(): BuildFile(path.read_bytes(), bool(path.stat().st_mode & 0o100))
-        for path in files_of(folder)
+        for path in driver_files(folder)
     }
     context.setdefault(DOCKERFILE, BuildFile((_IMAGES / "driver.Dockerfile").read_bytes()))
     context.setdefault(

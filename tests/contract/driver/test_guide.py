@@ -56,10 +56,8 @@ def test_the_guides_command_makes_descriptors_of_an_own_service(folder: Path) ->
     driver = folder / "driver"
     driver.mkdir()
     shutil.copy(ECHO, driver / "my.proto")
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PROTOS": str(GUIDE.parent.parent / "protos"),
-    }
+    shutil.copy(ECHO.with_name("metadata.json"), driver)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["sh", "-ec", block], cwd=driver, env=environment, check=True, capture_output=True)
     assert (driver / "my_pb2.py").exists()
     assert MethodTable((driver / "descriptors.binpb").read_bytes(), [ECHO_SERVICE]).services == (ECHO_SERVICE,)

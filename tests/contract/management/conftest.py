@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -11,17 +10,20 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.protobuf import descriptor_pb2
 
 from onecontainer.api.management.v1 import management_service_pb2 as pb
 from onecontainer.api.management.v1 import management_service_pb2_grpc, resources_pb2
 from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.installing import CheckInstalled, Installer, unchecked
 from onecontainer.catalog.model import DriverSource
+from onecontainer.catalog.plugins import PluginShelf
 from onecontainer.catalog.servicer import ManagementServicer
+from onecontainer.catalog.sources import Sources
 from onecontainer.catalog.sql import SqlCatalogStore
+from onecontainer.catalog.sql_plugins import SqlPluginStore
 from onecontainer.clock import SystemClock
 from onecontainer.database import Database
-from onecontainer.errors import OneContainerError
+from onecontainer.errors import LimitExceeded, OneContainerError, ResourceNotFound
 from onecontainer.gateway import migrations
 from onecontainer.rpc.channel import open_channel
 from onecontainer.rpc.server import StaticTokens, service_handler
@@ -32,10 +34,10 @@ from onecontainer.sidecars.runtimes.attached import AttachedRuntime
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.supervisor import Supervisor
+from tests.fixtures.echo_folder import write_driver
 
 PROGRAM = Path(__file__).parent.parent / "sidecars" / "program.py"
 LIMIT = 30.0
-OPTIONS = ("refuse", "ready_file", "broken_file", "linger")
 
 
 class FakeLiveJobs:
@@ -53,37 +55,18 @@ class FakeLiveJobs:
         self.live.pop(service_uid, None)
 
 
-def descriptors() -> bytes:
-    file = descriptor_pb2.FileDescriptorProto(name="test/v1/echo.proto", package="test.v1", syntax="proto3")
-    request = file.message_type.add(name="EchoRequest")
-    request.field.add(name="service", number=1, type=9, label=1)
-    file.message_type.add(name="EchoResponse")
-    method = file.service.add(name="EchoService").method.add(
-        name="Echo", input_type=".test.v1.EchoRequest", output_type=".test.v1.EchoResponse"
-    )
-    method.options.idempotency_level = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
-    return descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString()
+class FakeArchives:
+    """What was uploaded, by name."""
 
+    def __init__(self) -> None:
+        self.uploaded: dict[str, bytes] = {}
 
-def write_driver(root: Path, folder: str, **changes: object) -> Path:
-    path = root / folder
-    path.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        "name": "echo",
-        "version": "1.0.0",
-        "app": "echo",
-        "app_version": ">=1",
-        "scope": "hpc",
-        "entry_point": "echo:Echo",
-        "services": ["test.v1.EchoService"],
-        "options": [
-            *({"name": name, "type": "string", "description": "Steers the test program."} for name in OPTIONS),
-            {"name": "password", "type": "string", "description": "Secret.", "sensitive": True},
-        ],
-    }
-    (path / "metadata.json").write_text(json.dumps(metadata | changes))
-    (path / "descriptors.binpb").write_bytes(descriptors())
-    return path
+    async def read(self, name: str, max_bytes: int) -> bytes:
+        if name not in self.uploaded:
+            raise ResourceNotFound(f"{name} does not exist")
+        if len(self.uploaded[name]) > max_bytes:
+            raise LimitExceeded(f"{name} is too large")
+        return self.uploaded[name]
 
 
 class Station:
@@ -93,6 +76,8 @@ class Station:
         self.root = root
         self.run_dir = run_dir
         self.jobs = FakeLiveJobs()
+        self.archives = FakeArchives()
+        self.check: CheckInstalled = unchecked
         self.stub: management_service_pb2_grpc.ManagementServiceAsyncStub
         self.supervisor: Supervisor
         self.catalog: Catalog
@@ -118,19 +103,34 @@ class Station:
                 job_source=lambda _target: None,
             )
         )
+        store = SqlCatalogStore(database)
+        shelf = PluginShelf(SqlPluginStore(database), self.root / "data" / "drivers")
         self.catalog = Catalog(
-            SqlCatalogStore(database),
+            store,
             self.supervisor,
             secrets,
             self.jobs,
             clock,
             driver_folders=[(self.root / "drivers", DriverSource.PLUGIN)],
+            plugins=shelf,
         )
         await self.catalog.start()
+        sources = Sources(
+            self.archives.read,
+            folders=[self.root / "allowed"],
+            git_urls=[f"file://{self.root / 'git'}"],
+            max_bytes=1_000_000,
+            git_timeout=20,
+        )
+        installer = Installer(self.catalog, shelf, store, sources, check=self.check)
         server = grpc.aio.server()
         service = pb.DESCRIPTOR.services_by_name["ManagementService"]
         server.add_generic_rpc_handlers(
-            (service_handler(ManagementServicer(self.catalog), service, StaticTokens({"bob": "bob"}, "local")),)
+            (
+                service_handler(
+                    ManagementServicer(self.catalog, installer), service, StaticTokens({"bob": "bob"}, "local")
+                ),
+            )
         )
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

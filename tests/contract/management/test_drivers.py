@@ -158,13 +158,3 @@ async def test_a_driver_that_breaks_is_not_used_any_more(station, add_driver) ->
     (folder / "descriptors.binpb").write_bytes(b"\xff")
     await station.restart()
     assert (await station.ready()).assigned_driver == "drivers/echo-1.0.0"
-
-
-async def test_plug_ins_say_that_they_come_later(station, failure) -> None:
-    for call in (
-        station.stub.InstallDriver(pb.InstallDriverRequest(folder="/x")),
-        station.stub.UninstallDriver(pb.UninstallDriverRequest(name="drivers/echo-1.0.0")),
-    ):
-        error = await failure(call)
-        assert (error.code, error.reason) == (Code.UNIMPLEMENTED, Reason.CAPABILITY_MISSING)
-        assert "later release" in error.message

@@ -13,9 +13,10 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.media.v1 import media_pb2
 from onecontainer.api.options.v1 import options_pb2
 from onecontainer.api.type.v1 import job_options_pb2
-from onecontainer.catalog.drivers import bundled_folder, digest_of, read_driver, scan
+from onecontainer.catalog.drivers import bundled_folder, read_driver, scan
 from onecontainer.catalog.methods import MethodTable
 from onecontainer.catalog.model import DriverSource, DriverState
+from onecontainer.catalog.packing import digest_of
 from onecontainer.errors import DataInvalid
 
 BUNDLED = bundled_folder()

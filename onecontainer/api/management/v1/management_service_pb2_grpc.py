@@ -262,8 +262,12 @@ class ManagementServiceServicer:
 
         Errors:
         - INVALID_ARGUMENT / FIELD_REQUIRED, FIELD_INVALID or DATA_INVALID: the source, its metadata or its descriptors are broken; BadRequest has the paths (`metadata.app`).
-        - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation.
-        - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version.
+        - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact.
+        - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation, or it takes no uploads.
+        - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version. Or it defines differently what
+        another driver defines, too; the message names it.
+        - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: its files are too large, or too many.
+        - UNAVAILABLE / BACKEND_UNREACHABLE: the repository cannot be fetched now. Try again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

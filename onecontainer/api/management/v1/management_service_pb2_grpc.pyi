@@ -128,8 +128,12 @@ class ManagementServiceStub:
 
     Errors:
     - INVALID_ARGUMENT / FIELD_REQUIRED, FIELD_INVALID or DATA_INVALID: the source, its metadata or its descriptors are broken; BadRequest has the paths (`metadata.app`).
-    - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation.
-    - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version.
+    - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact.
+    - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation, or it takes no uploads.
+    - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version. Or it defines differently what
+      another driver defines, too; the message names it.
+    - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: its files are too large, or too many.
+    - UNAVAILABLE / BACKEND_UNREACHABLE: the repository cannot be fetched now. Try again.
     """
     UninstallDriver: _grpc.UnaryUnaryMultiCallable[_management_service_pb2.UninstallDriverRequest, _empty_pb2.Empty]
     """Removes a plug-in driver. Not idempotent: a second call is NOT_FOUND.
@@ -257,8 +261,12 @@ class ManagementServiceAsyncStub(ManagementServiceStub):
 
     Errors:
     - INVALID_ARGUMENT / FIELD_REQUIRED, FIELD_INVALID or DATA_INVALID: the source, its metadata or its descriptors are broken; BadRequest has the paths (`metadata.app`).
-    - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation.
-    - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version.
+    - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact.
+    - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation, or it takes no uploads.
+    - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version. Or it defines differently what
+      another driver defines, too; the message names it.
+    - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: its files are too large, or too many.
+    - UNAVAILABLE / BACKEND_UNREACHABLE: the repository cannot be fetched now. Try again.
     """
     UninstallDriver: _aio.UnaryUnaryMultiCallable[_management_service_pb2.UninstallDriverRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes a plug-in driver. Not idempotent: a second call is NOT_FOUND.
@@ -455,8 +463,12 @@ class ManagementServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT / FIELD_REQUIRED, FIELD_INVALID or DATA_INVALID: the source, its metadata or its descriptors are broken; BadRequest has the paths (`metadata.app`).
-        - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation.
-        - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version.
+        - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact.
+        - PERMISSION_DENIED / SOURCE_NOT_ALLOWED: the URL or folder is not on the allow-list of this installation, or it takes no uploads.
+        - ALREADY_EXISTS / RESOURCE_CONFLICT: this name and version is installed with another content; raise the version. Or it defines differently what
+          another driver defines, too; the message names it.
+        - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: its files are too large, or too many.
+        - UNAVAILABLE / BACKEND_UNREACHABLE: the repository cannot be fetched now. Try again.
         """
 
     @_abc_1.abstractmethod
