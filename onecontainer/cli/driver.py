@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.management.v1 import resources_pb2
+from onecontainer.cli.check import check
 from onecontainer.cli.render import enum_name
 from onecontainer.cli.service import show_match
 from onecontainer.cli.session import Session, connected
@@ -24,6 +25,7 @@ def driver() -> None:
       oca driver list
       oca driver get onnx-0.1.0
       oca driver match --app cassandra --app-version 5.0
+      oca driver check ./drivers/sql
     """
 
 
@@ -120,3 +122,6 @@ def match(session: Session, service: str, app: str, app_version: str) -> None:
         raise click.UsageError("give either a SERVICE or --app")
     answer = session.client.services.match_drivers(service, app=app, app_version=app_version, timeout=session.timeout)
     show_match(session, answer)
+
+
+driver.add_command(check)

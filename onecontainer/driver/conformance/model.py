@@ -137,10 +137,11 @@ def check(
     needs: tuple[str, ...] = (),
     attached: bool | None = None,
     smoke: bool = False,
+    after: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Session], Awaitable[None]]], Check]:
     """Makes a check of a coroutine function."""
 
     def wrap(run: Callable[[Session], Awaitable[None]]) -> Check:
-        return Check(id, title, proves, todo, run, needs, attached, smoke)
+        return Check(id, title, proves, todo, run, needs, attached, smoke, after)
 
     return wrap

@@ -127,6 +127,8 @@ class Session:
         self.slow: list[Slow] = []
         self.jobs: list[tuple[Method, Message]] = []
         """Requests that succeed as jobs."""
+        self.run_ends: dict[str, RunEnd] = {}
+        """By method: how a Run of it with a request that works ended."""
         self.cleaning: list[tuple[str, Message]] = []
         """Calls that remove what the kit has made; before the driver is detached for the last time."""
         self.holding: dict[str, bytes] = {}

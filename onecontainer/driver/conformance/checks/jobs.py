@@ -60,6 +60,7 @@ def succeeded(outcome: lease_pb2.Report, sent: str) -> lease_pb2.Succeeded:
     proves="The same work, whoever brings it: the sidecar's own worker or `oca worker`.",
     todo="Let the worker enter the same handler as Run, and report `succeeded` with job, attempt and fence of the grant.",
     needs=("jobs.polls", "run.result"),
+    after=("transports.same",),
     attached=True,
 )
 async def result(session: Session) -> None:

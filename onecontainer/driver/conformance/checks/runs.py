@@ -75,14 +75,17 @@ def _ended_runs(session: Session) -> list[Method]:
     return found
 
 
-async def _run_of_each(session: Session) -> AsyncIterator[tuple[str, Method, RunEnd]]:
-    """A Run of each method that can be a job, with a request that works as far as the kit knows one."""
+async def _run_of_each(session: Session) -> list[tuple[str, Method, RunEnd]]:
+    """A Run of each method that can be a job, with a request that works as far as the kit knows one. They are run once."""
     requests = {sample.method.name: sample.request for sample in session.samples}
     requests |= {method.name: request for method, request in session.jobs}
+    found = []
     for method in _ended_runs(session):
         request = requests.get(method.name, method.empty(SERVICE))
-        end = await session.run(session.grant(method.name, request))
-        yield f"Run of {session.told(method, request)}", method, end
+        if method.name not in session.run_ends:
+            session.run_ends[method.name] = await session.run(session.grant(method.name, request))
+        found.append((f"Run of {session.told(method, request)}", method, session.run_ends[method.name]))
+    return found
 
 
 @check(
@@ -93,7 +96,7 @@ async def _run_of_each(session: Session) -> AsyncIterator[tuple[str, Method, Run
     attached=True,
 )
 async def events(session: Session) -> None:
-    async for sent, _method, end in _run_of_each(session):
+    for sent, _method, end in await _run_of_each(session):
         require(end.answer.ok, sent, str(end))
         ends = [kind for kind in end.kinds if kind in TERMINAL]
         require(len(ends) == 1 and end.kinds[-1] in TERMINAL, sent, str(end))
@@ -134,7 +137,7 @@ async def failure(session: Session) -> None:
     attached=True,
 )
 async def result(session: Session) -> None:
-    async for sent, method, end in _run_of_each(session):
+    for sent, method, end in await _run_of_each(session):
         if end.last.WhichOneof("event") != "succeeded":
             continue
         message = session.decoded(method, end.last.succeeded, sent)
@@ -152,7 +155,7 @@ async def result(session: Session) -> None:
 )
 async def progress(session: Session) -> None:
     tried = False
-    async for sent, _method, end in _run_of_each(session):
+    for sent, _method, end in await _run_of_each(session):
         last = 0.0
         for event in end.events:
             if event.WhichOneof("event") != "progress":
@@ -316,6 +319,7 @@ async def finish(session: Session) -> None:
         async with running(session, one) as run:
             answer = await session.stop_run(run.grant, job_pb2.CANCEL_MODE_FINISH)
             _found(answer, f"StopRun with FINISH of {one.method.short}")
+            session.desk.held.set()  # what it had begun may come to its end
             sent = f"Run of {one.method.short}, after StopRun with FINISH"
             end = await ended(run, sent, session.timeout)
             require(end.last.WhichOneof("event") == "succeeded", sent, str(end))
