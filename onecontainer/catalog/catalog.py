@@ -16,6 +16,7 @@ from onecontainer.catalog.matching import Match, is_named, match_drivers, reject
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, ServiceRecord
 from onecontainer.catalog.plugins import DRIVER_TYPE, PluginShelf
 from onecontainer.catalog.ports import CatalogStore, LiveJobs, Replay, Secrets, Sidecars
+from onecontainer.catalog.quarantine import CheckInstalled, quarantined, unchecked
 from onecontainer.catalog.update import needs_rematch, updated
 from onecontainer.catalog.validation import raise_violations, service_violations
 from onecontainer.clock import Clock
@@ -48,6 +49,7 @@ class Catalog:
         plugins: those that were installed; what is in a folder wins.
         drain_timeout: of services that do not set their own, in seconds.
         shared: other gateways have the same store.
+        check: a further look at plug-ins; those that do not pass it are put into quarantine.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Catalog:
         plugins: PluginShelf,
         drain_timeout: float = 600.0,
         shared: bool = False,
+        check: CheckInstalled = unchecked,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self.sidecars = sidecars
@@ -74,6 +77,7 @@ class Catalog:
         self._plugins = plugins
         self._drain_timeout = drain_timeout
         self._shared = shared
+        self._check = check
         self._new_uid = new_uid
         self._services: dict[str, ServiceRecord] = {}
         self._names: dict[str, str] = {}
@@ -88,6 +92,7 @@ class Catalog:
         """Finds the drivers, loads the services, and starts their sidecars."""
         now = self._clock.now()
         records, descriptors = await asyncio.to_thread(scan, self._folders, now)
+        records = await quarantined(records, self._check)
         plugins, theirs = await self._plugins.load(now)
         found = {record.name for record in records}
         records += [plugin for plugin in plugins if plugin.name not in found]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +14,12 @@ from onecontainer.catalog.drivers import read_driver
 from onecontainer.catalog.model import DriverRecord, DriverSource
 from onecontainer.catalog.plugins import DRIVER_TYPE, Plugin, PluginShelf, as_plugin, in_use
 from onecontainer.catalog.ports import CatalogStore
+from onecontainer.catalog.quarantine import CheckInstalled, unchecked
 from onecontainer.catalog.sources import Fetched, Source, Sources
-from onecontainer.errors import OneContainerError, ResourceConflict, StateInvalid
+from onecontainer.errors import ResourceConflict, StateInvalid
 from onecontainer.sidecars.model import LIVE
 
 log = logging.getLogger(__name__)
-
-CheckInstalled = Callable[[DriverRecord], Awaitable[OneContainerError | None]]
-"""Looks at a driver whose folder is valid, before it is kept; an error puts it into quarantine, with that error as the cause."""
-
-
-async def unchecked(_record: DriverRecord) -> OneContainerError | None:
-    """No further check."""
-    return None
 
 
 class Installer:

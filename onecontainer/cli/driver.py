@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.management.v1 import resources_pb2
+from onecontainer.cli.check import check
 from onecontainer.cli.driver_build import build
 from onecontainer.cli.driver_install import install, pack, uninstall
 from onecontainer.cli.driver_new import new
@@ -29,10 +30,11 @@ def driver() -> None:
       oca driver list
       oca driver get onnx-0.1.0
       oca driver match --app cassandra --app-version 5.0
+      oca driver check ./drivers/sql
     """
 
 
-for command in (install, uninstall, pack, new, build):
+for command in (check, install, uninstall, pack, new, build):
     driver.add_command(command)
 
 

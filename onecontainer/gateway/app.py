@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
+from platformdirs import user_cache_path
 
 from onecontainer import __version__
 from onecontainer.api.artifact.v1 import artifact_pb2
@@ -57,6 +58,7 @@ from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
 from onecontainer.gateway.routing import JobDirectory, Routes
+from onecontainer.gateway.smoke import SmokeTest
 from onecontainer.gateway.tasks import Tasks
 from onecontainer.jobs import mapping
 from onecontainer.jobs.changes import Changes
@@ -208,6 +210,7 @@ class Gateway:
         tell = None if cluster is None else cluster.tell_services
         catalog_store = SqlCatalogStore(database, tell)
         shelf = PluginShelf(SqlPluginStore(database, tell), settings.data_dir / "drivers")
+        smoke_test = SmokeTest(user_cache_path("onecontainer", appauthor=False) / "smoke-tests")
         catalog = Catalog(
             catalog_store,
             sidecars,
@@ -218,8 +221,9 @@ class Gateway:
             plugins=shelf,
             drain_timeout=settings.drain_timeout,
             shared=cluster is not None,
+            check=smoke_test,
         )
-        installer = Installer(catalog, shelf, catalog_store, _sources(settings, artifacts))
+        installer = Installer(catalog, shelf, catalog_store, _sources(settings, artifacts), check=smoke_test)
         routes = Routes(catalog, sidecars, registrations)
         directory = JobDirectory(routes, sidecars)
         jobs = Jobs(

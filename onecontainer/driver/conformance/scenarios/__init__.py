@@ -1,0 +1,1 @@
+"""Real requests for the methods of services, so that "claimed" means "works"."""
