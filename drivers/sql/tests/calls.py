@@ -13,6 +13,7 @@ from onecontainer_driver_sql.database import Database
 
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
+from onecontainer.driver.records.model import NULL
 
 SERVICE = "services/db"
 K = table_pb2.TypeKind
@@ -24,7 +25,7 @@ def value(given: Any) -> value_pb2.Value:
         case value_pb2.Value():
             return given
         case None:
-            return codecs.NULL
+            return NULL
         case bool():
             return value_pb2.Value(bool_value=given)
         case int():

@@ -19,6 +19,7 @@ from drivers.sql.tests.calls import SERVICE, K, column, create, insertion, load,
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import NULL, int_from_bytes, int_to_bytes
 
 V = value_pb2.Value
 
@@ -30,7 +31,7 @@ def message(**fields: Any) -> V:
 def decimals(digits: int, scale: int) -> st.SearchStrategy[V]:
     limit = 10**digits - 1
     return st.integers(-limit, limit).map(
-        lambda unscaled: V(decimal_value=value_pb2.Decimal(unscaled=codecs.int_to_bytes(unscaled), scale=scale))
+        lambda unscaled: V(decimal_value=value_pb2.Decimal(unscaled=int_to_bytes(unscaled), scale=scale))
     )
 
 
@@ -60,7 +61,7 @@ TYPES: dict[str, tuple[table_pb2.ColumnType, st.SearchStrategy[V]]] = {
     "int64": (table_pb2.ColumnType(kind=K.TYPE_KIND_INT64), st.integers(-(2**63), 2**63 - 1).map(value)),
     "varint": (
         table_pb2.ColumnType(kind=K.TYPE_KIND_VARINT),
-        st.integers(-(10**200), 10**200).map(lambda number: V(varint_value=codecs.int_to_bytes(number))),
+        st.integers(-(10**200), 10**200).map(lambda number: V(varint_value=int_to_bytes(number))),
     ),
     "float": (
         table_pb2.ColumnType(kind=K.TYPE_KIND_FLOAT),
@@ -84,7 +85,7 @@ TYPES: dict[str, tuple[table_pb2.ColumnType, st.SearchStrategy[V]]] = {
 LISTS: dict[str, tuple[table_pb2.ColumnType, st.SearchStrategy[V]]] = {
     f"list_{name}": (
         table_pb2.ColumnType(kind=K.TYPE_KIND_LIST, elements=[of]),
-        st.lists(st.one_of(st.just(codecs.NULL), one), max_size=4).map(
+        st.lists(st.one_of(st.just(NULL), one), max_size=4).map(
             lambda values: V(list_value=value_pb2.ListValue(values=values))
         ),
     )
@@ -130,7 +131,7 @@ async def test_values_come_back_as_they_were(db: Database, name: str) -> None:
     type_, strategy = (TYPES | LISTS)[name]
     await create(db, "t", column("id", K.TYPE_KIND_INT64), table_pb2.Column(name="v", type=type_), key=["id"])
     samples = _samples(st.lists(strategy, min_size=60, max_size=60))
-    expected = [*samples, codecs.NULL]
+    expected = [*samples, NULL]
     for start in range(0, len(expected), 20):
         records = [record(id=start + i, v=one) for i, one in enumerate(expected[start : start + 20])]
         await writing.insert_records(db, insertion("t", *records))
@@ -256,8 +257,8 @@ async def test_numbers_are_taken_as_whole_numbers_too(db: Database) -> None:
 
 @given(st.integers())
 def test_varint_bytes_are_the_shortest(number: int) -> None:
-    data = codecs.int_to_bytes(number)
-    assert codecs.int_from_bytes(data) == number
+    data = int_to_bytes(number)
+    assert int_from_bytes(data) == number
     if len(data) > 1:
         with pytest.raises(OverflowError):
             number.to_bytes(len(data) - 1, "big", signed=True)
