@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from onecontainer.api.db.v1 import database_pb2, record_pb2
 from onecontainer.driver import errors, to_status
 from onecontainer.driver.records import bulk
-from onecontainer.driver.records.bulk import NOT_TRIED, Chunk, Outcome, Request, Row, TooManyFailures
+from onecontainer.driver.records.bulk import NOT_TRIED, Chunk, Outcome, Request, Row, TooManyFailures, is_of_a_row
 from onecontainer.driver.records.model import Column
 from onecontainer_driver_sql.database import Database
 from onecontainer_driver_sql.inserting import check_mode, insert_statement
@@ -84,7 +84,7 @@ class Writer:
                 skipped = await self._insert(connection, columns, rows)
         except Exception as error:
             found = self._database.backend.translate(error)
-            if found is None or not _is_of_a_row(found):
+            if found is None or not is_of_a_row(found):
                 raise
             if len(rows) == 1:
                 written.append((1, to_status(found), False))
@@ -119,13 +119,6 @@ class Writer:
             skipped.append(inserted[key] == 0)
             inserted[key] -= not skipped[-1]
         return skipped if any(skipped) else []
-
-
-def _is_of_a_row(error: errors.OneContainerError) -> bool:
-    """Whether the other rows may still be written: not without rights, without space, or with the connection lost."""
-    if isinstance(error, errors.BackendExecutionFailed):
-        return error.code in (errors.Code.FAILED_PRECONDITION, errors.Code.INVALID_ARGUMENT, errors.Code.INTERNAL)
-    return isinstance(error, errors.ResourceConflict | errors.DataInvalid)
 
 
 def _hashable(row: Any) -> tuple[Any, ...]:

@@ -172,3 +172,10 @@ class Source:
         if not self._columns:
             raise errors.FieldRequired("batch.columns", "is required in the first batch")
         return self._columns
+
+
+def is_of_a_row(error: errors.OneContainerError) -> bool:
+    """Whether the other rows may still be written: not without rights, without space, or with the connection lost."""
+    if isinstance(error, errors.BackendExecutionFailed):
+        return error.code in (errors.Code.FAILED_PRECONDITION, errors.Code.INVALID_ARGUMENT, errors.Code.INTERNAL)
+    return isinstance(error, errors.ResourceConflict | errors.DataInvalid)
