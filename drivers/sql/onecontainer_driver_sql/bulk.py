@@ -10,7 +10,7 @@ from google.rpc import status_pb2
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onecontainer.api.db.v1 import database_pb2, record_pb2
-from onecontainer.driver import errors, to_status
+from onecontainer.driver import to_status
 from onecontainer.driver.records import bulk
 from onecontainer.driver.records.bulk import NOT_TRIED, Chunk, Outcome, Request, Row, TooManyFailures, is_of_a_row
 from onecontainer.driver.records.model import Column

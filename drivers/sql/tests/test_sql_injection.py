@@ -6,25 +6,11 @@ import pytest
 from onecontainer_driver_sql import tables, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import (
-    SERVICE,
-    K,
-    column,
-    create,
-    deletion,
-    equals,
-    insertion,
-    load,
-    people,
-    record,
-    select,
-    setting,
-    updating,
-    value,
-)
+from drivers.sql.tests.calls import create, load, people, select
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import query_pb2, table_pb2
 from onecontainer.driver import errors
+from tests.fixtures.records import SERVICE, K, column, deletion, equals, insertion, record, setting, updating, value
 
 CORPUS = [
     "O'Brien",

@@ -11,29 +11,25 @@ import pytest
 from onecontainer_driver_sql import reading, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import (
+from drivers.sql.tests.calls import create, load, page, people, select
+from onecontainer.api.db.v1 import database_pb2 as pb
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
+from onecontainer.driver import errors
+from onecontainer.driver.records import batches
+from tests.fixtures.records import (
     SERVICE,
     K,
     all_of,
     any_of,
     column,
     compare,
-    create,
     deletion,
     equals,
     insertion,
-    load,
-    page,
-    people,
     record,
-    select,
     unrecord,
     value,
 )
-from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
-from onecontainer.driver import errors
-from onecontainer.driver.records import batches
 
 Q = query_pb2.Query
 F = query_pb2.Filter

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from onecontainer_driver_sql import bulk, codecs, reading, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import SERVICE, K, column, create, insertion, load, page, record, value
+from drivers.sql.tests.calls import create, load, page
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import NULL, int_from_bytes, int_to_bytes
+from tests.fixtures.records import SERVICE, K, column, insertion, record, value
 
 V = value_pb2.Value
 
