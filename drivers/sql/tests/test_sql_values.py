@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onecontainer_driver_sql import bulk, codecs, reading, writing
 from onecontainer_driver_sql.database import Database
@@ -20,7 +20,7 @@ from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import NULL, int_from_bytes, int_to_bytes
-from tests.fixtures.records import SERVICE, K, column, insertion, record, value
+from tests.fixtures.records import SERVICE, K, column, drawn, insertion, record, value
 
 V = value_pb2.Value
 
@@ -118,9 +118,6 @@ async def _stream(database: Database, encoding: int) -> list[Any]:
 
 
 ORDERED = reading.query_pb2.Query(order_by=[reading.query_pb2.OrderBy(column="id")])
-EXAMPLES = settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
 
 
 @pytest.mark.parametrize("name", [*TYPES, *LISTS])
@@ -131,7 +128,7 @@ async def test_values_come_back_as_they_were(db: Database, name: str) -> None:
         return
     type_, strategy = (TYPES | LISTS)[name]
     await create(db, "t", column("id", K.TYPE_KIND_INT64), table_pb2.Column(name="v", type=type_), key=["id"])
-    samples = _samples(st.lists(strategy, min_size=60, max_size=60))
+    samples = drawn(st.lists(strategy, min_size=60, max_size=60))
     expected = [*samples, NULL]
     for start in range(0, len(expected), 20):
         records = [record(id=start + i, v=one) for i, one in enumerate(expected[start : start + 20])]
@@ -154,19 +151,6 @@ async def test_values_come_back_as_they_were(db: Database, name: str) -> None:
     copied = await page(db, "copy", ORDERED, page_size=1000)
     for one, back in zip(expected, copied.records, strict=True):
         assert same(name, one, back.fields["v"]), (one, back.fields["v"])
-
-
-def _samples(strategy: st.SearchStrategy[list[V]]) -> list[V]:
-    """What hypothesis thinks of; drawn before, since its own loop cannot await."""
-    drawn: list[V] = []
-
-    @EXAMPLES
-    @given(strategy)
-    def draw(values: list[V]) -> None:
-        drawn.extend(values)
-
-    draw()
-    return drawn
 
 
 @pytest.mark.parametrize(
