@@ -47,7 +47,8 @@ async def execute_batch(
     if request.dry_run:
         failed = await _would_fail(database, every)
     elif every:
-        rows = await database.session.run(batch)
+        async with database.contended(every):
+            rows = await database.session.run(batch)
         if any(write.condition for write in every):
             answers = lightweight(rows)
             if not all(applied for applied, _ in answers):

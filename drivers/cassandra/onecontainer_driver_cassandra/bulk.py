@@ -134,7 +134,10 @@ class Writer:
         await self._one_by_one(alone, results)
 
     async def _one_by_one(self, statements: dict[int, BoundStatement], results: dict[int, Result]) -> None:
-        outcomes = await pump.run_all(self._database.session, list(statements.values()), ROWS_AT_ONCE, is_of_a_row)
+        every = list(statements.values())
+        # Conditional writes of one partition are in one another's way in Cassandra: they go one after another.
+        lanes = None if self._condition is None else pump.lanes_of([one.routing_key for one in every])
+        outcomes = await pump.run_all(self._database.session, every, ROWS_AT_ONCE, is_of_a_row, lanes)
         for index, outcome in zip(statements, outcomes, strict=True):
             if isinstance(outcome, errors.OneContainerError):
                 if not is_of_a_row(outcome):

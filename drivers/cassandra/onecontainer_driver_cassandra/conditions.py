@@ -63,6 +63,10 @@ def tests(table: TableInfo, node: query_pb2.Filter, path: str) -> list[Test]:
                 raise errors.BackendCapabilityMissing(
                     f"{at}.contains", "CQL has no CONTAINS in a condition; compare one `element`, or the whole value"
                 )
+    if all(test.sign == "!=" for test in found) and found:
+        raise errors.BackendCapabilityMissing(
+            path, "in CQL it would hold of a record that is not there, too; add what must be equal, or less, or greater"
+        )
     return found
 
 

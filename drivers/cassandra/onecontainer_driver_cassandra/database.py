@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
+from weakref import WeakValueDictionary
 
 from cassandra.query import PreparedStatement
 
@@ -17,6 +19,7 @@ from onecontainer_driver_cassandra.faults import INVALID
 from onecontainer_driver_cassandra.model import TableInfo
 from onecontainer_driver_cassandra.session import Session
 from onecontainer_driver_cassandra.settings import Settings
+from onecontainer_driver_cassandra.writes import Write
 
 
 class Database:
@@ -26,6 +29,8 @@ class Database:
         self.tables: KnownTables[TableInfo] = KnownTables(
             lambda error: error.metadata.get("backend_code") == INVALID, monotonic
         )
+        # A lock goes when nobody holds it or waits for it.
+        self._locks: WeakValueDictionary[tuple[str | bytes, ...], asyncio.Lock] = WeakValueDictionary()
         self.defining = asyncio.Lock()
         """Cassandra takes changes of the schema badly when they come at once."""
 
@@ -50,6 +55,18 @@ class Database:
     def changed(self, table_id: str) -> None:
         self.tables.forget(table_id)
         self.session.forget()
+
+    @contextlib.asynccontextmanager
+    async def contended(self, writes: Sequence[Write]) -> AsyncIterator[None]:
+        """Conditional writes of one partition wait for one another here: in Cassandra they would compete until one times out."""
+        places = {(write.table.id, *(write.partition or ())) for write in writes if write.condition is not None}
+        async with contextlib.AsyncExitStack() as held:
+            for place in sorted(places, key=repr):  # always in the same order, so that nobody waits in a circle
+                lock = self._locks.get(place)
+                if lock is None:
+                    lock = self._locks[place] = asyncio.Lock()
+                await held.enter_async_context(lock)
+            yield
 
     async def version(self) -> str:
         """Asks the backend. Raises BackendUnreachable and its like."""

@@ -92,8 +92,9 @@ async def insert_records(
         results = [await _would_insert(database, write) for write in found]
     else:
         # Two records of one key are written in their order, so that the latter stays.
-        distinct = len({write.key for write in found}) == len(found)
-        outcomes = await pump.run_all(database.session, statements, pump.CONCURRENCY if distinct else 1)
+        lanes = pump.lanes_of([write.partition if write.condition else write.key for write in found])
+        async with database.contended(found):
+            outcomes = await pump.run_all(database.session, statements, lanes=lanes)
         results = _inserted(found, outcomes)
     written = sum(result.applied for result in results)
     if request.mode == record_pb2.INSERT_MODE_FAIL and written < len(found):
@@ -161,7 +162,8 @@ async def _write(database: Database, write: Write, *, dry_run: bool) -> tuple[bo
     made = await statement(database, write)
     if dry_run:
         return (True, None) if write.condition is None else await would_apply(database, write)
-    rows = await database.session.run(made)
+    async with database.contended([write]):
+        rows = await database.session.run(made)
     if write.condition is None:
         return True, None
     applied, cells = lightweight(rows)[0]

@@ -23,7 +23,9 @@ def node() -> Iterator[CassandraNode]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def db(node: CassandraNode) -> AsyncIterator[Database]:
-    async with Database(read_settings({"keyspace": "Tests"}, {"one": node.address})) as database:
+    # Not the default's 10 s: a machine that runs other tests besides may need more to change a schema.
+    options = {"keyspace": "Tests", "request_timeout": 60.0, "connect_timeout": 60.0}
+    async with Database(read_settings(options, {"one": node.address})) as database:
         yield database
 
 
