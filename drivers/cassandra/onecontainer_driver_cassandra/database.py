@@ -59,7 +59,9 @@ class Database:
     @contextlib.asynccontextmanager
     async def contended(self, writes: Sequence[Write]) -> AsyncIterator[None]:
         """Conditional writes of one partition wait for one another here: in Cassandra they would compete until one times out."""
-        places = {(write.table.id, *(write.partition or ())) for write in writes if write.condition is not None}
+        places: set[tuple[str | bytes, ...]] = {
+            (write.table.id, *(write.partition or ())) for write in writes if write.condition is not None
+        }
         async with contextlib.AsyncExitStack() as held:
             for place in sorted(places, key=repr):  # always in the same order, so that nobody waits in a circle
                 lock = self._locks.get(place)
