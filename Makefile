@@ -122,6 +122,10 @@ bench-relay: setup ## Calls through the gateway against a minimal proxy and dire
 bench-jobs: $(BIN)/.installed-bench ## Jobs per second, latency, memory: ours, RQ, Celery, Dramatiq, Taskiq, raw Kafka
 	$(BIN)/python -m tests.bench.jobs
 
+.PHONY: bench-db
+bench-db: setup ## Rows through the gateway against cassandra-driver and SQLAlchemy, on a real Cassandra and PostgreSQL
+	$(BIN)/python -m tests.bench.db
+
 .PHONY: bench-growth
 bench-growth: setup ## Jobs with 1,000 to 100,000 queued, and with 1, 2 and 4 workers
 	$(BIN)/python -m tests.bench.growth

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from onecontainer.api.db.v1 import record_pb2, value_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import parameter
 from onecontainer_driver_sql.model import Backend, ColumnInfo, TableInfo
-from onecontainer_driver_sql.values import check_null, parameter
+from onecontainer_driver_sql.values import check_null
 
 
 def assigned(

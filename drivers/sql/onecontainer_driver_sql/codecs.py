@@ -1,8 +1,4 @@
-"""Between ``db.v1.Value`` and what the database drivers take and give.
-
-A codec belongs to one column. ``write`` takes a Value and gives the parameter, or raises ValueError with what is wrong with it;
-``read`` takes what the backend gave. Nothing is rounded, cut or guessed: what does not fit is refused.
-"""
+"""Between ``db.v1.Value`` and what the database drivers take and give."""
 
 from __future__ import annotations
 
@@ -13,77 +9,29 @@ import json
 import math
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import struct_pb2, timestamp_pb2
+from google.protobuf import timestamp_pb2
 
 from onecontainer.api.db.v1 import value_pb2
+from onecontainer.driver.records.model import (
+    Codec,
+    MissingKindError,
+    address_bytes,
+    identity,
+    int_from_bytes,
+    int_to_bytes,
+    uuid_bytes,
+)
 
-NULL = value_pb2.Value(null_value=struct_pb2.NULL_VALUE)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 EXACT = decimal.Context(prec=decimal.MAX_PREC, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 MAX_SCALE = 16_383
-MAX_UNSCALED_BYTES = 32_768
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 Inet = ipaddress.IPv4Address | ipaddress.IPv6Address | ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Duration = tuple[int, int, int]
 """Months, days, microseconds."""
-
-
-class MissingKindError(ValueError):
-    """A Value with none of its kinds set."""
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How one column's values cross.
-
-    Attributes:
-        kind: the field of Value.
-        load: the parameter of that field's content.
-        make: a Value of what the backend gave, which is not null.
-        from_int: the parameter of an ``int64_value``, None where it is not allowed.
-        array: the field of ColumnValues.
-        load_array: parameters of a whole array's values; None when one of them may not fit and each must be looked at.
-        dump_array: the array's values of what the backend gave, none of them null.
-        filler: stands in an array where a row is null.
-        equality, order, number: whether the column can be compared, ordered, and added to.
-        element: of a list, the codec of its elements.
-    """
-
-    kind: str
-    load: Callable[[Any], Any]
-    make: Callable[[Any], value_pb2.Value]
-    from_int: Callable[[int], Any] | None = None
-    array: str = "values"
-    load_array: Callable[[list[Any]], list[Any] | None] | None = None
-    dump_array: Callable[[list[Any]], list[Any]] | None = None
-    filler: Any = None
-    equality: bool = True
-    order: bool = True
-    number: bool = False
-    element: Codec | None = None
-
-    def write(self, value: value_pb2.Value) -> Any:
-        kind = value.WhichOneof("kind")
-        if kind is None:
-            raise MissingKindError("no kind of value is set; null is null_value")
-        if kind == self.kind:
-            return self.load(getattr(value, kind))
-        if kind == "null_value":
-            return None
-        if kind == "int64_value" and self.from_int is not None:
-            return self.from_int(value.int64_value)
-        raise ValueError(f"is {kind}, but the column takes {self.kind}")
-
-    def read(self, stored: Any) -> value_pb2.Value:
-        return NULL if stored is None else self.make(stored)
-
-
-def identity(value: Any) -> Any:
-    return value
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -112,20 +60,6 @@ def integer(bits: int) -> Codec:
         filler=0,
         number=True,
     )
-
-
-def int_to_bytes(number: int) -> bytes:
-    """Two's complement, big-endian, shortest form."""
-    bits = number.bit_length() if number >= 0 else (number + 1).bit_length()
-    return number.to_bytes(bits // 8 + 1, "big", signed=True)
-
-
-def int_from_bytes(data: bytes) -> int:
-    if not data:
-        raise ValueError("has no bytes; zero is one byte 0x00")
-    if len(data) > MAX_UNSCALED_BYTES:
-        raise ValueError(f"has {len(data)} bytes, at most {MAX_UNSCALED_BYTES} are allowed")
-    return int.from_bytes(data, "big", signed=True)
 
 
 def decimal_from_proto(message: value_pb2.Decimal) -> decimal.Decimal:
@@ -162,19 +96,6 @@ def fitting_decimal(precision: int | None, scale: int) -> Callable[[decimal.Deci
         return number
 
     return check
-
-
-def exact_float(number: int) -> float:
-    result = float(number)
-    if int(result) != number:
-        raise ValueError("cannot be a floating point number exactly")
-    return result
-
-
-def exact_float32(number: int) -> float:
-    if abs(number) > 2**24:
-        raise ValueError("cannot be a 32-bit floating point number exactly; send float_value")
-    return float(number)
 
 
 def no_nan(number: float) -> float:
@@ -254,12 +175,6 @@ BYTES = Codec(
     dump_array=identity,
     filler=b"",
 )
-
-
-def uuid_bytes(data: bytes) -> bytes:
-    if len(data) != 16:
-        raise ValueError(f"has {len(data)} bytes, a UUID has 16")
-    return data
 
 
 def uuid_from_bytes(data: bytes) -> uuid.UUID:
@@ -357,15 +272,10 @@ def duration_to_value(duration: Duration) -> value_pb2.Value:
 
 
 def inet_from_proto(message: value_pb2.Inet) -> Inet:
-    size = len(message.address)
-    if size not in (4, 16):
-        raise ValueError(f"has {size} bytes, an address has 4 or 16")
-    address = ipaddress.ip_address(message.address)
-    if not message.HasField("prefix_length") or message.prefix_length == size * 8:
-        return address
-    if not 0 <= message.prefix_length <= size * 8:
-        raise ValueError(f"prefix_length must be from 0 to {size * 8}")
-    return ipaddress.ip_interface((message.address, message.prefix_length))
+    given = address_bytes(message)
+    if not message.HasField("prefix_length") or message.prefix_length == len(given) * 8:
+        return ipaddress.ip_address(given)
+    return ipaddress.ip_interface((given, message.prefix_length))
 
 
 def inet_to_value(inet: Any) -> value_pb2.Value:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_sql.codecs import MissingKindError
+from onecontainer.driver.records.model import MissingKindError
 from onecontainer_driver_sql.model import Backend, Storage, Stored
 from onecontainer_driver_sql.names import identifier, quoted
 

@@ -10,6 +10,7 @@ from google.protobuf import empty_pb2
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import Attachment, Context, DatabaseDriver, ProbeResult, errors
+from onecontainer.driver.records.requests import touched
 from onecontainer_driver_sql import bulk, reading, tables, writing
 from onecontainer_driver_sql.database import Database
 from onecontainer_driver_sql.postgresql import PostgresBackend
@@ -58,19 +59,19 @@ class SqlDriver(DatabaseDriver):
         return await tables.drop_table(self._db, request)
 
     async def insert_records(self, request: pb.InsertRecordsRequest, context: Context) -> pb.InsertRecordsResponse:
-        return await self._db.with_fresh([request.table], lambda: writing.insert_records(self._db, request))
+        return await self._db.tables.with_fresh([request.table], lambda: writing.insert_records(self._db, request))
 
     async def update_records(self, request: pb.UpdateRecordsRequest, context: Context) -> pb.UpdateRecordsResponse:
-        return await self._db.with_fresh([request.table], lambda: writing.update_records(self._db, request))
+        return await self._db.tables.with_fresh([request.table], lambda: writing.update_records(self._db, request))
 
     async def delete_records(self, request: pb.DeleteRecordsRequest, context: Context) -> pb.DeleteRecordsResponse:
-        return await self._db.with_fresh([request.table], lambda: writing.delete_records(self._db, request))
+        return await self._db.tables.with_fresh([request.table], lambda: writing.delete_records(self._db, request))
 
     async def execute_batch(self, request: pb.ExecuteBatchRequest, context: Context) -> pb.ExecuteBatchResponse:
-        return await self._db.with_fresh(writing.touched(request), lambda: writing.execute_batch(self._db, request))
+        return await self._db.tables.with_fresh(touched(request), lambda: writing.execute_batch(self._db, request))
 
     async def select_records(self, request: pb.SelectRecordsRequest, context: Context) -> pb.SelectRecordsResponse:
-        return await self._db.with_fresh([request.table], lambda: reading.select_records(self._db, request))
+        return await self._db.tables.with_fresh([request.table], lambda: reading.select_records(self._db, request))
 
     async def stream_records(
         self, request: pb.StreamRecordsRequest, context: Context

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from onecontainer.api.db.v1 import query_pb2, value_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import parameter
 from onecontainer_driver_sql.model import ColumnInfo, TableInfo
-from onecontainer_driver_sql.values import parameter
 
 MAX_DEPTH = 32
 MAX_VALUES = 1000

@@ -10,12 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onecontainer.api.db.v1 import database_pb2, record_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records import requests
+from onecontainer.driver.records.model import record
 from onecontainer_driver_sql.database import Database
 from onecontainer_driver_sql.model import Backend, TableInfo
 from onecontainer_driver_sql.options import refuse_options, returned_columns
-from onecontainer_driver_sql.values import record, record_parameters
+from onecontainer_driver_sql.values import record_parameters
 
-MAX_RECORDS = 1000
 Parameters = dict[str, Any]
 
 
@@ -23,12 +24,7 @@ async def insert(
     database: Database, connection: AsyncConnection, request: database_pb2.InsertRecordsRequest, at: str
 ) -> database_pb2.InsertRecordsResponse:
     table = await database.table(connection, request.table, f"{at}table")
-    if not request.records:
-        raise errors.FieldRequired(f"{at}records")
-    if len(request.records) > MAX_RECORDS:
-        raise errors.FieldInvalid(
-            f"{at}records", f"has {len(request.records)}, at most {MAX_RECORDS} are allowed; use BulkInsert"
-        )
+    requests.check_insert(request, at)
     check_mode(table, request.mode, f"{at}mode")
     conditional = request.mode == record_pb2.INSERT_MODE_IF_NOT_EXISTS
     refuse_options(request.options, f"{at}options", conditional=conditional, delete=False)
@@ -58,8 +54,7 @@ async def insert(
 
 
 def check_mode(table: TableInfo, mode: int, path: str) -> None:
-    if mode not in record_pb2.InsertMode.values():
-        raise errors.FieldInvalid(path, f"{mode} is not a mode")
+    requests.check_mode(mode, path)
     if mode in (record_pb2.INSERT_MODE_IF_NOT_EXISTS, record_pb2.INSERT_MODE_UPSERT) and not table.primary_key:
         raise errors.BackendCapabilityMissing(path, f"table {table.id!r} has no primary key to find a record by")
 

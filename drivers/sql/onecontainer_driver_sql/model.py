@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_sql.codecs import Codec
+from onecontainer.driver.records.model import Codec, unknown_column
 from onecontainer_driver_sql.names import quoted
 
 
@@ -102,12 +102,9 @@ class TableInfo:
 
     def column(self, name: str, path: str) -> ColumnInfo:
         """The column of that name. Raises FieldRequired or FieldInvalid of ``path``."""
-        if not name:
-            raise errors.FieldRequired(path)
         found = self.columns.get(name)
         if found is None:
-            names = ", ".join(list(self.columns)[:50])
-            raise errors.FieldInvalid(path, f"table {self.id!r} has no column {name!r}; it has: {names}"[:1000])
+            raise unknown_column(self.id, self.columns, name, path)
         return found
 
 

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from sqlalchemy.sql import quoted_name
 
-from onecontainer.driver import errors
-
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}\Z")
-
-
-def is_identifier(name: str) -> bool:
-    return _IDENTIFIER.match(name) is not None
+from onecontainer.driver.records.names import check_identifier
 
 
 def identifier(name: str, field: str) -> quoted_name:
     """The name, to be quoted wherever it is rendered. Raises FieldRequired or FieldInvalid of ``field``."""
-    if not name:
-        raise errors.FieldRequired(field)
-    if not is_identifier(name):
-        raise errors.FieldInvalid(
-            field, "must be a letter or `_`, then letters, digits and `_`, at most 63 characters in all"
-        )
-    return quoted(name)
+    return quoted(check_identifier(name, field))
 
 
 def quoted(name: str) -> quoted_name:

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 from onecontainer.api.db.v1 import record_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_sql.model import ColumnInfo, TableInfo
+from onecontainer.driver.records.model import Column
+from onecontainer.driver.records.requests import check_options, chosen_columns
+from onecontainer_driver_sql.model import TableInfo
 
 
 def refuse_options(options: record_pb2.WriteOptions, path: str, *, conditional: bool, delete: bool) -> None:
     """None of WriteOptions is SQL's. What no backend allows is told first."""
-    if delete and options.HasField("ttl"):
-        raise errors.FieldInvalid(f"{path}.ttl", "must not be set on a delete")
-    if conditional and options.HasField("timestamp"):
-        raise errors.FieldInvalid(f"{path}.timestamp", "must not be set on a conditional write")
+    check_options(options, path, conditional=conditional, delete=delete)
     for name in ("ttl", "timestamp"):
         if options.HasField(name):
             raise errors.BackendCapabilityMissing(f"{path}.{name}", f"SQL has no {name} of a write; leave it away")
@@ -23,10 +22,7 @@ def refuse_options(options: record_pb2.WriteOptions, path: str, *, conditional: 
             raise errors.BackendCapabilityMissing(f"{path}.{name}", "SQL has no consistency levels; leave it away")
 
 
-def returned_columns(table: TableInfo, names: Sequence[str], path: str) -> list[ColumnInfo]:
+def returned_columns(table: TableInfo, names: Sequence[str], path: str) -> list[Column]:
     if list(names) == ["*"]:
         return list(table.columns.values())
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise errors.FieldInvalid(f"{path}[{index}]", f"{name!r} is there twice")
-    return [table.column(name, f"{path}[{index}]") for index, name in enumerate(names)]
+    return chosen_columns(table, names, path)

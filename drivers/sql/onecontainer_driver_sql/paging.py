@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +11,11 @@ import sqlalchemy as sa
 from google.protobuf.message import DecodeError
 
 from onecontainer.api.db.v1 import query_pb2, value_pb2
-from onecontainer.driver import errors
+from onecontainer.driver.records import tokens
+from onecontainer.driver.records.model import Column, parameter
 from onecontainer_driver_sql.filters import Condition
-from onecontainer_driver_sql.model import ColumnInfo, TableInfo
-from onecontainer_driver_sql.values import parameter
+from onecontainer_driver_sql.model import TableInfo
 
-_DIGEST_BYTES = 16
 _REMAINING = struct.Struct(">q")
 
 
@@ -27,7 +23,7 @@ _REMAINING = struct.Struct(">q")
 class Key:
     """One column of the order. ``nulls_first`` is None where there are no nulls."""
 
-    column: ColumnInfo
+    column: Column
     descending: bool
     nulls_first: bool | None
 
@@ -50,7 +46,7 @@ class Position:
 def after(table: TableInfo, keys: Sequence[Key], position: Position) -> Condition:
     """The condition of a record that comes after that position in that order."""
     if len(position.values) != len(keys):
-        raise _not_of_this_query()
+        raise tokens.not_of_this_query()
     values = [
         parameter(key.column.codec, value, "page_token") for key, value in zip(keys, position.values, strict=True)
     ]
@@ -80,32 +76,18 @@ def _behind(key: Key, column: sa.Column[Any], value: Any, bound: sa.BindParamete
     return sa.or_(behind, column.is_(None)) if key.nulls_first is False else behind
 
 
-def _digest(service: str, table_id: str, query: query_pb2.Query, payload: bytes) -> bytes:
-    digest = hashlib.sha256()
-    for part in (service.encode(), table_id.encode(), query.SerializeToString(deterministic=True), payload):
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.digest()[:_DIGEST_BYTES]
-
-
 def write_token(service: str, table_id: str, query: query_pb2.Query, position: Position) -> str:
     remaining = -1 if position.remaining is None else position.remaining
     payload = _REMAINING.pack(remaining) + value_pb2.ListValue(values=position.values).SerializeToString()
-    return base64.urlsafe_b64encode(_digest(service, table_id, query, payload) + payload).decode().rstrip("=")
+    return tokens.write_token(service, table_id, query, payload)
 
 
 def read_token(service: str, table_id: str, query: query_pb2.Query, token: str) -> Position:
     """Raises FieldInvalid of ``page_token`` for anything that `write_token` did not write for this very query."""
+    payload = tokens.read_token(service, table_id, query, token)
     try:
-        data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-        digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        if digest != _digest(service, table_id, query, payload):
-            raise _not_of_this_query()
         (remaining,) = _REMAINING.unpack_from(payload)
         values = value_pb2.ListValue.FromString(payload[_REMAINING.size :]).values
-    except (binascii.Error, ValueError, struct.error, DecodeError):
-        raise _not_of_this_query() from None
+    except (struct.error, DecodeError):
+        raise tokens.not_of_this_query() from None
     return Position(None if remaining < 0 else remaining, tuple(values))
-
-
-def _not_of_this_query() -> errors.FieldInvalid:
-    return errors.FieldInvalid("page_token", "is not a token of this query of this table; start without it")

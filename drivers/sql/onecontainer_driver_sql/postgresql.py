@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import Codec
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.codecs import Codec
 from onecontainer_driver_sql.model import Storage, TableInfo
 from onecontainer_driver_sql.postgresql_catalog import describe, table_ids
 from onecontainer_driver_sql.postgresql_faults import translate

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onecontainer.api.db.v1 import table_pb2, value_pb2
+from onecontainer.driver.records.names import is_identifier
 from onecontainer_driver_sql import codecs
 from onecontainer_driver_sql.model import ColumnInfo, Storage, TableInfo
-from onecontainer_driver_sql.names import is_identifier
 from onecontainer_driver_sql.postgresql_types import column_type, stored_as
 
 K = table_pb2.TypeKind

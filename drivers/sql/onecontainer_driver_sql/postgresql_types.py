@@ -10,8 +10,8 @@ from typing import Any
 
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import Codec, exact_float, exact_float32, identity, int_from_bytes, int_to_bytes
 from onecontainer_driver_sql import codecs
-from onecontainer_driver_sql.codecs import Codec
 from onecontainer_driver_sql.model import Storage
 
 VARINT_DIGITS = 1000
@@ -24,11 +24,11 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
         "boolean",
         Codec(
             "bool_value",
-            codecs.identity,
+            identity,
             lambda stored: value_pb2.Value(bool_value=stored),
             array="bools",
-            load_array=codecs.identity,
-            dump_array=codecs.identity,
+            load_array=identity,
+            dump_array=identity,
             filler=False,
         ),
     ),
@@ -39,12 +39,12 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
         "real",
         Codec(
             "float_value",
-            codecs.identity,
+            identity,
             lambda stored: value_pb2.Value(float_value=stored),
-            from_int=codecs.exact_float32,
+            from_int=exact_float32,
             array="floats",
-            load_array=codecs.identity,
-            dump_array=codecs.identity,
+            load_array=identity,
+            dump_array=identity,
             filler=0.0,
             number=True,
         ),
@@ -53,12 +53,12 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
         "double precision",
         Codec(
             "double_value",
-            codecs.identity,
+            identity,
             lambda stored: value_pb2.Value(double_value=stored),
-            from_int=codecs.exact_float,
+            from_int=exact_float,
             array="doubles",
-            load_array=codecs.identity,
-            dump_array=codecs.identity,
+            load_array=identity,
+            dump_array=identity,
             filler=0.0,
             number=True,
         ),
@@ -128,8 +128,8 @@ def _varint() -> Codec:
 
     return Codec(
         "varint_value",
-        lambda data: load(codecs.int_from_bytes(data)),
-        lambda stored: value_pb2.Value(varint_value=codecs.int_to_bytes(int(stored))),
+        lambda data: load(int_from_bytes(data)),
+        lambda stored: value_pb2.Value(varint_value=int_to_bytes(int(stored))),
         from_int=load,
         number=True,
     )

@@ -8,20 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from onecontainer.api.db.v1 import database_pb2, query_pb2, record_pb2, table_pb2
+from onecontainer.api.db.v1 import database_pb2, query_pb2, table_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_sql import batches, paging
+from onecontainer.driver.records.model import Column, record
+from onecontainer.driver.records.requests import DEFAULT_PAGE, MAX_PAGE, chosen_columns, page_size
+from onecontainer.driver.records.streams import pace_of, responses, result_columns
+from onecontainer_driver_sql import paging
 from onecontainer_driver_sql.database import Database
 from onecontainer_driver_sql.filters import condition
-from onecontainer_driver_sql.model import ColumnInfo, TableInfo
+from onecontainer_driver_sql.model import TableInfo
 from onecontainer_driver_sql.paging import Key, Position
-from onecontainer_driver_sql.values import record
-
-DEFAULT_PAGE, MAX_PAGE = 100, 10_000
-DEFAULT_BATCH, MAX_BATCH = 1000, 10_000
-FIRST_FETCH = 100
 
 
 @dataclass(slots=True)
@@ -29,12 +26,12 @@ class Plan:
     """A query against the table as it is: its columns, its order, its condition."""
 
     table: TableInfo
-    columns: list[ColumnInfo]
+    columns: list[Column]
     order: list[Key]
     where: sa.ColumnElement[bool] | None
     distinct: bool
     limit: int | None
-    hidden: list[ColumnInfo] = field(default_factory=list)
+    hidden: list[Column] = field(default_factory=list)
 
     def statement(self) -> sa.Select[Any]:
         chosen = [self.table.sa.columns[column.name] for column in [*self.columns, *self.hidden]]
@@ -46,21 +43,13 @@ class Plan:
             statement = statement.distinct()
         return statement.order_by(*(key.clause(self.table) for key in self.order))
 
-    def result_columns(self) -> list[record_pb2.ResultColumn]:
-        return [record_pb2.ResultColumn(name=column.name, type=column.proto.type) for column in self.columns]
-
 
 def plan(database: Database, table: TableInfo, query: query_pb2.Query) -> Plan:
     if query.consistency:
         raise errors.BackendCapabilityMissing("query.consistency", f"{database.backend.name} has no consistency levels")
     if query.limit < 0:
         raise errors.FieldInvalid("query.limit", "must not be negative")
-    columns: list[ColumnInfo] = []
-    for index, name in enumerate(query.columns):
-        if name in query.columns[:index]:
-            raise errors.FieldInvalid(f"query.columns[{index}]", f"{name!r} is there twice")
-        columns.append(table.column(name, f"query.columns[{index}]"))
-    columns = columns or list(table.columns.values())
+    columns = chosen_columns(table, query.columns, "query.columns") or list(table.columns.values())
     order: list[Key] = []
     for index, one in enumerate(query.order_by):
         path = f"query.order_by[{index}].column"
@@ -78,7 +67,7 @@ def plan(database: Database, table: TableInfo, query: query_pb2.Query) -> Plan:
     return Plan(table, columns, order, where, query.distinct, query.limit or None)
 
 
-def _key(database: Database, column: ColumnInfo, descending: bool, nulls: int = 0) -> Key:
+def _key(database: Database, column: Column, descending: bool, nulls: int = 0) -> Key:
     if column.proto.not_null:
         return Key(column, descending, None)
     if nulls == query_pb2.NULLS_ORDER_UNSPECIFIED:
@@ -106,9 +95,7 @@ def _total_order(database: Database, made: Plan) -> bool:
 async def select_records(
     database: Database, request: database_pb2.SelectRecordsRequest
 ) -> database_pb2.SelectRecordsResponse:
-    if not 0 <= request.page_size <= MAX_PAGE:
-        raise errors.FieldInvalid("page_size", f"must be from 0 to {MAX_PAGE}")
-    size = request.page_size or DEFAULT_PAGE
+    size = page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE)
     query = request.query
     async with database.reading() as connection:
         table = await database.table(connection, request.table)
@@ -123,7 +110,7 @@ async def select_records(
         wanted = size if remaining is None else min(size, remaining)
         last = remaining is not None and remaining <= size
         rows = (await connection.execute(statement.limit(wanted if last else wanted + 1))).all()
-    response = database_pb2.SelectRecordsResponse(columns=made.result_columns())
+    response = database_pb2.SelectRecordsResponse(columns=result_columns(made.columns))
     shown = len(made.columns)
     response.records.extend(record(made.columns, row[:shown]) for row in rows[:wanted])
     if len(rows) > wanted:
@@ -143,13 +130,7 @@ async def select_records(
 async def stream_records(
     database: Database, request: database_pb2.StreamRecordsRequest
 ) -> AsyncGenerator[database_pb2.StreamRecordsResponse, None]:
-    """The next rows are read from the backend when the caller has taken the ones before."""
-    if not 0 <= request.batch_size <= MAX_BATCH:
-        raise errors.FieldInvalid("batch_size", f"must be from 0 to {MAX_BATCH}")
-    if request.encoding not in record_pb2.BatchEncoding.values():
-        raise errors.FieldInvalid("encoding", f"{request.encoding} is not an encoding")
-    most = request.batch_size or DEFAULT_BATCH
-    by_column = request.encoding == record_pb2.BATCH_ENCODING_COLUMNS
+    pace = pace_of(request)
     async with database.reading(snapshot=True) as connection:
         # What was answered cannot be taken back, so a stream does not start on what may be stale.
         table = await database.fresh_table(connection, request.table)
@@ -157,48 +138,7 @@ async def stream_records(
         statement = made.statement()
         if made.limit is not None:
             statement = statement.limit(made.limit)
-        first = database_pb2.StreamRecordsResponse(columns=made.result_columns())
-        first.batch.columns.extend(column.name for column in made.columns)
-        pending = first
-        found = _batches(database, connection, made, statement, most, by_column=by_column)
+        found = responses(request, made.columns, database.backend.stream(connection, statement, pace), pace)
         async with contextlib.aclosing(found):
-            async for batch in found:
-                pending.batch.MergeFrom(batch)
-                yield pending
-                pending = database_pb2.StreamRecordsResponse()
-        if pending is first:
-            empty = next(batches.encode(made.columns, [], by_column=by_column))[0]
-            pending.batch.MergeFrom(empty)
-            yield pending
-
-
-@dataclass(slots=True)
-class Pace:
-    """How many rows are fetched next."""
-
-    size: int
-
-    def __call__(self) -> int:
-        return self.size
-
-
-async def _batches(
-    database: Database,
-    connection: AsyncConnection,
-    made: Plan,
-    statement: sa.Select[Any],
-    most: int,
-    *,
-    by_column: bool,
-) -> AsyncGenerator[record_pb2.RecordBatch, None]:
-    # Wide rows are fetched fewer at a time, so that memory is bounded by bytes and not by rows.
-    pace = Pace(min(most, FIRST_FETCH))
-    chunks = database.backend.stream(connection, statement, pace)
-    # Closed here and not by the garbage collector: the connection goes back to the pool right after.
-    async with contextlib.aclosing(chunks):
-        async for rows in chunks:
-            total = 0
-            for batch, bytes_ in batches.encode(made.columns, rows, by_column=by_column):
-                total += bytes_
-                yield batch
-            pace.size = max(1, min(most, batches.MAX_MESSAGE_BYTES * len(rows) // max(total, 1)))
+            async for response in found:
+                yield response

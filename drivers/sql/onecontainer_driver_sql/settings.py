@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from onecontainer.driver import errors
-from onecontainer_driver_sql.names import is_identifier
+from onecontainer.driver.records.names import is_identifier
 
 _POSTGRES = ("postgresql", "postgres", "postgresql+asyncpg")
 _POSTGRES_QUERY = frozenset({"sslmode", "sslrootcert"})

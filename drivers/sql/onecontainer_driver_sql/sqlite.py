@@ -15,10 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import Codec
+from onecontainer.driver.records.names import is_identifier
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.codecs import Codec
 from onecontainer_driver_sql.model import ColumnInfo, Storage, Stored, TableInfo
-from onecontainer_driver_sql.names import is_identifier, quoted
+from onecontainer_driver_sql.names import quoted
 from onecontainer_driver_sql.settings import Settings
 from onecontainer_driver_sql.sqlite_connection import open_connection
 from onecontainer_driver_sql.sqlite_types import column_type, storage, stored_as

@@ -18,8 +18,17 @@ from typing import Any
 
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import (
+    NULL,
+    Codec,
+    exact_float,
+    exact_float32,
+    identity,
+    int_from_bytes,
+    int_to_bytes,
+    uuid_bytes,
+)
 from onecontainer_driver_sql import codecs
-from onecontainer_driver_sql.codecs import NULL, Codec
 from onecontainer_driver_sql.model import Storage
 
 DECIMAL_COLLATION = "onecontainer_decimal"
@@ -128,15 +137,15 @@ def _text_form(
 
 
 _BOOL = replace(
-    _tolerant(Codec("bool_value", codecs.identity, lambda stored: value_pb2.Value(bool_value=stored != 0)), int),
+    _tolerant(Codec("bool_value", identity, lambda stored: value_pb2.Value(bool_value=stored != 0)), int),
     array="bools",
-    load_array=codecs.identity,
+    load_array=identity,
     dump_array=lambda stored: [value != 0 for value in _plain(int)(stored)],
     filler=False,
 )
 _FLOAT = replace(
     _tolerant(Codec("float_value", codecs.no_nan, lambda stored: value_pb2.Value(float_value=stored)), (float, int)),
-    from_int=codecs.exact_float32,
+    from_int=exact_float32,
     array="floats",
     load_array=lambda values: None if any(value != value for value in values) else values,
     dump_array=_plain((float, int)),
@@ -145,7 +154,7 @@ _FLOAT = replace(
 )
 _DOUBLE = replace(
     _tolerant(Codec("double_value", codecs.no_nan, lambda stored: value_pb2.Value(double_value=stored)), (float, int)),
-    from_int=codecs.exact_float,
+    from_int=exact_float,
     array="doubles",
     load_array=lambda values: None if any(value != value for value in values) else values,
     dump_array=_plain((float, int)),
@@ -169,8 +178,8 @@ _TIMESTAMP = _text_form(
 _UUID = _tolerant(
     Codec(
         "uuid_value",
-        codecs.uuid_bytes,
-        lambda stored: value_pb2.Value(uuid_value=codecs.uuid_bytes(stored)),
+        uuid_bytes,
+        lambda stored: value_pb2.Value(uuid_value=uuid_bytes(stored)),
         array="blobs",
         load_array=lambda blobs: blobs if all(len(blob) == 16 for blob in blobs) else None,
         dump_array=_plain(bytes),
@@ -180,9 +189,9 @@ _UUID = _tolerant(
 )
 _VARINT = _text_form(
     "varint_value",
-    codecs.int_from_bytes,
+    int_from_bytes,
     lambda number: decimal_text(decimal.Decimal(number)),
-    lambda text: value_pb2.Value(varint_value=codecs.int_to_bytes(int(decimal.Decimal(text)))),
+    lambda text: value_pb2.Value(varint_value=int_to_bytes(int(decimal.Decimal(text)))),
     from_int=str,
     number=True,
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -11,11 +9,11 @@ from google.protobuf import empty_pb2
 
 from onecontainer.api.db.v1 import database_pb2, table_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.requests import DEFAULT_TABLES, MAX_TABLES, page_size
+from onecontainer.driver.records.tokens import read_list_token, write_list_token
 from onecontainer_driver_sql.database import Database, Rollback
 from onecontainer_driver_sql.model import TableInfo
 from onecontainer_driver_sql.names import identifier, quoted
-
-DEFAULT_PAGE, MAX_PAGE = 50, 1000
 
 
 def to_proto(service: str, table: TableInfo) -> table_pb2.Table:
@@ -36,7 +34,7 @@ async def create_table(database: Database, request: database_pb2.CreateTableRequ
         if not request.if_not_exists:
             raise
         found = await _create(database, request, statements)
-    database.forget(request.table_id)
+    database.tables.forget(request.table_id)
     return to_proto(request.service, found)
 
 
@@ -65,10 +63,8 @@ async def get_table(database: Database, request: database_pb2.GetTableRequest) -
 
 
 async def list_tables(database: Database, request: database_pb2.ListTablesRequest) -> database_pb2.ListTablesResponse:
-    if not 0 <= request.page_size <= MAX_PAGE:
-        raise errors.FieldInvalid("page_size", f"must be from 0 to {MAX_PAGE}")
-    size = request.page_size or DEFAULT_PAGE
-    after = _read_token(request.page_token)
+    size = page_size(request.page_size, DEFAULT_TABLES, MAX_TABLES)
+    after = read_list_token(request.page_token)
     response = database_pb2.ListTablesResponse()
     async with database.reading() as connection:
         ids = [one for one in await database.backend.table_ids(connection) if one > after]
@@ -77,20 +73,8 @@ async def list_tables(database: Database, request: database_pb2.ListTablesReques
             if found is not None:  # dropped since the list was made
                 response.tables.append(to_proto(request.service, found))
     if len(ids) > size:
-        response.next_page_token = base64.urlsafe_b64encode(f"after:{ids[size - 1]}".encode()).decode()
+        response.next_page_token = write_list_token(ids[size - 1])
     return response
-
-
-def _read_token(token: str) -> str:
-    if not token:
-        return ""
-    try:
-        text = base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        text = ""
-    if not text.startswith("after:"):
-        raise errors.FieldInvalid("page_token", "is not a token of ListTables; start without it")
-    return text.removeprefix("after:")
 
 
 async def drop_table(database: Database, request: database_pb2.DropTableRequest) -> empty_pb2.Empty:
@@ -104,5 +88,5 @@ async def drop_table(database: Database, request: database_pb2.DropTableRequest)
         else:
             schema = quoted(table.schema) if table.schema else None
             await connection.execute(sa.schema.DropTable(sa.Table(quoted(table.id), sa.MetaData(), schema=schema)))
-    database.forget(request.table)
+    database.tables.forget(request.table)
     return empty_pb2.Empty()

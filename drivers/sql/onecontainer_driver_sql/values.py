@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from onecontainer.api.db.v1 import record_pb2, value_pb2
+from onecontainer.api.db.v1 import record_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_sql.codecs import Codec, MissingKindError
+from onecontainer.driver.records.model import parameter
 from onecontainer_driver_sql.model import ColumnInfo, TableInfo
-
-
-def parameter(codec: Codec, value: value_pb2.Value, path: str) -> Any:
-    """Raises FieldRequired for a Value without a kind, DataInvalid for one that the column does not take."""
-    try:
-        return codec.write(value)
-    except MissingKindError as error:
-        raise errors.FieldRequired(path, str(error)) from None
-    except (ValueError, ArithmeticError) as error:
-        raise errors.DataInvalid(path, str(error)) from None
 
 
 def check_null(column: ColumnInfo, table: TableInfo, path: str) -> None:
@@ -45,9 +34,3 @@ def record_parameters(table: TableInfo, record: record_pb2.Record, path: str) ->
     if not given:
         raise errors.FieldRequired(f"{path}.fields", "has no values")
     return given
-
-
-def record(columns: Sequence[ColumnInfo], row: Iterable[Any]) -> record_pb2.Record:
-    return record_pb2.Record(
-        fields={column.name: column.codec.read(stored) for column, stored in zip(columns, row, strict=True)}
-    )

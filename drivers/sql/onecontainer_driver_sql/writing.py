@@ -12,20 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from onecontainer.api.db.v1 import database_pb2, record_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records import requests
+from onecontainer.driver.records.model import Column, record
+from onecontainer.driver.records.requests import Delete, Update
 from onecontainer_driver_sql.assignments import assigned
 from onecontainer_driver_sql.database import Database, Rollback
 from onecontainer_driver_sql.filters import Condition, condition, fixes_primary_key
 from onecontainer_driver_sql.inserting import insert
-from onecontainer_driver_sql.model import ColumnInfo, TableInfo
+from onecontainer_driver_sql.model import TableInfo
 from onecontainer_driver_sql.options import refuse_options, returned_columns
-from onecontainer_driver_sql.values import record
 
 MAX_RETURNED = 10_000
-MAX_STATEMENTS = 1000
-MAX_BATCH_RECORDS = 10_000
-
-Update = database_pb2.UpdateRecordsRequest
-Delete = database_pb2.DeleteRecordsRequest
 
 
 async def insert_records(
@@ -104,8 +101,6 @@ async def _change(
     connection: AsyncConnection, table: TableInfo, statement: sa.Update | sa.Delete, request: Update | Delete, at: str
 ) -> Done:
     where = _where(table, request, at)
-    if request.HasField("max_affected") and request.max_affected < 1:
-        raise errors.FieldInvalid(f"{at}max_affected", "must be at least 1")
     if where is not None:
         statement = statement.where(where)
     if request.HasField("condition"):
@@ -136,13 +131,8 @@ async def _change(
 
 
 def _where(table: TableInfo, request: Update | Delete, at: str) -> Condition | None:
-    if request.HasField("where"):
-        if request.all_records:
-            raise errors.FieldInvalid(f"{at}all_records", "must not be set with `where`")
-        return condition(table, request.where, f"{at}where")
-    if not request.all_records:
-        raise errors.FieldRequired(f"{at}where", "is required; for every record set all_records")
-    return None
+    requests.check_chosen(request, at)
+    return condition(table, request.where, f"{at}where") if request.HasField("where") else None
 
 
 def _condition(table: TableInfo, request: Update | Delete, at: str) -> Condition | None:
@@ -155,15 +145,8 @@ def _condition(table: TableInfo, request: Update | Delete, at: str) -> Condition
         raise errors.FieldInvalid(
             f"{at}where", f"must fix the primary key ({key}) with equalities, and nothing else, under a condition"
         )
-    match request.condition.WhichOneof("condition"):
-        case "if_exists":
-            if not request.condition.if_exists:
-                raise errors.FieldInvalid(f"{path}.if_exists", "must be true")
-            return None
-        case "if_fields":
-            return condition(table, request.condition.if_fields, f"{path}.if_fields")
-        case _:
-            raise errors.FieldRequired(path, "has no condition")
+    fields = requests.check_condition(request.condition, path)
+    return None if fields is None else condition(table, fields, f"{path}.if_fields")
 
 
 async def _current(connection: AsyncConnection, table: TableInfo, where: Condition) -> record_pb2.Record | None:
@@ -171,7 +154,7 @@ async def _current(connection: AsyncConnection, table: TableInfo, where: Conditi
     return None if row is None else record(list(table.columns.values()), row)
 
 
-def _sa(table: TableInfo, columns: Iterable[ColumnInfo]) -> list[sa.Column[Any]]:
+def _sa(table: TableInfo, columns: Iterable[Column]) -> list[sa.Column[Any]]:
     return [table.sa.columns[column.name] for column in columns]
 
 
@@ -184,19 +167,11 @@ async def execute_batch(
     if request.kind not in (database_pb2.BATCH_KIND_UNSPECIFIED, database_pb2.BATCH_KIND_TRANSACTION):
         raise errors.BackendCapabilityMissing("kind", f"{database.backend.name} has transactions only; use TRANSACTION")
     refuse_options(request.options, "options", conditional=False, delete=False)
-    if not request.statements:
-        raise errors.FieldRequired("statements")
-    if len(request.statements) > MAX_STATEMENTS:
-        raise errors.FieldInvalid("statements", f"has {len(request.statements)}, at most {MAX_STATEMENTS} are allowed")
-    total = sum(len(one.insert.records) for one in request.statements)
-    if total > MAX_BATCH_RECORDS:
-        raise errors.FieldInvalid(
-            "statements", f"has {total} records, at most {MAX_BATCH_RECORDS} are allowed; use BulkInsert"
-        )
+    requests.check_batch(request)
     response = database_pb2.ExecuteBatchResponse(applied=True)
     async with database.transaction() as connection:
-        for index, statement in enumerate(request.statements):
-            result = await _statement(database, connection, request.service, statement, index)
+        for index in range(len(request.statements)):
+            result = await _statement(database, connection, request, index)
             response.results.append(result)
             if not getattr(result, str(result.WhichOneof("result"))).applied:
                 response.applied = False
@@ -207,21 +182,13 @@ async def execute_batch(
 
 
 async def _statement(
-    database: Database, connection: AsyncConnection, service: str, statement: database_pb2.BatchStatement, index: int
+    database: Database, connection: AsyncConnection, request: database_pb2.ExecuteBatchRequest, index: int
 ) -> database_pb2.StatementResult:
-    which = statement.WhichOneof("statement")
-    if which is None:
-        raise errors.FieldRequired(f"statements[{index}]", "has no statement")
-    at = f"statements[{index}].{which}."
-    inner = getattr(statement, which)
-    if inner.service not in ("", service):
-        raise errors.FieldInvalid(f"{at}service", "is another service than the batch's")
-    if inner.dry_run:
-        raise errors.FieldInvalid(f"{at}dry_run", "is set for the whole batch, not for a statement")
+    inner, at = requests.batch_statement(request, index)
     try:
-        if which == "insert":
+        if isinstance(inner, database_pb2.InsertRecordsRequest):
             return database_pb2.StatementResult(insert=await insert(database, connection, inner, at))
-        if which == "update":
+        if isinstance(inner, Update):
             return database_pb2.StatementResult(update=await update(database, connection, inner, at))
         return database_pb2.StatementResult(delete=await delete(database, connection, inner, at))
     except exc.DBAPIError as error:
@@ -234,8 +201,3 @@ async def _statement(
     except errors.OneContainerError as error:
         error.metadata["statement"] = str(index)
         raise
-
-
-def touched(request: database_pb2.ExecuteBatchRequest) -> list[str]:
-    """Ids of the tables that a batch writes to."""
-    return [getattr(one, which).table for one in request.statements if (which := one.WhichOneof("statement"))]

@@ -11,22 +11,11 @@ from google.rpc import code_pb2
 from onecontainer_driver_sql import bulk, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import (
-    SERVICE,
-    K,
-    column,
-    create,
-    insertion,
-    load,
-    page,
-    people,
-    record,
-    rows_batch,
-    select,
-)
+from drivers.sql.tests.calls import create, load, page, people, select
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import record_pb2
 from onecontainer.driver import errors
+from tests.fixtures.records import SERVICE, K, column, insertion, record, rows_batch
 
 COLUMNS = ["id", "name", "age"]
 FAIL, SKIP, UPSERT = (

@@ -16,9 +16,10 @@ from onecontainer_driver_sql.settings import read_settings
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
-from drivers.sql.tests.calls import K, column, create, equals, insertion, people, record, select, setting, updating
+from drivers.sql.tests.calls import create, people, select
 from onecontainer.api.db.v1 import query_pb2
 from onecontainer.driver import errors
+from tests.fixtures.records import K, column, equals, insertion, record, setting, updating
 
 
 async def test_probing_asks_the_backend(db: Database) -> None:

@@ -6,69 +6,12 @@ import pytest
 from onecontainer_driver_sql import tables, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import (
-    SERVICE,
-    K,
-    column,
-    create,
-    deletion,
-    equals,
-    insertion,
-    load,
-    people,
-    record,
-    select,
-    setting,
-    updating,
-    value,
-)
+from drivers.sql.tests.calls import create, load, people, select
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import query_pb2, table_pb2
 from onecontainer.driver import errors
-
-CORPUS = [
-    "O'Brien",
-    "'; DROP TABLE people; --",
-    "' OR '1'='1",
-    '" OR ""="',
-    "x'); DELETE FROM people WHERE ('1'='1",
-    "1; SELECT pg_sleep(10)",
-    "$1",
-    "%s %(name)s :name ? {0}",
-    ":param_1",
-    "\\'; DROP TABLE people; --",
-    "E'\\x27'",
-    "$$; DROP TABLE people; $$",
-    "/* */ --",
-    "a\nb\tc\r\n;",
-    "＇; DROP TABLE people; --",
-    "ʼ OR 1=1",
-    "\u202e'\u202d",
-    "NULL",
-    "",
-    " ",
-    "%",
-    "_",
-    "💥" * 20,
-    "x" * 10_000,
-]
-NAMES = [
-    "",
-    "1a",
-    "a b",
-    "people; DROP TABLE people",
-    'people"',
-    "people'",
-    "pg_catalog.pg_user",
-    "people--",
-    "a" * 64,
-    "tablé",
-    "people\0",
-    "people\n",
-    "../people",
-    ":people",
-    "$1",
-]
+from tests.fixtures.injection import CORPUS, NAMES
+from tests.fixtures.records import SERVICE, K, column, deletion, equals, insertion, record, setting, updating, value
 
 
 @pytest.mark.parametrize("text", CORPUS)

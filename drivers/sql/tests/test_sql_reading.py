@@ -8,31 +8,28 @@ import decimal
 from typing import Any
 
 import pytest
-from onecontainer_driver_sql import batches, reading, writing
+from onecontainer_driver_sql import reading, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import (
+from drivers.sql.tests.calls import create, load, page, people, select
+from onecontainer.api.db.v1 import database_pb2 as pb
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
+from onecontainer.driver import errors
+from onecontainer.driver.records import batches
+from tests.fixtures.records import (
     SERVICE,
     K,
     all_of,
     any_of,
     column,
     compare,
-    create,
     deletion,
     equals,
     insertion,
-    load,
-    page,
-    people,
     record,
-    select,
     unrecord,
     value,
 )
-from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
-from onecontainer.driver import errors
 
 Q = query_pb2.Query
 F = query_pb2.Filter
@@ -263,7 +260,7 @@ async def test_a_table_changed_by_others_is_read_again(db: Database) -> None:
         await connection.exec_driver_sql(f"ALTER TABLE {name} ADD COLUMN extra TEXT")
     query = Q(columns=["extra"])
     request = pb.SelectRecordsRequest(service=SERVICE, table="people", query=query)
-    found = await db.with_fresh(["people"], lambda: reading.select_records(db, request))
+    found = await db.tables.with_fresh(["people"], lambda: reading.select_records(db, request))
     assert [unrecord(one) for one in found.records] == [{"extra": None}] * 2
 
 

@@ -16,7 +16,10 @@ import pytest
 from google.protobuf import struct_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from drivers.sql.tests.calls import (
+from onecontainer.api.db.v1 import database_pb2 as pb
+from onecontainer.api.db.v1 import database_pb2_grpc, query_pb2, record_pb2, table_pb2
+from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
+from tests.fixtures.records import (
     SERVICE,
     K,
     column,
@@ -29,9 +32,6 @@ from drivers.sql.tests.calls import (
     updating,
     value,
 )
-from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import database_pb2_grpc, query_pb2, record_pb2, table_pb2
-from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
 
 DRIVER = Path(__file__).parents[1]
 PEOPLE = table_pb2.Table(

@@ -10,10 +10,11 @@ import pytest
 from onecontainer_driver_sql import tables, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import SERVICE, K, column, create, insertion, page, record, value
+from drivers.sql.tests.calls import create, page
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
+from tests.fixtures.records import SERVICE, K, column, insertion, record, value
 
 
 async def get(database: Database, table: str) -> table_pb2.Table:

@@ -10,15 +10,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onecontainer_driver_sql import bulk, codecs, reading, writing
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import SERVICE, K, column, create, insertion, load, page, record, value
+from drivers.sql.tests.calls import create, load, page
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records.model import NULL, int_from_bytes, int_to_bytes
+from tests.fixtures.records import SERVICE, K, column, drawn, insertion, record, value
 
 V = value_pb2.Value
 
@@ -30,7 +32,7 @@ def message(**fields: Any) -> V:
 def decimals(digits: int, scale: int) -> st.SearchStrategy[V]:
     limit = 10**digits - 1
     return st.integers(-limit, limit).map(
-        lambda unscaled: V(decimal_value=value_pb2.Decimal(unscaled=codecs.int_to_bytes(unscaled), scale=scale))
+        lambda unscaled: V(decimal_value=value_pb2.Decimal(unscaled=int_to_bytes(unscaled), scale=scale))
     )
 
 
@@ -60,7 +62,7 @@ TYPES: dict[str, tuple[table_pb2.ColumnType, st.SearchStrategy[V]]] = {
     "int64": (table_pb2.ColumnType(kind=K.TYPE_KIND_INT64), st.integers(-(2**63), 2**63 - 1).map(value)),
     "varint": (
         table_pb2.ColumnType(kind=K.TYPE_KIND_VARINT),
-        st.integers(-(10**200), 10**200).map(lambda number: V(varint_value=codecs.int_to_bytes(number))),
+        st.integers(-(10**200), 10**200).map(lambda number: V(varint_value=int_to_bytes(number))),
     ),
     "float": (
         table_pb2.ColumnType(kind=K.TYPE_KIND_FLOAT),
@@ -84,7 +86,7 @@ TYPES: dict[str, tuple[table_pb2.ColumnType, st.SearchStrategy[V]]] = {
 LISTS: dict[str, tuple[table_pb2.ColumnType, st.SearchStrategy[V]]] = {
     f"list_{name}": (
         table_pb2.ColumnType(kind=K.TYPE_KIND_LIST, elements=[of]),
-        st.lists(st.one_of(st.just(codecs.NULL), one), max_size=4).map(
+        st.lists(st.one_of(st.just(NULL), one), max_size=4).map(
             lambda values: V(list_value=value_pb2.ListValue(values=values))
         ),
     )
@@ -116,9 +118,6 @@ async def _stream(database: Database, encoding: int) -> list[Any]:
 
 
 ORDERED = reading.query_pb2.Query(order_by=[reading.query_pb2.OrderBy(column="id")])
-EXAMPLES = settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
 
 
 @pytest.mark.parametrize("name", [*TYPES, *LISTS])
@@ -129,8 +128,8 @@ async def test_values_come_back_as_they_were(db: Database, name: str) -> None:
         return
     type_, strategy = (TYPES | LISTS)[name]
     await create(db, "t", column("id", K.TYPE_KIND_INT64), table_pb2.Column(name="v", type=type_), key=["id"])
-    samples = _samples(st.lists(strategy, min_size=60, max_size=60))
-    expected = [*samples, codecs.NULL]
+    samples = drawn(st.lists(strategy, min_size=60, max_size=60))
+    expected = [*samples, NULL]
     for start in range(0, len(expected), 20):
         records = [record(id=start + i, v=one) for i, one in enumerate(expected[start : start + 20])]
         await writing.insert_records(db, insertion("t", *records))
@@ -152,19 +151,6 @@ async def test_values_come_back_as_they_were(db: Database, name: str) -> None:
     copied = await page(db, "copy", ORDERED, page_size=1000)
     for one, back in zip(expected, copied.records, strict=True):
         assert same(name, one, back.fields["v"]), (one, back.fields["v"])
-
-
-def _samples(strategy: st.SearchStrategy[list[V]]) -> list[V]:
-    """What hypothesis thinks of; drawn before, since its own loop cannot await."""
-    drawn: list[V] = []
-
-    @EXAMPLES
-    @given(strategy)
-    def draw(values: list[V]) -> None:
-        drawn.extend(values)
-
-    draw()
-    return drawn
 
 
 @pytest.mark.parametrize(
@@ -256,8 +242,8 @@ async def test_numbers_are_taken_as_whole_numbers_too(db: Database) -> None:
 
 @given(st.integers())
 def test_varint_bytes_are_the_shortest(number: int) -> None:
-    data = codecs.int_to_bytes(number)
-    assert codecs.int_from_bytes(data) == number
+    data = int_to_bytes(number)
+    assert int_from_bytes(data) == number
     if len(data) > 1:
         with pytest.raises(OverflowError):
             number.to_bytes(len(data) - 1, "big", signed=True)

@@ -9,31 +9,28 @@ from typing import Any
 import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from onecontainer_driver_sql import writing
-from onecontainer_driver_sql.codecs import int_to_bytes
 from onecontainer_driver_sql.database import Database
 
-from drivers.sql.tests.calls import (
+from drivers.sql.tests.calls import create, page, people, select
+from onecontainer.api.db.v1 import database_pb2 as pb
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
+from onecontainer.driver import errors
+from onecontainer.driver.records.model import int_to_bytes
+from tests.fixtures.records import (
     SERVICE,
     K,
     all_of,
     column,
     compare,
-    create,
     deletion,
     equals,
     insertion,
-    page,
-    people,
     record,
-    select,
     setting,
     unrecord,
     updating,
     value,
 )
-from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
-from onecontainer.driver import errors
 
 ADA = {"id": 1, "name": "Ada", "age": 36}
 IF_NOT_EXISTS = record_pb2.INSERT_MODE_IF_NOT_EXISTS

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onecontainer import errors
 from onecontainer.api.db.v1 import record_pb2, value_pb2
-from onecontainer.driver import errors
-from onecontainer_driver_sql.model import ColumnInfo
-from onecontainer_driver_sql.values import parameter
+from onecontainer.driver.records.model import Column, parameter
 
 MAX_MESSAGE_BYTES = 1024 * 1024
 
@@ -28,7 +27,7 @@ _ARRAYS: dict[str, Any] = {
 
 
 def encode(
-    columns: Sequence[ColumnInfo], rows: Sequence[Sequence[Any]], *, by_column: bool
+    columns: Sequence[Column], rows: Sequence[Sequence[Any]], *, by_column: bool
 ) -> Iterator[tuple[record_pb2.RecordBatch, int]]:
     """Batches of at most about 1 MiB (one row may be more), each with its bytes."""
     batch = _by_column(columns, rows) if by_column else _by_row(columns, rows)
@@ -41,7 +40,7 @@ def encode(
         yield batch, size
 
 
-def _by_row(columns: Sequence[ColumnInfo], rows: Sequence[Sequence[Any]]) -> record_pb2.RecordBatch:
+def _by_row(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> record_pb2.RecordBatch:
     reads = [column.codec.read for column in columns]
     row = record_pb2.Row
     return record_pb2.RecordBatch(
@@ -51,7 +50,7 @@ def _by_row(columns: Sequence[ColumnInfo], rows: Sequence[Sequence[Any]]) -> rec
     )
 
 
-def _by_column(columns: Sequence[ColumnInfo], rows: Sequence[Sequence[Any]]) -> record_pb2.RecordBatch:
+def _by_column(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> record_pb2.RecordBatch:
     transposed: list[tuple[Any, ...]] = list(zip(*rows, strict=True)) if rows else [()] * len(columns)
     return record_pb2.RecordBatch(
         column_list=record_pb2.ColumnList(
@@ -61,7 +60,7 @@ def _by_column(columns: Sequence[ColumnInfo], rows: Sequence[Sequence[Any]]) -> 
     )
 
 
-def _array(column: ColumnInfo, stored: tuple[Any, ...]) -> record_pb2.ColumnValues:
+def _array(column: Column, stored: tuple[Any, ...]) -> record_pb2.ColumnValues:
     codec = column.codec
     if codec.dump_array is not None and codec.array in _ARRAYS:
         nulls = [index for index, value in enumerate(stored) if value is None] if None in stored else []
@@ -87,7 +86,7 @@ class Rows:
     failed: dict[int, errors.OneContainerError]
 
 
-def decode(columns: Sequence[ColumnInfo], batch: record_pb2.RecordBatch) -> Rows:
+def decode(columns: Sequence[Column], batch: record_pb2.RecordBatch) -> Rows:
     """Raises FieldRequired or FieldInvalid if the batch itself is wrong; what is wrong with a row is in the answer."""
     body = batch.WhichOneof("body")
     if body == "rows":
@@ -97,7 +96,7 @@ def decode(columns: Sequence[ColumnInfo], batch: record_pb2.RecordBatch) -> Rows
     raise errors.FieldRequired("batch.rows", "or `column_list` is required")
 
 
-def _rows(columns: Sequence[ColumnInfo], rows: Sequence[record_pb2.Row]) -> Rows:
+def _rows(columns: Sequence[Column], rows: Sequence[record_pb2.Row]) -> Rows:
     writes = [column.codec.write for column in columns]
     width = len(columns)
     decoded = Rows([], {})
@@ -113,7 +112,7 @@ def _rows(columns: Sequence[ColumnInfo], rows: Sequence[record_pb2.Row]) -> Rows
     return decoded
 
 
-def _why(columns: Sequence[ColumnInfo], values: Sequence[value_pb2.Value]) -> errors.OneContainerError:
+def _why(columns: Sequence[Column], values: Sequence[value_pb2.Value]) -> errors.OneContainerError:
     """The error of a row that did not decode, with its path."""
     if len(values) != len(columns):
         return errors.FieldInvalid("values", f"has {len(values)} values for {len(columns)} columns")
@@ -125,7 +124,7 @@ def _why(columns: Sequence[ColumnInfo], values: Sequence[value_pb2.Value]) -> er
     return errors.DataInvalid("values", "cannot be read")
 
 
-def _columns(columns: Sequence[ColumnInfo], batch: record_pb2.ColumnList) -> Rows:
+def _columns(columns: Sequence[Column], batch: record_pb2.ColumnList) -> Rows:
     if len(batch.columns) != len(columns):
         raise errors.FieldInvalid(
             "batch.column_list.columns", f"has {len(batch.columns)} columns, {len(columns)} are named"
@@ -140,7 +139,7 @@ def _columns(columns: Sequence[ColumnInfo], batch: record_pb2.ColumnList) -> Row
 
 
 def _column(
-    column: ColumnInfo,
+    column: Column,
     values: record_pb2.ColumnValues,
     row_count: int,
     path: str,
@@ -170,7 +169,7 @@ def _column(
 
 
 def _one_by_one(
-    column: ColumnInfo,
+    column: Column,
     which: str,
     given: list[Any],
     nulls: set[int],
@@ -190,7 +189,7 @@ def _one_by_one(
     return loaded
 
 
-def _value_of(column: ColumnInfo, which: str, item: Any) -> value_pb2.Value:
+def _value_of(column: Column, which: str, item: Any) -> value_pb2.Value:
     if which == "timestamps_micros":
         value = value_pb2.Value()
         value.timestamp_value.seconds, micros = divmod(item, 1_000_000)
