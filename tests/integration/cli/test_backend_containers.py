@@ -17,6 +17,7 @@ from onecontainer.errors import BackendExecutionFailed, DeadlineExceeded, Resour
 from onecontainer.settings import Settings
 from tests.fixtures.backends import BackendsOf, backends_of, tiny_entry, write_catalog
 from tests.fixtures.docker import base_image
+from tests.fixtures.processes import free_port
 
 
 class Scene:
@@ -212,7 +213,8 @@ def test_an_image_is_built_once_and_a_build_that_fails_shows_its_end(scene: Scen
 
 def test_without_docker_it_says_what_to_do(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = scene.backend(tiny_entry())
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{scene.folder}/none.sock")
+    # By TCP: docker's SDK leaves a UNIX socket open that it could not connect.
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{free_port()}")
     with pytest.raises(StateInvalid, match="docker does not answer") as caught:
         scene.start(backend)
     assert "group `docker`" in caught.value.__notes__[0]
