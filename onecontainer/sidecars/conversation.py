@@ -59,7 +59,7 @@ class Conversation:
             (*self._authorization, ("onecontainer-instance", self._instance)) if self._attached else self._authorization
         )
 
-    async def wait_for_answer(self) -> driver_pb2.GetDriverInfoResponse:
+    async def wait_for_answer(self, *, check_identity: bool = True) -> driver_pb2.GetDriverInfoResponse:
         """Waits until it answers, and returns who it is; the caller bounds the time.
 
         Raises DriverMisimplemented if it is another driver than it should be.
@@ -76,7 +76,8 @@ class Conversation:
             if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise error
             await self._sleep(SOCKET_POLL)
-        self._check_identity(info)
+        if check_identity:
+            self._check_identity(info)
         return info
 
     async def _wait_for_socket(self) -> None:
@@ -139,6 +140,12 @@ class Conversation:
                 raise
             await self.detach(target.drain_timeout)
             await self._attach(request)
+        self._attached = True
+
+    def resume(self, info: driver_pb2.GetDriverInfoResponse) -> None:
+        """Goes on with a sidecar as it is attached. Raises StateInvalid if it is not attached to the service as this instance."""
+        if (info.service, info.instance) != (self._target.service, self._instance):
+            raise StateInvalid(f"{self._instance} is not attached to {self._target.service} any more")
         self._attached = True
 
     async def _attach(self, request: driver_pb2.AttachRequest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,15 +109,15 @@ class Folders:
         self._left.pop(instance, None)
         return folders, token
 
-    def has_left(self, uid: str) -> bool:
-        """Whether a service has a sidecar that outlived an earlier gateway and was not taken over yet."""
-        return uid in self._left.values()
+    def left(self, uid: str) -> frozenset[str]:
+        """Instances of a service that outlived an earlier gateway, as far as they were not taken over yet."""
+        return frozenset(instance for instance, owner in self._left.items() if owner == uid)
 
-    def forget_left(self, is_orphan: Callable[[str], bool], *, keep: str | None = None) -> None:
+    def forget_left(self, is_orphan: Callable[[str], bool], *, keep: Collection[str | None] = ()) -> None:
         """Removes the folders of sidecars that outlived an earlier gateway and have ended since, of the services, by uid, that are
-        orphans; not those of the instance that is kept."""
+        orphans; not those of the instances to keep."""
         for instance, uid in list(self._left.items()):
-            if is_orphan(uid) and instance != keep:
+            if is_orphan(uid) and instance not in keep:
                 del self._left[instance]
                 self.remove(self._of(instance, uid))
 

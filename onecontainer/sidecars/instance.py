@@ -18,7 +18,7 @@ from onecontainer.rpc.manifest import secret_names
 from onecontainer.sidecars.conversation import ANSWER_TIMEOUT, Conversation
 from onecontainer.sidecars.folders import Folders, InstanceFolders
 from onecontainer.sidecars.logs import LogBuffer
-from onecontainer.sidecars.model import Endpoint, InstanceIdentity, Sidecar, SidecarEvent, SidecarState, Target
+from onecontainer.sidecars.model import Adopted, Endpoint, InstanceIdentity, Sidecar, SidecarEvent, SidecarState, Target
 from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.registrations import Presence, Registrations
 from onecontainer.sidecars.runtime import OutlivingRuntime, OutlivingSidecar, RunningSidecar, Runtime, StartSpec
@@ -64,9 +64,8 @@ class Instance:
         around: Surroundings,
         on_change: Callable[[], None],
         *,
-        adopted: bool = False,
+        adopted: Adopted = Adopted.NO,
     ) -> None:
-        """`adopted`: it runs since an earlier gateway."""
         self.target = target
         self.runtime = runtime
         self.record = Sidecar(
@@ -79,7 +78,7 @@ class Instance:
             create_time=around.clock.now(),
         )
         self._adopted = adopted
-        if adopted:
+        if adopted is not Adopted.NO:
             # All of its log comes once more.
             around.folders.log(name).unlink(missing_ok=True)
         self.logs = LogBuffer(around.clock, around.folders.log(name) if runtime.owns else None)
@@ -110,6 +109,11 @@ class Instance:
     def name(self) -> str:
         return self.record.name
 
+    @property
+    def adopted(self) -> bool:
+        """Whether it runs since an earlier gateway."""
+        return self._adopted is not Adopted.NO
+
     def begin(self, tasks: asyncio.TaskGroup) -> None:
         """Starts it, as a task of the group."""
         self._task = tasks.create_task(self._run(), name=self.name)
@@ -126,11 +130,15 @@ class Instance:
 
     async def leave(self) -> None:
         """Lets go of it, as it is, if it can go on without this gateway; otherwise it ends. Answers when that is done. Idempotent."""
-        if not isinstance(self._running, OutlivingSidecar) or self.ended.is_set():
+        adopted = self._running is None and self.adopted
+        if not (adopted or isinstance(self._running, OutlivingSidecar)):
             await self.stop()
             return
         self._stopping = self._leaving = True
-        await self._running.leave()
+        if isinstance(self._running, OutlivingSidecar):
+            await self._running.leave()
+        elif self._task is not None:
+            self._task.cancel()
         await self.ended.wait()
 
     def superseded(self, successor: Instance) -> None:
@@ -214,7 +222,7 @@ class Instance:
             # Before all waiting: it may run jobs since before this gateway was started, and must not be taken for a stranger.
             self._token = around.secrets.read(target.runtime.token_secret.removeprefix("secrets/"))
             self._introduce(self._token)
-        if self._adopted:
+        if self.adopted:
             # It may run jobs, too.
             self._folders, token = await asyncio.to_thread(around.folders.open, self.name, target.uid)
             self._token = token
@@ -222,7 +230,7 @@ class Instance:
         self.introduced.set()
         await self._enter_gate()
         outlives = isinstance(self.runtime, OutlivingRuntime)
-        if self._adopted:
+        if self.adopted:
             self._jobs = self._job_source()
         elif self.runtime.owns:
             self._token = around.new_token()
@@ -243,7 +251,7 @@ class Instance:
             logs=self.logs,
             max_message_bytes=around.policy.max_message_bytes,
             log_level=around.policy.log_level,
-            adopted=self._adopted,
+            adopted=self.adopted,
         )
         try:
             self._running = await self.runtime.start(spec)
@@ -295,12 +303,18 @@ class Instance:
         self.conversation = talk
         try:
             async with asyncio.timeout(policy.start_timeout):
-                info = await talk.wait_for_answer()
+                as_it_is = self._adopted is Adopted.AS_IT_IS
+                info = await talk.wait_for_answer(check_identity=not as_it_is)
         except TimeoutError:
             raise self._with_log(f"the sidecar did not answer in {policy.start_timeout:g} s") from None
         self._release_gate()
         try:
-            await talk.attach(info, self._jobs)
+            if as_it_is:
+                talk.resume(info)
+                told = info.manifest
+                self.record = replace(self.record, driver=f"drivers/{told.name}-{told.version}")
+            else:
+                await talk.attach(info, self._jobs)
         except OneContainerError as error:
             self.refused = error.code is Code.INVALID_ARGUMENT
             raise
@@ -381,6 +395,8 @@ class Instance:
         self.endpoint = None
         if self._running is not None and not self._leaving:
             await self._running.stop(KILL_GRACE if not self._stopping else self._around.policy.stop_grace)
+        elif isinstance(self.runtime, OutlivingRuntime) and self.adopted and not self._leaving:
+            await self.runtime.discard(self.name)
         if self.runtime.owns and not self._leaving:
             self.disown()
         if self.conversation is not None:

@@ -10,13 +10,15 @@ from dataclasses import replace
 
 from onecontainer.errors import DriverUnreachable, InternalError, OneContainerError, Reason, StateInvalid
 from onecontainer.sidecars.instance import Instance, Surroundings, first_of
-from onecontainer.sidecars.model import RuntimeKind, ServiceState, SidecarState, Target
+from onecontainer.sidecars.model import Adopted, RuntimeKind, ServiceState, SidecarState, Target
 from onecontainer.sidecars.policy import restart_delay
-from onecontainer.sidecars.runtime import OutlivingRuntime, Runtime
+from onecontainer.sidecars.runtime import LeftBehind, OutlivingRuntime, Runtime
 
 log = logging.getLogger(__name__)
 
 DEFECT_PAUSE = 1.0
+RESUME_SECONDS = 5.0
+"""What a sidecar of before gets to be ready before its successor is started without it: it was so already, unless it is on its way out."""
 
 
 class Keeper:
@@ -182,16 +184,20 @@ class Keeper:
         if target.runtime.registers and not await self._has_registered(target):
             return
         left = await self._look_back(target, runtime)
+        if left.older is not None:
+            await self._resume(left.older, tasks, target, runtime)
         if self.target is not target:
+            if left.current is not None and isinstance(runtime, OutlivingRuntime) and not self._leaving:
+                await runtime.discard(left.current)
             return
         instance = Instance(
-            left or self._new_name(target, runtime),
+            left.current or self._new_name(target, runtime),
             target,
             runtime,
             self._failures,
             self._around,
             self._on_change,
-            adopted=left is not None,
+            adopted=Adopted.NO if left.current is None else Adopted.CURRENT,
         )
         if self.newest is not None:
             self.newest.superseded(instance)
@@ -206,7 +212,7 @@ class Keeper:
             await self._after_end(instance)
         elif instance.presence is not None and instance.presence.draining.is_set():
             self._let_drain(instance, tasks, target)
-        elif instance is not self.serving:
+        elif instance is not self.serving and not (self._leaving and instance.adopted):
             await instance.stop()
 
     async def _has_registered(self, target: Target) -> bool:
@@ -242,21 +248,35 @@ class Keeper:
         self._retiring.add(instance)
         tasks.create_task(self._retire(instance, target.drain_timeout))
 
-    async def _look_back(self, target: Target, runtime: Runtime) -> str | None:
-        """The instance of an earlier gateway to go on with; the others of this service end. Once."""
+    async def _resume(self, name: str, tasks: asyncio.TaskGroup, target: Target, runtime: Runtime) -> None:
+        """Has the service served by its sidecar of before, as that is, until there is one for the target."""
+        old = Instance(name, target, runtime, 0, self._around, self._on_change, adopted=Adopted.AS_IT_IS)
+        self.newest = old
+        old.begin(tasks)
+        await first_of(old.ready.wait(), old.ended.wait(), self._around.sleep(RESUME_SECONDS))
+        if old.ready.is_set() and not old.ended.is_set():
+            self._switch(old, tasks, target)
+        else:
+            await old.stop()
+
+    async def _look_back(self, target: Target, runtime: Runtime) -> LeftBehind:
+        """The sidecars of an earlier gateway to go on with; the others of this service end. Once."""
+        found = LeftBehind()
         if self._looked_back:
-            return None
+            return found
         folders = self._around.folders
-        found = None
         try:
             for place in self._runtimes.values():
-                if isinstance(place, OutlivingRuntime) and folders.has_left(target.uid):
-                    found = await place.take_over(target, wanted=place is runtime) or found
+                candidates = folders.left(target.uid)
+                if isinstance(place, OutlivingRuntime) and candidates:
+                    left = await place.take_over(target, candidates if place is runtime else ())
+                    found = left if place is runtime else found
         except OneContainerError as error:
             log.warning("what earlier gateways left of %s cannot be told: %s", target.service, error)
-            return None  # asked again before the next start
+            return found  # asked again before the next start
         self._looked_back = True
-        await asyncio.to_thread(folders.forget_left, lambda uid: uid == target.uid, keep=found)
+        kept = (found.current, found.older)
+        await asyncio.to_thread(folders.forget_left, lambda uid: uid == target.uid, keep=kept)
         return found
 
     def _switch(self, instance: Instance, tasks: asyncio.TaskGroup, target: Target) -> None:
@@ -307,7 +327,7 @@ class Keeper:
     async def _finish(self) -> None:
         leaving = [one for one in (self.serving, self.newest) if one is not None and not one.ended.is_set()]
         for instance in dict.fromkeys(leaving):
-            if self._leaving and instance is self.serving:
+            if self._leaving and (instance is self.serving or instance.adopted):
                 await instance.leave()
             elif self._closing or instance is not self.serving:
                 await instance.stop()

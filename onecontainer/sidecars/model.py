@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ class RuntimeKind(StrEnum):
     PROCESS = "process"
     DOCKER = "docker"
     ATTACHED = "attached"
+
+
+class Adopted(Enum):
+    """Whether an instance runs since an earlier gateway."""
+
+    NO = auto()
+    CURRENT = auto()  # with the target's settings
+    AS_IT_IS = auto()  # with others: it serves as it is attached until it is replaced
 
 
 @dataclass(frozen=True, slots=True)

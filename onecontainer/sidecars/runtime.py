@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -86,6 +86,15 @@ class OutlivingSidecar(RunningSidecar, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """Instances of an earlier gateway to go on with, to be started as adopted. `current` was made for just the target that is wanted;
+    `older`, for another one, serves as it is until that is ready. None: there is none."""
+
+    current: str | None = None
+    older: str | None = None
+
+
 @runtime_checkable
 class OutlivingRuntime(Runtime, Protocol):
     """A place whose sidecars go on when the gateway ends, however it ends; the next one takes them over. All it starts are
@@ -96,10 +105,14 @@ class OutlivingRuntime(Runtime, Protocol):
         """gRPC target at which its sidecars reach the gateway's internal listener."""
         ...
 
-    async def take_over(self, target: Target, *, wanted: bool) -> str | None:
-        """The instance of an earlier gateway that runs with just this target; it is to be started as adopted. What else there is of the
-        service ends, and all of it if not `wanted`: another runtime has the service now. Raises a typed error if that cannot be told yet.
+    async def take_over(self, target: Target, candidates: Collection[str]) -> LeftBehind:
+        """What earlier gateways left running of a service, of these instances: of others the token is gone. No older one if the service's
+        state is exclusive. What else there is of the service ends. Raises a typed error if that cannot be told yet.
         """
+        ...
+
+    async def discard(self, instance: str) -> None:
+        """Ends an instance that was taken over, and is not wanted after all. Idempotent."""
         ...
 
     async def reap(self, is_orphan: Callable[[str], bool]) -> None:

@@ -186,7 +186,7 @@ class Supervisor:
 
         def is_orphan(uid: str) -> bool:
             # One that is here looks back itself; where there is nothing to look back at, nobody goes on with what there is.
-            return uid not in self._keepers or not self._folders.has_left(uid)
+            return uid not in self._keepers or not self._folders.left(uid)
 
         for runtime in self._runtimes.values():
             if isinstance(runtime, OutlivingRuntime):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from onecontainer.rpc.tls import KeyPair
 from onecontainer.settings import private_folder
 from onecontainer.sidecars.authority import CA_DAYS, Authority
 from onecontainer.sidecars.model import RuntimeKind, Target
-from onecontainer.sidecars.runtime import StartSpec, TlsServer
+from onecontainer.sidecars.runtime import LeftBehind, StartSpec, TlsServer
 from onecontainer.sidecars.runtimes import docker_spec as made
 from onecontainer.sidecars.runtimes.docker_container import RunningContainer, remove
 from onecontainer.sidecars.runtimes.docker_images import Images
@@ -105,27 +105,33 @@ class DockerRuntime:
         """For the internal listener that containers reach; None: it is a UNIX socket. Blocks for a moment."""
         return self._authority.issue([made.HOST_NAME, "localhost"]) if self._tcp else None
 
-    async def take_over(self, target: Target, *, wanted: bool) -> str | None:
+    async def take_over(self, target: Target, candidates: Collection[str]) -> LeftBehind:
         client = await self._docker()
         found = await in_thread(self._left, client, f"{made.UID_LABEL}={target.uid}")
-        chosen = None
-        if wanted and found:
-            _, recipe = await in_thread(self._images.plan, target)
-            digest = self._digest(target, recipe.tag)
-            fitting = [
-                one for one in found if one.labels.get(made.SETTINGS_LABEL) == digest and one.status == "running"
-            ]
-            chosen = max(fitting, key=lambda one: str(one.attrs["Created"]), default=None)
+        running = [
+            one for one in found if one.status == "running" and one.labels.get(made.INSTANCE_LABEL) in candidates
+        ]
+        digest = self._digest(target, (await in_thread(self._images.plan, target))[1].tag) if running else ""
+        fitting = [one for one in running if one.labels.get(made.SETTINGS_LABEL) == digest]
+        others = [] if target.exclusive else [one for one in running if one not in fitting]
+        current, older = _newest(fitting), _newest(others)
         for container in found:
-            if container is not chosen:
+            if container not in (current, older):
                 log.info("%s is of an earlier gateway and not wanted any more: it ends", container.name)
                 await in_thread(remove, container, REAP_GRACE)
-        if chosen is None:
+        return LeftBehind(self._adopt(current), self._adopt(older))
+
+    def _adopt(self, container: Container | None) -> str | None:
+        if container is None:
             return None
-        name = str(chosen.labels[made.INSTANCE_LABEL])
+        name = str(container.labels[made.INSTANCE_LABEL])
         self._ours.add(name)
         log.info("goes on with %s of an earlier gateway", name)
         return name
+
+    async def discard(self, instance: str) -> None:
+        client = await self._docker()
+        await in_thread(self._remove_instance, client, instance)
 
     async def reap(self, is_orphan: Callable[[str], bool]) -> None:
         if not self._settings.mark.exists():
@@ -160,8 +166,15 @@ class DockerRuntime:
         found = client.containers.list(all=True, filters={"label": wanted})
         return [one for one in found if one.labels.get(made.INSTANCE_LABEL) not in self._ours]
 
+    def _of(self, client: DockerClient, instance: str) -> list[Container]:
+        return client.containers.list(all=True, filters={"label": f"{made.INSTANCE_LABEL}={instance}"})
+
+    def _remove_instance(self, client: DockerClient, instance: str) -> None:
+        for container in self._of(client, instance):
+            remove(container, REAP_GRACE)
+
     def _find(self, client: DockerClient, instance: str) -> Container:
-        found = client.containers.list(all=True, filters={"label": f"{made.INSTANCE_LABEL}={instance}"})
+        found = self._of(client, instance)
         if not found:
             raise DriverUnreachable(f"the container of {instance} is gone")
         return found[0]
@@ -176,7 +189,7 @@ class DockerRuntime:
 
     async def _create(self, client: DockerClient, spec: StartSpec, limits: made.Limits) -> Container:
         for instance in list(self._lost):
-            await in_thread(remove, self._find(client, instance), 0)
+            await in_thread(self._remove_instance, client, instance)
             self._lost.discard(instance)
         recipes = await in_thread(self._images.plan, spec.target)
         image = await self._images.make(client, recipes, spec.logs)
@@ -265,6 +278,10 @@ class DockerRuntime:
                     network.remove()
                 except APIError as error:
                     log.debug("the network %s stays: %s", name, error)
+
+
+def _newest(containers: list[Container]) -> Container | None:
+    return max(containers, key=lambda one: str(one.attrs["Created"]), default=None)
 
 
 def _published(container: Container) -> str:

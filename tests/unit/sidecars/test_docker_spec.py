@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import zipfile
 from dataclasses import replace
@@ -55,11 +56,24 @@ def test_a_context_is_the_drivers_files_and_a_dockerfile(tmp_path: Path) -> None
     for left_out in ("tests/test_it.py", "__pycache__/x.pyc", ".hidden"):
         write(tmp_path, left_out, "x")
     context = docker_context.driver_context(tmp_path)
-    assert set(context) == {"metadata.json", "run.sh", "Dockerfile"}
+    assert set(context) == {"metadata.json", "run.sh", "Dockerfile", "constraints.txt"}
+    assert context["constraints.txt"].data == b""
     assert context["run.sh"].executable
     assert b"ARG BASE_IMAGE" in context["Dockerfile"].data
     own = write(tmp_path, "Dockerfile", "FROM scratch\n")
     assert docker_context.driver_context(tmp_path)["Dockerfile"].data == own.read_bytes()
+
+
+def test_what_a_driver_requires_is_installed_as_it_is_here(tmp_path: Path) -> None:
+    write(tmp_path, "metadata.json", "{}")
+    write(tmp_path, "pyproject.toml", '[project]\ndependencies = ["pydantic>=2", "onecontainer", "not-there-at-all"]\n')
+    lines = docker_context.driver_context(tmp_path)["constraints.txt"].data.decode().split()
+    assert f"pydantic=={importlib.metadata.version('pydantic')}" in lines
+    # What that requires in its turn, too; neither ourselves nor what is not there.
+    assert f"pydantic-core=={importlib.metadata.version('pydantic-core')}" in lines
+    assert not [line for line in lines if line.startswith(("onecontainer", "not-there"))]
+    write(tmp_path, "constraints.txt", "pydantic==2.0\n")
+    assert docker_context.driver_context(tmp_path)["constraints.txt"].data == b"pydantic==2.0\n"
 
 
 def test_the_digest_is_of_what_goes_in(tmp_path: Path) -> None:
@@ -175,9 +189,9 @@ def test_folders_of_what_outlives_the_gateway_stay(tmp_path: Path) -> None:
     assert not gone.run.exists()
     assert not gone.scratch.exists()
     assert kept.scratch.exists()
-    assert later.has_left("u2")
-    assert not later.has_left("u1")
-    later.forget_left(lambda uid: uid == "u2", keep="sidecars/two-bbbbbbbbbbbb")
+    assert later.left("u2") == {"sidecars/two-bbbbbbbbbbbb", "sidecars/two-cccccccccccc"}
+    assert not later.left("u1")
+    later.forget_left(lambda uid: uid == "u2", keep=("sidecars/two-bbbbbbbbbbbb",))
     assert not ended.run.exists()
     assert later.open("sidecars/two-bbbbbbbbbbbb", "u2") == (kept, "t2")
     # What the container may write to is not where its token is.
