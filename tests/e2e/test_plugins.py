@@ -204,6 +204,7 @@ def test_versions_a_restart_and_a_broken_one(
     assert value() == 102
     assert oca.json("driver", "get", "my-hpc-0.2.0") == before
     oca("driver", "uninstall", "my-hpc-0.1.0")
+    assert "STATE_INVALID" in oca("driver", "uninstall", "sql-0.1.0", code=1).stderr
     oca("service", "delete", "v", "--force")
     oca("driver", "uninstall", "my-hpc-0.2.0")
     assert "my_hpc" not in oca("call").stdout
