@@ -29,6 +29,8 @@ M = TypeVar("M", bound=Message)
 DRIVER_SERVICE = "onecontainer.api.driver.v1.DriverService"
 SERVICE, OTHER_SERVICE = "services/conformance", "services/conformance-other"
 INSTANCE = "sidecars/conformance"
+TERMINAL = frozenset({"succeeded", "failed", "stopped"})
+"""Events of Run that tell how the attempt ended."""
 PROMPT_SECONDS = 5.0
 """What "at once" means: an end that was told, an answer that needs no backend."""
 
@@ -87,8 +89,9 @@ class RunEnd:
     answer: Answer
 
     @property
-    def last(self) -> driver_pb2.RunResponse:
-        return self.events[-1] if self.events else driver_pb2.RunResponse()
+    def terminal(self) -> driver_pb2.RunResponse:
+        """The event that tells the outcome: the first that does. Empty if there is none."""
+        return next((event for event in self.events if event.WhichOneof("event") in TERMINAL), driver_pb2.RunResponse())
 
     @property
     def kinds(self) -> list[str]:
@@ -96,8 +99,9 @@ class RunEnd:
 
     def __str__(self) -> str:
         told = ", ".join(self.kinds) or "no events"
-        if self.last.WhichOneof("event") in ("failed", "stopped"):
-            error = self.last.failed if self.last.WhichOneof("event") == "failed" else self.last.stopped.error
+        kind = self.terminal.WhichOneof("event")
+        if kind in ("failed", "stopped"):
+            error = self.terminal.failed if kind == "failed" else self.terminal.stopped.error
             told += f" ({Answer(self.answer.method, Code(error.code), error.message, status=error)})"
         return f"{told}; the stream ended with {self.answer}"
 
@@ -127,6 +131,8 @@ class Session:
         self.slow: list[Slow] = []
         self.jobs: list[tuple[Method, Message]] = []
         """Requests that succeed as jobs."""
+        self.failing: list[tuple[Method, Message]] = []
+        """Requests that get an error."""
         self.run_ends: dict[str, RunEnd] = {}
         """By method: how a Run of it with a request that works ended."""
         self.cleaning: list[tuple[str, Message]] = []
@@ -334,13 +340,13 @@ class Session:
     def open_run(self, grant: lease_pb2.Grant, timeout: float | None = None) -> Run:
         """Begins DriverService.Run of an attempt."""
         self.desk.leases[grant.job, grant.fence] = grant
-        return Run(self, grant, self.wire.open(f"{DRIVER_SERVICE}/Run", timeout=timeout or self.timeout))
+        request = driver_pb2.RunRequest(grant=grant).SerializeToString()
+        return Run(self, grant, self.wire.open(f"{DRIVER_SERVICE}/Run", request, timeout=timeout or self.timeout))
 
     async def run(self, grant: lease_pb2.Grant) -> RunEnd:
         """A whole Run."""
         run = self.open_run(grant)
         try:
-            await run.send()
             return await run.end()
         finally:
             run.close()
@@ -352,10 +358,9 @@ class Session:
 
     def result_of(self, method: Method, end: RunEnd, sent: str) -> Message:
         """The result of an attempt that has to have succeeded. Raises Failed."""
-        succeeded = next((event.succeeded for event in end.events if event.WhichOneof("event") == "succeeded"), None)
-        if succeeded is None:
+        if end.terminal.WhichOneof("event") != "succeeded":
             raise Failed(sent, str(end))
-        return self.decoded(method, succeeded, sent)
+        return self.decoded(method, end.terminal.succeeded, sent)
 
     def decoded(self, method: Method, succeeded: lease_pb2.Succeeded, sent: str) -> Message:
         """The message of a success. Raises Failed."""
@@ -384,10 +389,6 @@ class Run:
         """Reads its events, where somebody does beside it."""
         self._session = session
         self._talk = talk
-
-    async def send(self) -> None:
-        await self._talk.write(driver_pb2.RunRequest(grant=self.grant).SerializeToString())
-        await self._talk.done()
 
     async def end(self) -> RunEnd:
         """All its events, once its stream has ended."""

@@ -86,10 +86,15 @@ def _unpack(status: status_pb2.Status | None, into: Any) -> bool:
     return False
 
 
-class Talk:
-    """One call, open. On the wire a unary call is a stream of one message, so every shape is called alike."""
+LOST_TEXT = "Internal error from Core"
+"""What grpc.aio makes of a call that its peer has ended before a message could be written: the real end is lost."""
+TRIES = 5
 
-    def __init__(self, method: str, call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
+
+class Talk:
+    """One call, open. One response is a stream of one, so every shape is read alike."""
+
+    def __init__(self, method: str, call: Any) -> None:
         self.method = method
         self._call = call
         self._begin = time.monotonic()
@@ -158,11 +163,24 @@ class Wire:
     def credentials(self) -> Metadata:
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
-    def open(self, method: str, *, timeout: float | None, metadata: Iterable[tuple[str, str]] | None = None) -> Talk:
-        """Begins a call. `metadata` None: the credentials, and nothing else."""
-        call: Any = self.channel.stream_stream(f"/{method}")
+    def open(
+        self,
+        method: str,
+        request: bytes | None = None,
+        *,
+        timeout: float | None,
+        metadata: Iterable[tuple[str, str]] | None = None,
+    ) -> Talk:
+        """Begins a call: of one request, or (None) of a stream of them that is then written.
+
+        `metadata` None: the credentials, and nothing else.
+        """
         values = self.credentials if metadata is None else tuple(metadata)
-        return Talk(method, call(timeout=timeout, metadata=values))
+        if request is None:
+            streamed: Any = self.channel.stream_stream(f"/{method}")
+            return Talk(method, streamed(timeout=timeout, metadata=values))
+        single: Any = self.channel.unary_stream(f"/{method}")
+        return Talk(method, single(request, timeout=timeout, metadata=values))
 
     async def call(
         self,
@@ -172,12 +190,18 @@ class Wire:
         timeout: float,
         metadata: Iterable[tuple[str, str]] | None = None,
     ) -> Answer:
-        """A whole call: all requests, then all that comes."""
-        talk = self.open(method, timeout=timeout, metadata=metadata)
-        try:
-            for request in (requests,) if isinstance(requests, bytes) else requests:
-                await talk.write(request)
-            await talk.done()
-            return await talk.end()
-        finally:
-            talk.cancel()
+        """A whole call: one request, or all of a stream, then all that comes."""
+        single = requests if isinstance(requests, bytes) else None
+        for attempt in range(TRIES):
+            talk = self.open(method, single, timeout=timeout, metadata=metadata)
+            try:
+                if not isinstance(requests, bytes):
+                    for request in requests:
+                        await talk.write(request)
+                    await talk.done()
+                answer = await talk.end()
+            finally:
+                talk.cancel()
+            if answer.text != LOST_TEXT or answer.status is not None or attempt == TRIES - 1:
+                break
+        return answer

@@ -224,11 +224,10 @@ async def _held(session: Session, timeout: float | None) -> AsyncIterator[Sequen
     talks = []
     try:
         for method, first in held_calls(session):
-            talk = session.wire.open(method.name, timeout=timeout)
+            talk = session.wire.open(method.name, None if method.client_streaming else first, timeout=timeout)
             talks.append(talk)
-            await talk.write(first)
-            if not method.client_streaming:
-                await talk.done()
+            if method.client_streaming:
+                await talk.write(first)
         await asyncio.sleep(HELD_SECONDS)
         yield talks
     finally:
@@ -261,8 +260,10 @@ async def _let_go(session: Session, sent: str) -> None:
 async def cancelled(session: Session) -> None:
     for method in direct(session):
         for _ in range(5):
-            talk = session.wire.open(method.name, timeout=session.timeout)
-            await talk.write(method.empty(SERVICE).SerializeToString())
+            request = method.empty(SERVICE).SerializeToString()
+            talk = session.wire.open(method.name, None if method.client_streaming else request, timeout=session.timeout)
+            if method.client_streaming:
+                await talk.write(request)
             talk.cancel()
     async with _held(session, session.timeout) as talks:
         for talk in talks:

@@ -12,12 +12,11 @@ from onecontainer.driver.conformance.checks.calls import GARBAGE
 from onecontainer.driver.conformance.contract import Method
 from onecontainer.driver.conformance.expect import has_unknown_fields, refused, require, status_problem
 from onecontainer.driver.conformance.model import Failed, Skipped, check
-from onecontainer.driver.conformance.session import PROMPT_SECONDS, SERVICE, Run, RunEnd, Session, Slow
+from onecontainer.driver.conformance.session import PROMPT_SECONDS, SERVICE, TERMINAL, Run, RunEnd, Session, Slow
 from onecontainer.driver.conformance.waiting import until
 from onecontainer.driver.conformance.wire import Answer
 from onecontainer.errors import Code, Reason
 
-TERMINAL = frozenset({"succeeded", "failed", "stopped"})
 RUNNING_SECONDS = 0.5
 NO_SLOW = "nothing that it does lasts long enough; give an example of a long-running method that is marked `slow`"
 
@@ -113,13 +112,14 @@ async def events(session: Session) -> None:
 )
 async def failure(session: Session) -> None:
     tried = False
-    for method in _ended_runs(session):
-        end = await session.run(session.grant(method.name, method.empty(SERVICE)))
-        if end.last.WhichOneof("event") != "failed":
+    empty = [(method, method.empty(SERVICE)) for method in _ended_runs(session)]
+    for method, request in (*session.failing, *empty):
+        end = await session.run(session.grant(method.name, request))
+        if end.terminal.WhichOneof("event") != "failed":
             continue
         tried = True
-        status = end.last.failed
-        sent = f"Run of {method.short} with nothing but the service"
+        status = end.terminal.failed
+        sent = f"Run of {session.told(method, request)}"
         told = Answer(method.name, Code(status.code), status.message, status=status)
         problem = status_problem(status, told.code)
         require(not problem, sent, f"{told}: {problem}")
@@ -138,9 +138,9 @@ async def failure(session: Session) -> None:
 )
 async def result(session: Session) -> None:
     for sent, method, end in await _run_of_each(session):
-        if end.last.WhichOneof("event") != "succeeded":
+        if end.terminal.WhichOneof("event") != "succeeded":
             continue
-        message = session.decoded(method, end.last.succeeded, sent)
+        message = session.decoded(method, end.terminal.succeeded, sent)
         wanted = method.result.DESCRIPTOR.full_name
         require(not has_unknown_fields(message), sent, f"a result with fields that {wanted} does not have")
 
@@ -180,7 +180,6 @@ async def running(session: Session, slow: Slow) -> AsyncIterator[Run]:
         session.desk.held.clear()
     run = session.open_run(session.grant(slow.method.name, slow.request), timeout=session.timeout + 60)
     try:
-        await run.send()
         reading = asyncio.create_task(run.end())
         try:
             done, _ = await asyncio.wait((reading,), timeout=RUNNING_SECONDS)
@@ -229,7 +228,6 @@ async def duplicate(session: Session) -> None:
     async with running(session, slow) as run:
         again = session.open_run(run.grant)
         try:
-            await again.send()
             async with asyncio.timeout(session.timeout):
                 end = await again.end()
         except TimeoutError:
@@ -261,7 +259,6 @@ async def _gone_by_itself(session: Session, run: Run) -> bool:
     async def gone() -> bool | None:
         again = session.open_run(run.grant, timeout=PROMPT_SECONDS)
         try:
-            await again.send()
             reading = asyncio.create_task(again.end())
             done, _ = await asyncio.wait((reading,), timeout=RUNNING_SECONDS)
             again.cancel()
@@ -287,7 +284,7 @@ async def stop(session: Session) -> None:
         answer = await session.stop_run(run.grant, job_pb2.CANCEL_MODE_ABORT)
         _found(answer, "StopRun with ABORT")
         end = await ended(run, "Run, after StopRun with ABORT")
-        require(end.last.WhichOneof("event") == "stopped", "Run, after StopRun with ABORT", str(end))
+        require(end.terminal.WhichOneof("event") == "stopped", "Run, after StopRun with ABORT", str(end))
 
 
 def _found(answer: Answer, sent: str) -> None:
@@ -322,8 +319,8 @@ async def finish(session: Session) -> None:
             session.desk.held.set()  # what it had begun may come to its end
             sent = f"Run of {one.method.short}, after StopRun with FINISH"
             end = await ended(run, sent, session.timeout)
-            require(end.last.WhichOneof("event") == "succeeded", sent, str(end))
-            require(end.last.succeeded.ended_early, sent, f"{end}: `ended_early` is not set")
+            require(end.terminal.WhichOneof("event") == "succeeded", sent, str(end))
+            require(end.terminal.succeeded.ended_early, sent, f"{end}: `ended_early` is not set")
 
 
 @check(

@@ -126,6 +126,7 @@ async def unknown(session: Session) -> None:
     "Errors before Attach are typed",
     proves="Programs can decide by an error: reason, code and the fields that are wrong.",
     todo="Put google.rpc.Status with ErrorInfo (domain onecontainer.dev, a reason of error.v1.Reason) into grpc-status-details-bin.",
+    needs=("unattached.probe", "attach.fields"),
     attached=False,
     smoke=True,
 )

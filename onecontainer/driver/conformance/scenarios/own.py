@@ -43,12 +43,12 @@ async def _end(session: Session, method: Method, requests: list[Message]) -> Ans
     end = await session.run(session.grant(method.name, requests[0]))
     if not end.answer.ok:
         return end.answer
-    match end.last.WhichOneof("event"):
+    match end.terminal.WhichOneof("event"):
         case "succeeded":
-            data = session.decoded(method, end.last.succeeded, f"Run of {method.short}").SerializeToString()
+            data = session.decoded(method, end.terminal.succeeded, f"Run of {method.short}").SerializeToString()
             return Answer(method.name, Code.OK, "", (data,))
         case "failed":
-            status = end.last.failed
+            status = end.terminal.failed
             code = Code(status.code) if status.code in tuple(Code) else Code.UNKNOWN
             problem = status_problem(status, code)
             require(not problem, f"Run of {method.short}", f"{status.message}: {problem}")
@@ -66,6 +66,8 @@ async def _example(session: Session, method: Method, example: Example) -> None:
     answer = await _end(session, method, requests)
     if example.error:
         require(answer.reason == example.error, sent, f"{answer}; wanted {example.error}")
+        if method.unary:
+            session.failing.append((method, requests[0]))
         return
     require(answer.ok, sent, str(answer))
     kind = method.result if method.long_running else method.response

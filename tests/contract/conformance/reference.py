@@ -1,0 +1,94 @@
+"""The well-behaved driver that faults are put upon, and how the kit gets at it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onecontainer.driver.conformance import Example, Examples, Kit, Place, Report, ServiceSpec
+from onecontainer.driver.driver import Driver
+from onecontainer.driver.serve import serving
+from onecontainer.driver.settings import SidecarSettings
+from onecontainer.rpc.manifest import Manifest, Option
+from tests.contract.conformance.proxy import Faults, Proxy
+
+ECHO = "onecontainer.test.echo.v1.EchoService"
+TOKEN = "the-token"
+LIMIT = 128 * 1024
+TIMEOUT = 8.0
+MODE = Option(name="mode", type="string", description="How it echoes.", default="plain", allowed_values=["plain", "loud"])
+
+
+def _same(payload: str) -> Example:
+    return Example([{"payload": payload}], {"payload": payload})
+
+
+EXAMPLES: Mapping[str, list[Example]] = {
+    f"{ECHO}/Echo": [
+        *(_same(payload) for payload in ("YQ==", "YmI=", "Y2Nj", "ZGRkZA==")),
+        Example([{"behaviour": "typed"}], error="DATA_INVALID"),
+        Example([{"delay": 60}], slow=True),
+    ],
+    f"{ECHO}/Down": [Example([{"payload": "YQ==", "count": 3}])],
+    f"{ECHO}/Up": [Example([{"payload": "YQ=="}, {"payload": "YmI="}], {"payload": "Mw=="})],
+    f"{ECHO}/Work": [
+        Example([{"steps": 3, "step_seconds": 0.01}], {"steps": 3}),
+        Example([{"steps": 1000, "step_seconds": 0.1}], slow=True),
+    ],
+    f"{ECHO}/WorkOnce": [
+        Example([{"steps": 1, "failing_attempts": 0}]),
+        Example([{"steps": 1000, "step_seconds": 0.1}], slow=True),
+    ],
+}
+BROKEN = ServiceSpec(broken_options={"broken": True})
+
+
+@dataclass
+class InProcess:
+    """A `Starter`: the sidecar in this process, behind a proxy on each side."""
+
+    make: Callable[[], Driver]
+    manifest: Manifest
+    faults: Faults
+    inner: Faults
+    """Between its worker and the kit."""
+    descriptors: bytes
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[Place]:
+        folder = Path(tempfile.mkdtemp(prefix="oc-"))
+        try:
+            (folder / "token").write_text(TOKEN)
+            settings = SidecarSettings(
+                listen=f"unix:{folder}/s",
+                token_file=folder / "token",
+                state_dir=folder / "state",
+                scratch_dir=folder / "scratch",
+                max_message_bytes=LIMIT,
+                stop_timeout=0.0,
+            )
+            (folder / "scratch").mkdir()
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(serving(self.make(), self.manifest, settings))
+                await stack.enter_async_context(Proxy(f"unix:{folder}/p", settings.listen, self.faults))
+                await stack.enter_async_context(Proxy(f"unix:{folder}/i", f"unix:{folder}/d", self.inner))
+                yield Place(
+                    f"unix:{folder}/p",
+                    TOKEN,
+                    desk=f"unix:{folder}/d",
+                    desk_target=f"unix:{folder}/i",
+                    descriptors=self.descriptors,
+                )
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def examined(starter: InProcess, spec: ServiceSpec = BROKEN, calls: Mapping[str, Any] = EXAMPLES) -> Report:
+    """The kit's report on it."""
+    return await Kit(starter, spec, Examples(calls), timeout=TIMEOUT).run()
