@@ -97,6 +97,10 @@ test: lint type check-protos check-docs ## Everything that must be green before 
 test-full: lint type check-protos check-docs ## Like test, with the slow tests
 	$(PYTEST)
 
+.PHONY: conformance
+conformance: setup ## The conformance kit on every bundled driver and those of the tests, on every runtime
+	$(BIN)/python -m tests.conformance
+
 # A run can be played again: make faults SEED=7
 .PHONY: faults
 faults: setup ## kill -9 of gateway, driver and broker under load, and a rebalance storm (half an hour)

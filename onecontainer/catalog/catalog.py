@@ -13,6 +13,7 @@ from onecontainer.catalog.drivers import scan
 from onecontainer.catalog.matching import Match, is_named, match_drivers, rejection_cause
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, ServiceRecord
 from onecontainer.catalog.ports import CatalogStore, LiveJobs, Replay, Secrets, Sidecars
+from onecontainer.catalog.quarantine import CheckInstalled, quarantined, unchecked
 from onecontainer.catalog.update import needs_rematch, updated
 from onecontainer.catalog.validation import raise_violations, service_violations
 from onecontainer.clock import Clock
@@ -44,6 +45,7 @@ class Catalog:
         driver_folders: where to look for drivers, the first one wins.
         drain_timeout: of services that do not set their own, in seconds.
         shared: other gateways have the same store.
+        check: a further look at plug-ins; those that do not pass it are put into quarantine.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Catalog:
         driver_folders: Sequence[tuple[Path, DriverSource]],
         drain_timeout: float = 600.0,
         shared: bool = False,
+        check: CheckInstalled = unchecked,
         new_uid: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self.sidecars = sidecars
@@ -68,6 +71,7 @@ class Catalog:
         self._folders = driver_folders
         self._drain_timeout = drain_timeout
         self._shared = shared
+        self._check = check
         self._new_uid = new_uid
         self._services: dict[str, ServiceRecord] = {}
         self._names: dict[str, str] = {}
@@ -81,6 +85,7 @@ class Catalog:
         """Finds the drivers, loads the services, and starts their sidecars."""
         now = self._clock.now()
         records, descriptors = await asyncio.to_thread(scan, self._folders, now)
+        records = await quarantined(records, self._check)
         since = await self._store.drivers_seen(records, descriptors, now)
         self._drivers = {record.name: replace(record, create_time=since[record.name]) for record in records}
         for record in await self._store.load():

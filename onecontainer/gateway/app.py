@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
+from platformdirs import user_cache_path
 
 from onecontainer import __version__
 from onecontainer.api.artifact.v1 import artifact_pb2
@@ -43,6 +44,7 @@ from onecontainer.gateway.lock import DataFolder, Note
 from onecontainer.gateway.reflection import Reflection
 from onecontainer.gateway.relay import Relay
 from onecontainer.gateway.routing import JobDirectory, Routes
+from onecontainer.gateway.smoke import SmokeTest
 from onecontainer.gateway.tasks import Tasks
 from onecontainer.jobs import mapping
 from onecontainer.jobs.changes import Changes
@@ -182,6 +184,7 @@ class Gateway:
             driver_folders=_driver_folders(settings),
             drain_timeout=settings.drain_timeout,
             shared=cluster is not None,
+            check=SmokeTest(user_cache_path("onecontainer", appauthor=False) / "smoke-tests"),
         )
         routes = Routes(catalog, sidecars, workers)
         directory = JobDirectory(routes, sidecars)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from onecontainer.driver.conformance import Example, Examples, Kit, Place, Report, ServiceSpec
+from onecontainer.driver.conformance import Examples, Kit, Place, Report, ServiceSpec, read_examples
 from onecontainer.driver.driver import Driver
 from onecontainer.driver.serve import serving
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.rpc.manifest import Manifest, Option
 from tests.contract.conformance.proxy import Faults, Proxy
 
+HERE = Path(__file__).parent
 ECHO = "onecontainer.test.echo.v1.EchoService"
 TOKEN = "the-token"
 LIMIT = 128 * 1024
@@ -25,27 +25,7 @@ TIMEOUT = 8.0
 MODE = Option(name="mode", type="string", description="How it echoes.", default="plain", allowed_values=["plain", "loud"])
 
 
-def _same(payload: str) -> Example:
-    return Example([{"payload": payload}], {"payload": payload})
-
-
-EXAMPLES: Mapping[str, list[Example]] = {
-    f"{ECHO}/Echo": [
-        *(_same(payload) for payload in ("YQ==", "YmI=", "Y2Nj", "ZGRkZA==")),
-        Example([{"behaviour": "typed"}], error="DATA_INVALID"),
-        Example([{"delay": 60}], slow=True),
-    ],
-    f"{ECHO}/Down": [Example([{"payload": "YQ==", "count": 3}])],
-    f"{ECHO}/Up": [Example([{"payload": "YQ=="}, {"payload": "YmI="}], {"payload": "Mw=="})],
-    f"{ECHO}/Work": [
-        Example([{"steps": 3, "step_seconds": 0.01}], {"steps": 3}),
-        Example([{"steps": 1000, "step_seconds": 0.1}], slow=True),
-    ],
-    f"{ECHO}/WorkOnce": [
-        Example([{"steps": 1, "failing_attempts": 0}]),
-        Example([{"steps": 1000, "step_seconds": 0.1}], slow=True),
-    ],
-}
+EXAMPLES = read_examples(HERE.parents[1] / "drivers" / "echo" / "examples.json")
 BROKEN = ServiceSpec(broken_options={"broken": True})
 
 
@@ -89,6 +69,6 @@ class InProcess:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def examined(starter: InProcess, spec: ServiceSpec = BROKEN, calls: Mapping[str, Any] = EXAMPLES) -> Report:
+async def examined(starter: InProcess, spec: ServiceSpec = BROKEN, examples: Examples = EXAMPLES) -> Report:
     """The kit's report on it."""
-    return await Kit(starter, spec, Examples(calls), timeout=TIMEOUT).run()
+    return await Kit(starter, spec, examples, timeout=TIMEOUT).run()

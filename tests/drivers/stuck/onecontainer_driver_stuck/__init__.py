@@ -45,6 +45,8 @@ class StuckDriver(Driver):
 def _trace(request: stuck_pb2.StuckRequest, context: Context, what: str, *facts: float) -> None:
     if context.job is None:
         raise errors.StateInvalid("only to be run as a job")
+    if not request.trace_file:
+        raise errors.FieldRequired("trace_file")
     # One write of a short line to a file in append mode is atomic.
     with Path(request.trace_file).open("a") as file:
         file.write(" ".join(map(str, (what, context.job.name, *facts))) + "\n")
