@@ -24,23 +24,31 @@ COLOURS = {"pass": "green", "FAIL": "red", "skipped": "yellow"}
 @click.argument("driver")
 @click.option("--option", "options", type=JSON_PAIR, multiple=True, help="NAME=VALUE of the service; may be repeated.")
 @click.option("--endpoint", "endpoints", type=PAIR, multiple=True, help="NODE=ADDRESS of the backend; may be repeated.")
-@click.option("--broken-option", "broken_options", type=JSON_PAIR, multiple=True, help="NAME=VALUE with which no backend answers.")
-@click.option("--broken-endpoint", "broken_endpoints", type=PAIR, multiple=True, help="NODE=ADDRESS where no backend answers.")
-@click.option("--service-file", type=FILE, help="JSON: app, app_version, options, endpoints, broken {options, endpoints}.")
+@click.option(
+    "--broken-option", "broken_options", type=JSON_PAIR, multiple=True, help="NAME=VALUE with which no backend answers."
+)
+@click.option(
+    "--broken-endpoint", "broken_endpoints", type=PAIR, multiple=True, help="NODE=ADDRESS where no backend answers."
+)
+@click.option(
+    "--service-file", type=FILE, help="JSON: app, app_version, options, endpoints, broken {options, endpoints}."
+)
 @click.option("--examples", type=FILE, help="JSON: requests for its methods; docs/conformance.md shows the form.")
 @click.option("--app-version", default="", help="Version of the app that it is attached for.")
 @click.option("--token-file", type=FILE, help="With an address: file with the driver's instance token.")
 @click.option("--ca-file", type=FILE, help="With an address: PEM file with the CA of the driver's certificate.")
-@click.option("--listen", default="", help="With an address: where the kit waits for the driver's worker. Default: a UNIX socket.")
+@click.option(
+    "--listen", default="", help="With an address: where the kit waits for the driver's worker. Default: a UNIX socket."
+)
 @click.option("--secrets-dir", type=FOLDER, help="With a folder: one file per secret, for options secrets/NAME.")
 @click.option("--smoke", is_flag=True, help="Only the quick checks, which attach to nothing.")
-@click.option("--only", multiple=True, metavar="PATTERN", help="Only these checks and what they need, `run.*`; may be repeated.")
+@click.option(
+    "--only", multiple=True, metavar="PATTERN", help="Only these checks and what they need, `run.*`; may be repeated."
+)
 @click.option("--skip", multiple=True, metavar="PATTERN", help="Not these checks; may be repeated.")
 @click.option("--timeout", type=DURATION, default=30.0, show_default=True, help="What one call gets.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-def check(
-    driver: str, smoke: bool, only: tuple[str, ...], skip: tuple[str, ...], as_json: bool, **given: Any
-) -> None:
+def check(driver: str, smoke: bool, only: tuple[str, ...], skip: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Test whether DRIVER keeps the contract of drivers, over the wire, in whatever language it is written.
 
     DRIVER is a driver's folder, which is started for it, or the address (HOST:PORT, unix:PATH) of one that runs and that nobody

@@ -1,6 +1,6 @@
 """make conformance: the kit on every driver that comes along and on those of the tests, on every runtime; red when a check fails.
 
-    python -m tests.conformance [--only NAME] [--runtime NAME]
+python -m tests.conformance [--only NAME] [--runtime NAME]
 """
 
 from __future__ import annotations

@@ -67,9 +67,11 @@ GONE = f"postgresql://nobody@{NOWHERE}/none"
 
 SUBJECTS = (
     Subject("sql-sqlite", bundled("sql"), ServiceSpec(broken_options={"url": GONE, "connect_timeout": "2s"})),
-    Subject("sql-postgresql", bundled("sql"), ServiceSpec(broken_options={"url": GONE}), backend=_postgresql, slow=True),
+    Subject(
+        "sql-postgresql", bundled("sql"), ServiceSpec(broken_options={"url": GONE}), backend=_postgresql, slow=True
+    ),
     Subject("onnx", bundled("onnx"), ServiceSpec(options={"default_model": "none"})),
-    Subject("ffmpeg", bundled("ffmpeg"), ServiceSpec(broken_options={"ffmpeg_path": "/nowhere/ffmpeg"}), slow=True),
+    Subject("ffmpeg", bundled("ffmpeg"), ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"}), slow=True),
     Subject(
         "echo",
         built("echo"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from onecontainer.api.media.v1 import media_pb2, pipeline_pb2
 from onecontainer.api.media.v1.input_pb2 import InputFormat, MediaSource
@@ -25,19 +26,25 @@ class FfmpegDriver(MediaDriver):
     """Each call runs its own processes; between calls the driver keeps nothing but what it read from the ffmpeg binary."""
 
     def __init__(self) -> None:
+        self._load: Callable[[], Awaitable[PipelineRunner]] | None = None
+        self._loading = asyncio.Lock()
         self._runner: PipelineRunner | None = None
 
     async def attach(self, attachment: Attachment) -> None:
         settings = Settings.from_options(attachment.options)
         ffmpeg, ffprobe = find_ffmpeg(settings.ffmpeg_path), find_ffprobe(settings.ffprobe_path)
-        capabilities = await Capabilities.load(ffmpeg, attachment.state_dir)
-        self._runner = PipelineRunner(capabilities, settings, Prober(ffprobe, capabilities))
+
+        async def load() -> PipelineRunner:
+            capabilities = await Capabilities.load(ffmpeg, attachment.state_dir)
+            return PipelineRunner(capabilities, settings, Prober(ffprobe, capabilities))
+
+        self._load = load
 
     async def detach(self) -> None:
-        self._runner = None
+        self._load = self._runner = None
 
     async def probe(self) -> ProbeResult:
-        runner = self._attached()
+        runner = await self._attached()
         try:
             finished = await run(
                 [runner.capabilities.ffmpeg, "-version"], folder=runner.capabilities.folder, timeout=10.0
@@ -54,7 +61,7 @@ class FfmpegDriver(MediaDriver):
         )
 
     async def probe_media(self, request: media_pb2.ProbeRequest, context: Context) -> media_pb2.ProbeResponse:
-        runner = self._attached()
+        runner = await self._attached()
         async with self._opened(request.source, request.format, context) as (source, guard):
             info = await runner.prober.probe(
                 source, at="source", folder=context.scratch, guard=guard, with_raw=not request.omit_raw_json
@@ -64,18 +71,19 @@ class FfmpegDriver(MediaDriver):
     async def list_capabilities(
         self, request: media_pb2.ListCapabilitiesRequest, context: Context
     ) -> media_pb2.ListCapabilitiesResponse:
-        runner = self._attached()
+        runner = await self._attached()
         return await list_capabilities(runner.capabilities, runner.settings)
 
     async def run_pipeline(
         self, request: media_pb2.RunPipelineRequest, context: Context
     ) -> pipeline_pb2.RunPipelineResult:
-        return await self._attached().run(request, context)
+        runner = await self._attached()
+        return await runner.run(request, context)
 
     async def capture_frame(
         self, request: media_pb2.CaptureFrameRequest, context: Context
     ) -> media_pb2.CaptureFrameResponse:
-        runner = self._attached()
+        runner = await self._attached()
         async with self._opened(request.source, request.format, context) as (source, guard):
             return await capture_frame(
                 request,
@@ -87,16 +95,20 @@ class FfmpegDriver(MediaDriver):
                 prober=runner.prober,
             )
 
-    def _attached(self) -> PipelineRunner:
-        if self._runner is None:
-            raise errors.NotAttached()
-        return self._runner
+    async def _attached(self) -> PipelineRunner:
+        """With what the ffmpeg binary says of itself, which is asked when it is first needed: Attach does not wait for it."""
+        async with self._loading:
+            if self._load is None:
+                raise errors.NotAttached()
+            if self._runner is None:
+                self._runner = await self._load()
+            return self._runner
 
     @contextlib.asynccontextmanager
     async def _opened(
         self, source: MediaSource, source_format: InputFormat, context: Context
     ) -> AsyncIterator[tuple[OpenedSource, EgressGuard | None]]:
-        runner = self._attached()
+        runner = await self._attached()
         opened = await runner.settings.sources.open(
             source,
             source_format,

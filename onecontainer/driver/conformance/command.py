@@ -84,4 +84,3 @@ def _known(values: Any, keys: frozenset[str], where: str) -> None:
         raise DataInvalid(
             violations=[FieldViolation(f"{where}.{key}", f"is none of {', '.join(sorted(keys))}") for key in strange]
         )
-

@@ -57,7 +57,11 @@ class Method:
     @property
     def signature(self) -> tuple[object, ...]:
         """What a caller relies on."""
-        types = (self.request.DESCRIPTOR.full_name, self.response.DESCRIPTOR.full_name, self.result.DESCRIPTOR.full_name)
+        types = (
+            self.request.DESCRIPTOR.full_name,
+            self.response.DESCRIPTOR.full_name,
+            self.result.DESCRIPTOR.full_name,
+        )
         return (*types, self.client_streaming, self.server_streaming, self.long_running)
 
     def empty(self, service: str) -> Message:
@@ -104,7 +108,9 @@ def _method(
         try:
             result = pool.FindMessageTypeByName(told.result_type)
         except KeyError:
-            raise ContractUnknown(f"{service.full_name}/{name}: its result type {told.result_type!r} is unknown") from None
+            raise ContractUnknown(
+                f"{service.full_name}/{name}: its result type {told.result_type!r} is unknown"
+            ) from None
     return Method(
         f"{service.full_name}/{name}",
         message_factory.GetMessageClass(method.input_type),
@@ -186,7 +192,9 @@ class Reflection:
     ) -> None:
         answer = await self._ask(request)
         try:
-            found = [FileDescriptorProto.FromString(raw) for raw in answer.file_descriptor_response.file_descriptor_proto]
+            found = [
+                FileDescriptorProto.FromString(raw) for raw in answer.file_descriptor_response.file_descriptor_proto
+            ]
         except DecodeError as error:
             raise ContractUnknown(f"reflection gives a file that does not decode: {error}") from error
         files.update({file.name: file for file in found if file.name not in files})

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from onecontainer.driver.conformance.contract import Method, with_service
-from onecontainer.driver.conformance.desk import Desk
+from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.errors import DataInvalid, FieldViolation, Reason
 
 KEYS = frozenset({"request", "requests", "response", "error", "slow", "same"})
@@ -83,7 +83,9 @@ def read_examples(path: Path) -> Examples:
     missing = [str(file) for file in artifacts.values() if not file.is_file()]
     if missing:
         raise DataInvalid("artifacts", f"there is no file {', '.join(missing)}")
-    return Examples({method: [_example(method, one) for one in _list(ones)] for method, ones in values.items()}, artifacts)
+    return Examples(
+        {method: [_example(method, one) for one in _list(ones)] for method, ones in values.items()}, artifacts
+    )
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -25,9 +25,7 @@ def require(condition: object, sent: str, came: str, todo: str = "") -> None:
 def refused(answer: Answer, sent: str, code: Code, *reasons: Reason) -> None:
     """The call must have been refused in this way. Raises Failed."""
     wanted = " or ".join(reason.value for reason in reasons)
-    require(
-        answer.is_(code, *(reason.value for reason in reasons)), sent, f"{answer}; wanted {code.name} / {wanted}"
-    )
+    require(answer.is_(code, *(reason.value for reason in reasons)), sent, f"{answer}; wanted {code.name} / {wanted}")
 
 
 def names_field(answer: Answer, sent: str, *paths: str) -> None:
@@ -77,10 +75,11 @@ def has_unknown_fields(message: Message) -> bool:
     if len(UnknownFieldSet(message)):
         return True
     for field, value in message.ListFields():
-        if field.type != field.TYPE_MESSAGE:
+        kind = field.message_type
+        if kind is None:
             continue
-        if field.message_type.GetOptions().map_entry:
-            inner = field.message_type.fields_by_name["value"]
+        if kind.GetOptions().map_entry:
+            inner = kind.fields_by_name["value"]
             values = list(value.values()) if inner.type == inner.TYPE_MESSAGE else []
         else:
             values = list(value) if field.is_repeated else [value]

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import grpc
 
 from onecontainer.driver.conformance.checks import attachment, calls, end, identity, jobs, runs, unattached
 from onecontainer.driver.conformance.contract import Method
-from onecontainer.driver.conformance.desk import Desk
+from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.examples import Examples
 from onecontainer.driver.conformance.model import Check, Failed, Outcome, Report, Result, Skipped, shortened
 from onecontainer.driver.conformance.place import Place, Starter
@@ -135,7 +136,9 @@ def _works_check(session: Session, method: Method, work: Work | None) -> Check:
         if work is None or session.examples.of(method.name):
             await own.works(session, method)
         if absent and not session.examples.of(method.name):
-            raise Skipped(f"the kit needs {', '.join(absent)} to try it, which the driver does not claim; give --examples")
+            raise Skipped(
+                f"the kit needs {', '.join(absent)} to try it, which the driver does not claim; give --examples"
+            )
         if work is not None and not absent:
             await work.run(session)
 
@@ -183,10 +186,10 @@ class Kit:
                 return Report(f"{manifest.name} {manifest.version}".strip(), place.target, results)
 
     async def _wait(self, channel: grpc.aio.Channel, place: Place) -> None:
-        gone = asyncio.create_task(place.gone.wait()) if place.gone is not None else None
+        gone = None if place.gone is None else asyncio.create_task(place.gone.wait())
         ready = asyncio.create_task(channel.channel_ready())
+        tasks: list[asyncio.Task[Any]] = [ready] if gone is None else [ready, gone]
         try:
-            tasks = [task for task in (ready, gone) if task is not None]
             await asyncio.wait(tasks, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 why = "it has ended" if gone is not None and gone.done() else f"nothing for {START_SECONDS:g} s"
@@ -234,7 +237,7 @@ class Kit:
         except TimeoutError:
             came = f"the check did not end within {self.timeout * CHECK_CALLS:g} s"
             return result(Outcome.FAILED, sent=check.title, came=came, todo=check.todo)
-        except Exception as error:  # noqa: BLE001 - whatever a driver sends must not end the run
+        except Exception as error:  # whatever a driver sends must not end the run
             log.debug("%s broke off", check.id, exc_info=error)
             came = f"an answer that the kit cannot read: {type(error).__name__}: {shortened(str(error))}"
             return result(Outcome.FAILED, sent=check.title, came=came, todo=check.todo)
@@ -250,4 +253,3 @@ class Kit:
                 answer = await session.call(method, request)
                 if not answer.ok:
                     log.warning("%s, which removes what the kit has made: %s", method, answer)
-

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from onecontainer.driver.conformance.desk import socket_in
+from onecontainer.driver.conformance.servicer import socket_in
 from onecontainer.rpc.manifest import load_manifest
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024

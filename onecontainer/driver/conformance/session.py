@@ -14,7 +14,7 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.driver.conformance.contract import ContractUnknown, Method, Reflection, methods_from_set, own_methods
-from onecontainer.driver.conformance.desk import Desk
+from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.model import Failed, Skipped
 from onecontainer.driver.conformance.place import Place
 from onecontainer.driver.conformance.wire import Answer, Talk, Wire
@@ -215,7 +215,9 @@ class Session:
             data = request.SerializeToString()
         else:
             data = [one.SerializeToString() for one in request]
-        return await self.wire.call(method, data, timeout=self.timeout if timeout is None else timeout, metadata=metadata)
+        return await self.wire.call(
+            method, data, timeout=self.timeout if timeout is None else timeout, metadata=metadata
+        )
 
     async def ask(self, method: Method, request: Message | Sequence[Message], *, sent: str = "") -> list[Message]:
         """The responses of a call that has to work. Raises Failed."""
@@ -263,7 +265,11 @@ class Session:
     # --- life ----------------------------------------------------------------------------------------------------------
 
     def attach_request(
-        self, service: str = SERVICE, *, endpoints: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
+        self,
+        service: str = SERVICE,
+        *,
+        endpoints: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> driver_pb2.AttachRequest:
         """Attach as a gateway sends it."""
         manifest, spec = self.info.manifest, self.spec
@@ -309,13 +315,19 @@ class Session:
         async def ready() -> driver_pb2.ProbeResponse | None:
             answer = await self.driver("Probe", driver_pb2.ProbeRequest())
             if not answer.ok:
-                raise Failed("Probe", str(answer), "give the service's endpoints and options, and see that its backend runs")
+                raise Failed(
+                    "Probe", str(answer), "give the service's endpoints and options, and see that its backend runs"
+                )
             told = driver_pb2.ProbeResponse.FromString(answer.message)
             return told if told.ready else None
 
         found = await until(ready, self.timeout)
         if found is None:
-            raise Failed(f"Probe, again and again for {self.timeout:g} s", "ready=false", "wait longer (--timeout), or look into its log")
+            raise Failed(
+                f"Probe, again and again for {self.timeout:g} s",
+                "ready=false",
+                "wait longer (--timeout), or look into its log",
+            )
         return found
 
     # --- attempts ------------------------------------------------------------------------------------------------------
@@ -323,7 +335,7 @@ class Session:
     def grant(self, method: str, request: bytes | Message, **more: Any) -> lease_pb2.Grant:
         """The right to run an attempt of a new job; the desk knows of it."""
         self._number += 1
-        grant = lease_pb2.Grant(
+        return lease_pb2.Grant(
             job=f"jobs/kit-{self._number}",
             attempt=1,
             fence=100 + self._number,
@@ -335,7 +347,6 @@ class Session:
             principal="conformance",
             **more,
         )
-        return grant
 
     def open_run(self, grant: lease_pb2.Grant, timeout: float | None = None) -> Run:
         """Begins DriverService.Run of an attempt."""

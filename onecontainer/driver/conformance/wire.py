@@ -136,7 +136,8 @@ class Talk:
         while await self.read() is not None:
             pass
         code = await self._call.code()
-        trailing = tuple(await self._call.trailing_metadata() or ())
+        told: Any = await self._call.trailing_metadata()
+        trailing = tuple(told or ())
         return Answer(
             self.method,
             Code(code.value[0]),
@@ -191,17 +192,26 @@ class Wire:
         metadata: Iterable[tuple[str, str]] | None = None,
     ) -> Answer:
         """A whole call: one request, or all of a stream, then all that comes."""
+        for _ in range(TRIES - 1):
+            answer = await self._once(method, requests, timeout, metadata)
+            if answer.text != LOST_TEXT or answer.status is not None:
+                return answer
+        return await self._once(method, requests, timeout, metadata)
+
+    async def _once(
+        self,
+        method: str,
+        requests: bytes | Sequence[bytes],
+        timeout: float,
+        metadata: Iterable[tuple[str, str]] | None,
+    ) -> Answer:
         single = requests if isinstance(requests, bytes) else None
-        for attempt in range(TRIES):
-            talk = self.open(method, single, timeout=timeout, metadata=metadata)
-            try:
-                if not isinstance(requests, bytes):
-                    for request in requests:
-                        await talk.write(request)
-                    await talk.done()
-                answer = await talk.end()
-            finally:
-                talk.cancel()
-            if answer.text != LOST_TEXT or answer.status is not None or attempt == TRIES - 1:
-                break
-        return answer
+        talk = self.open(method, single, timeout=timeout, metadata=metadata)
+        try:
+            if not isinstance(requests, bytes):
+                for request in requests:
+                    await talk.write(request)
+                await talk.done()
+            return await talk.end()
+        finally:
+            talk.cancel()

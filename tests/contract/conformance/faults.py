@@ -179,7 +179,9 @@ class ListsNothing(Fault):
     def changed(self, told: Told, data: bytes) -> Sequence[bytes]:
         if "ServerReflection" not in told.method:
             return (data,)
-        return edited(reflection_pb2.ServerReflectionResponse, data, lambda one: one.list_services_response.ClearField("service"))
+        return edited(
+            reflection_pb2.ServerReflectionResponse, data, lambda one: one.list_services_response.ClearField("service")
+        )
 
 
 # --- before Attach -----------------------------------------------------------------------------------------------------
@@ -209,7 +211,11 @@ class StartingForNobody(Fault):
 
 @fault("unattached.calls")
 class CallsBeforeAttach(Fault):
-    answer = answers(f"{ECHO}/Echo", (b"",), lambda self, told: before(self, told) and "authorization" in told.metadata and bool(told.first))
+    answer = answers(
+        f"{ECHO}/Echo",
+        (b"",),
+        lambda self, told: before(self, told) and "authorization" in told.metadata and bool(told.first),
+    )
 
 
 @fault("unattached.run")
@@ -328,7 +334,9 @@ class ProbesAfterDetach(Fault):
 @fault("detach.works")
 class DetachesOnce(Fault):
     answer = answers(
-        f"{DRIVER_SERVICE}/Detach", errors.NotAttached("no"), lambda self, _told: self.was_attached and self.attached is None
+        f"{DRIVER_SERVICE}/Detach",
+        errors.NotAttached("no"),
+        lambda self, _told: self.was_attached and self.attached is None,
     )
 
 
@@ -521,7 +529,9 @@ class EndsTwice(Fault):
 @fault("run.events")
 class GoesOnAfterTheEnd(Fault):
     MORE = pb.RunResponse(started=lease_pb2.Started())
-    changed = run_events("Work", lambda event: (event, GoesOnAfterTheEnd.MORE) if event.WhichOneof("event") == "succeeded" else (event,))
+    changed = run_events(
+        "Work", lambda event: (event, GoesOnAfterTheEnd.MORE) if event.WhichOneof("event") == "succeeded" else (event,)
+    )
 
 
 def _without_reason(event: pb.RunResponse) -> Sequence[pb.RunResponse]:
@@ -712,4 +722,3 @@ class RunsWhileDraining(Fault):
 class HealthyWhileDraining(Fault):
     WELL = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
     answer = answers(HEALTH, (WELL,), drained)
-

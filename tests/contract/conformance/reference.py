@@ -22,7 +22,9 @@ ECHO = "onecontainer.test.echo.v1.EchoService"
 TOKEN = "the-token"
 LIMIT = 128 * 1024
 TIMEOUT = 8.0
-MODE = Option(name="mode", type="string", description="How it echoes.", default="plain", allowed_values=["plain", "loud"])
+MODE = Option(
+    name="mode", type="string", description="How it echoes.", default="plain", allowed_values=["plain", "loud"]
+)
 
 
 EXAMPLES = read_examples(HERE.parents[1] / "drivers" / "echo" / "examples.json")

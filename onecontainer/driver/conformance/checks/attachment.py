@@ -174,7 +174,7 @@ async def other_service(session: Session) -> None:
     "probe.ready",
     "Probe becomes ready",
     proves="The backend is asked, and works.",
-    todo="Answer ready=false while it starts, ready=true when it works, an error when it is broken. Is the backend up, are the settings right?",
+    todo="Answer ready=false while it starts, ready=true when it works, an error when it is broken. Are backend and settings right?",
     needs=("attach.works",),
 )
 async def ready(session: Session) -> None:
@@ -224,7 +224,9 @@ async def attach_other(session: Session) -> None:
 async def broken(session: Session) -> None:
     spec = session.spec
     if not spec.can_break:
-        raise Skipped("say what makes its backend unreachable: --broken-endpoint, --broken-option, or `broken` in the service file")
+        raise Skipped(
+            "say what makes its backend unreachable: --broken-endpoint, --broken-option, or `broken` in the service file"
+        )
     request = session.attach_request(
         endpoints={**spec.endpoints, **spec.broken_endpoints}, options={**spec.options, **spec.broken_options}
     )

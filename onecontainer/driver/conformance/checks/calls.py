@@ -29,7 +29,9 @@ FEW_CALLERS, SLOW_SECONDS = 6, 0.1
 """Where a call takes longer than that, fewer show enough."""
 HELD_SECONDS, DEADLINE_SECONDS, LATE_SECONDS = 0.3, 0.7, 2.0
 DETACH_SECONDS = 20.0
-NO_SAMPLES = "there is no call whose answer is always the same; give two --examples with a `response`, or that are marked `same`"
+NO_SAMPLES = (
+    "there is no call whose answer is always the same; give two --examples with a `response`, or that are marked `same`"
+)
 NOTHING_TO_HOLD = "no call of it lasts: it has no stream of requests; give an example that is marked `slow`"
 
 
@@ -58,7 +60,7 @@ async def garbage(session: Session) -> None:
     "errors.typed",
     "Empty and wrong requests get typed errors",
     proves="Programs can decide by an error; a wrong request is the caller's mistake, never INTERNAL.",
-    todo="Check every field before it is used; errors have ErrorInfo with a reason of error.v1.Reason, and BadRequest with the fields' paths.",
+    todo="Check every field before it is used; errors have an ErrorInfo of ours, and BadRequest with the fields' paths.",
     attached=True,
 )
 async def typed(session: Session) -> None:

@@ -175,7 +175,11 @@ async def same_contract(session: Session) -> None:
             if name not in ours or name not in session.contract:
                 continue
             told = session.contract[name].signature
-            require(told == ours[name].signature, f"reflection of {name}", f"{told}; the contract has {ours[name].signature}")
+            require(
+                told == ours[name].signature,
+                f"reflection of {name}",
+                f"{told}; the contract has {ours[name].signature}",
+            )
     if not compared:
         raise Skipped("all of its services are its own")
 

@@ -20,7 +20,7 @@ PARALLEL = 8
     "jobs.polls",
     "Its worker asks for jobs",
     proves="A service that is attached with a source of jobs gets them.",
-    todo="Call JobLeaseService.PollJobs at `job_source.internal_target` with the instance token, from Attach on. A driver without a worker has `oca worker` beside it.",
+    todo="Call PollJobs at `job_source.internal_target` with the instance token, from Attach on; or have `oca worker` beside it.",
     attached=True,
 )
 async def polls(session: Session) -> None:

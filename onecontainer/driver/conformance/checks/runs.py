@@ -184,7 +184,9 @@ async def running(session: Session, slow: Slow) -> AsyncIterator[Run]:
         try:
             done, _ = await asyncio.wait((reading,), timeout=RUNNING_SECONDS)
             if done:
-                raise Failed(f"Run of {session.told(slow.method, slow.request)}", f"it ended at once: {reading.result()}")
+                raise Failed(
+                    f"Run of {session.told(slow.method, slow.request)}", f"it ended at once: {reading.result()}"
+                )
             run.ending = reading
             yield run
         finally:

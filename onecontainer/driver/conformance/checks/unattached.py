@@ -15,7 +15,7 @@ INFO = f"{DRIVER_SERVICE}/GetDriverInfo"
     "credentials.required",
     "Without its token nothing answers",
     proves="Only the gateway that started a sidecar can use it.",
-    todo="Compare the bearer token of every call but health checks with the instance token, and answer UNAUTHENTICATED / CREDENTIALS_INVALID.",
+    todo="Compare every call's bearer token (but health checks') with the instance token: UNAUTHENTICATED / CREDENTIALS_INVALID.",
     attached=False,
     smoke=True,
 )

@@ -68,7 +68,11 @@ class Database:
     # --- tables --------------------------------------------------------------------------------------------------------
 
     def _creation(self, table: str) -> pb.CreateTableRequest:
-        kinds = ((KEY, table_pb2.TYPE_KIND_INT64), (TEXT, table_pb2.TYPE_KIND_TEXT), (NUMBER, table_pb2.TYPE_KIND_INT64))
+        kinds = (
+            (KEY, table_pb2.TYPE_KIND_INT64),
+            (TEXT, table_pb2.TYPE_KIND_TEXT),
+            (NUMBER, table_pb2.TYPE_KIND_INT64),
+        )
         definition = table_pb2.Table(columns=[_column(*kind) for kind in kinds], partition_key=[KEY])
         return pb.CreateTableRequest(service=SERVICE, table_id=table, table=definition)
 
@@ -191,7 +195,9 @@ class Database:
         for sent in ("DeleteRecords", "DeleteRecords again"):
             answer = await session.call(f"{NAME}/DeleteRecords", request)
             require(answer.ok, sent, str(answer))
-        require(not await self._selected(session, 10), "SelectRecords of a record that was deleted", "it is still there")
+        require(
+            not await self._selected(session, 10), "SelectRecords of a record that was deleted", "it is still there"
+        )
         require(await self._selected(session, 8), "SelectRecords of another record", "it is gone too")
 
     async def bulk(self, session: Session) -> None:
@@ -199,7 +205,9 @@ class Database:
         first, half = 1000, BULK_RECORDS // 2
         batches = [_rows(range(first, first + half)), _rows([*range(first + half, first + BULK_RECORDS), first])]
         requests: list[Message] = [
-            pb.BulkInsertRequest(service=SERVICE, table=self.table, mode=record_pb2.INSERT_MODE_UPSERT, batch=batches[0]),
+            pb.BulkInsertRequest(
+                service=SERVICE, table=self.table, mode=record_pb2.INSERT_MODE_UPSERT, batch=batches[0]
+            ),
             pb.BulkInsertRequest(batch=batches[1]),
         ]
         answer = await session.one_as(method, requests, pb.BulkInsertResponse)
@@ -219,7 +227,9 @@ class Database:
         told = f"applied {answer.applied}, {len(answer.results)} results"
         require(answer.applied and len(answer.results) == 2, "ExecuteBatch of an insert and a delete", told)
         await self._holds(session, 500, text_of(500), "ExecuteBatch")
-        require(not await self._selected(session, 11), "SelectRecords of what ExecuteBatch deleted", "it is still there")
+        require(
+            not await self._selected(session, 11), "SelectRecords of what ExecuteBatch deleted", "it is still there"
+        )
 
 
 def _full(works: Works) -> Works:

@@ -39,7 +39,9 @@ SIZES = {
     tensor_pb2.DATA_TYPE_UINT8: 1,
 }
 MOST_INPUT_BYTES = 4 * 1024 * 1024
-NO_MODEL = "there is no model that the kit could ask: give --examples with a ServeModel, or an option that brings one along"
+NO_MODEL = (
+    "there is no model that the kit could ask: give --examples with a ServeModel, or an option that brings one along"
+)
 
 
 class Inference:
@@ -169,7 +171,10 @@ class Inference:
                 require(got == wanted, f"Predict of 2 x + 1 for {_row(number)}", f"{got} instead of {wanted}")
         nothing = pb.PredictRequest(service=SERVICE, model=self._model)
         refused(
-            await session.call(method.name, nothing), "Predict without inputs", Code.INVALID_ARGUMENT, Reason.FIELD_REQUIRED
+            await session.call(method.name, nothing),
+            "Predict without inputs",
+            Code.INVALID_ARGUMENT,
+            Reason.FIELD_REQUIRED,
         )
         missing = pb.PredictRequest(service=SERVICE, model="conformance-none", inputs=self._inputs[0])
         answer_missing = await session.call(method.name, missing)
@@ -206,7 +211,11 @@ class Inference:
         if not size or count * size > MOST_INPUT_BYTES:
             raise Skipped(f"the kit cannot make up the input {spec.name!r}; give --examples with a Predict")
         floats = spec.dtype == tensor_pb2.DATA_TYPE_FLOAT32
-        data = struct.pack(f"<{count}f", *(float(number * 10 + at % 10) for at in range(count))) if floats else bytes(count * size)
+        data = (
+            struct.pack(f"<{count}f", *(float(number * 10 + at % 10) for at in range(count)))
+            if floats
+            else bytes(count * size)
+        )
         return inference_pb2.Input(name=spec.name, tensor=tensor_pb2.Tensor(dtype=spec.dtype, shape=shape, data=data))
 
     async def stream(self, session: Session) -> None:
@@ -219,7 +228,9 @@ class Inference:
         items.insert(1, pb.PredictStreamRequest(service=SERVICE, item_id="wrong", model=self._model))
         answers = await session.ask_as(method, items, pb.PredictStreamResponse)
         sent = f"PredictStream of {len(items)} items, the second of them wrong"
-        require([one.index for one in answers] == list(range(len(items))), sent, f"indices {[one.index for one in answers]}")
+        require(
+            [one.index for one in answers] == list(range(len(items))), sent, f"indices {[one.index for one in answers]}"
+        )
         kinds = [one.WhichOneof("result") for one in answers]
         wanted = ["error" if number == 1 else "response" for number in range(len(items))]
         require(kinds == wanted, sent, f"results {kinds} instead of {wanted}")
@@ -239,9 +250,7 @@ class Inference:
             for number, one in enumerate(self._asked())
         ]
         artifact = session.desk.keep("\n".join(lines).encode(), "items.jsonl", "application/jsonl")
-        request = pb.BatchPredictRequest(
-            service=SERVICE, model=self._model, source=pb.BatchSource(json_lines=artifact)
-        )
+        request = pb.BatchPredictRequest(service=SERVICE, model=self._model, source=pb.BatchSource(json_lines=artifact))
         sent = f"Run of BatchPredict of {len(lines)} lines"
         found = await session.result(method, request)
         result = pb.BatchPredictResult.FromString(found.SerializeToString())
@@ -255,7 +264,9 @@ class Inference:
         # Each item waits for the kit to give it: so long the job runs.
         item = session.desk.keep(json.dumps(_row(0)).encode(), "item.json", "application/json")
         held = pb.BatchSource(artifacts=pb.ArtifactList(names=[item] * HELD_ITEMS))
-        session.slow.append(Slow(method, pb.BatchPredictRequest(service=SERVICE, model=self._model, source=held), held=True))
+        session.slow.append(
+            Slow(method, pb.BatchPredictRequest(service=SERVICE, model=self._model, source=held), held=True)
+        )
 
     async def statistics(self, session: Session) -> None:
         request = pb.GetModelStatisticsRequest(service=SERVICE, model=self._model)

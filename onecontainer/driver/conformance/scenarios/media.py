@@ -67,7 +67,9 @@ class Media:
         require(sizes == [(WIDTH, HEIGHT)], "Probe of a clip", f"tracks of the sizes {sizes}, not {[(WIDTH, HEIGHT)]}")
         broken = session.desk.keep(b"this is no media", "text.txt", "text/plain")
         wrong = pb.ProbeRequest(service=SERVICE, source=input_pb2.MediaSource(artifact=broken))
-        refused(await session.call(f"{NAME}/Probe", wrong), "Probe of a text", Code.INVALID_ARGUMENT, Reason.DATA_INVALID)
+        refused(
+            await session.call(f"{NAME}/Probe", wrong), "Probe of a text", Code.INVALID_ARGUMENT, Reason.DATA_INVALID
+        )
         missing = pb.ProbeRequest(service=SERVICE, source=input_pb2.MediaSource(artifact="artifacts/none"))
         answer_missing = await session.call(f"{NAME}/Probe", missing)
         refused(answer_missing, "Probe of an artifact that is not there", Code.NOT_FOUND, Reason.RESOURCE_NOT_FOUND)
@@ -96,9 +98,7 @@ class Media:
             service=SERVICE, inputs=[input_pb2.Input(source=self._source(session))], outputs=[output]
         )
         sent = f"RunPipeline of a clip of {SECONDS} s to {container}"
-        result = pipeline_pb2.RunPipelineResult.FromString(
-            (await session.result(method, request)).SerializeToString()
-        )
+        result = pipeline_pb2.RunPipelineResult.FromString((await session.result(method, request)).SerializeToString())
         states = [pipeline_pb2.OutputState.Name(one.state) for one in result.outputs]
         require(states == ["OUTPUT_STATE_SUCCEEDED"], sent, f"outputs {states}")
         files = list(_files(result))
