@@ -38,7 +38,7 @@ class FfmpegDriver(MediaDriver):
             capabilities = await Capabilities.load(ffmpeg, attachment.state_dir)
             return PipelineRunner(capabilities, settings, Prober(ffprobe, capabilities))
 
-        self._load = load
+        self._load, self._runner = load, None
 
     async def detach(self) -> None:
         self._load = self._runner = None

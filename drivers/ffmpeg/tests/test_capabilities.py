@@ -72,8 +72,9 @@ async def test_probe_tells_the_version_and_a_broken_ffmpeg(bench: Bench, tmp_pat
     broken = tmp_path / "ffmpeg"
     broken.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
     broken.chmod(0o755)
+    await bench.attach(ffmpeg_path=str(broken))
     with pytest.raises(errors.BackendUnreachable, match="broken"):
-        await bench.attach(ffmpeg_path=str(broken))
+        await bench.driver.probe()
 
 
 @pytest.mark.parametrize(

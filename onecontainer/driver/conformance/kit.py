@@ -15,12 +15,12 @@ import grpc
 
 from onecontainer.driver.conformance.checks import attachment, calls, end, identity, jobs, runs, unattached
 from onecontainer.driver.conformance.contract import Method
-from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.examples import Examples
 from onecontainer.driver.conformance.model import Check, Failed, Outcome, Report, Result, Skipped, shortened
 from onecontainer.driver.conformance.place import Place, Starter
 from onecontainer.driver.conformance.scenarios import database, inference, media, own
 from onecontainer.driver.conformance.scenarios.work import Work, Works
+from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.session import ServiceSpec, Session
 from onecontainer.driver.conformance.wire import Wire
 from onecontainer.rpc.channel import open_channel

@@ -14,9 +14,9 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.driver.conformance.contract import ContractUnknown, Method, Reflection, methods_from_set, own_methods
-from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.model import Failed, Skipped
 from onecontainer.driver.conformance.place import Place
+from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.wire import Answer, Talk, Wire
 from onecontainer.errors import Code
 from onecontainer.rpc.manifest import struct_from_dict

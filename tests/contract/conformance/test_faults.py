@@ -26,7 +26,6 @@ ELSEWHERE = {"reflection.contract"}
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Report]:
     """All drivers, several at a time: most of a run is waiting."""
-    logging.getLogger("onecontainer").setLevel(logging.CRITICAL)  # what they write is not what is tested
     folder = build_driver("echo", tmp_path_factory.mktemp("drivers"))
     manifest = load_manifest(folder)
     manifest = manifest.model_copy(update={"options": [*manifest.options, MODE]})
@@ -47,7 +46,13 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Report]:
         names = [GOOD, *FAULTS]
         return dict(zip(names, await asyncio.gather(*map(one, names)), strict=True))
 
-    return asyncio.run(examine())
+    logger = logging.getLogger("onecontainer")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # what they write is not what is tested
+    try:
+        return asyncio.run(examine())
+    finally:
+        logger.setLevel(before)
 
 
 def test_a_driver_that_behaves_passes_everything(reports: Mapping[str, Report]) -> None:

@@ -1,0 +1,97 @@
+"""A database driver that does not do what it says fails the method that lies; so does one with a contract of its own making."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from google.protobuf import empty_pb2
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_reflection.v1alpha import reflection_pb2
+from onecontainer_driver_sql import SqlDriver
+
+from onecontainer.api.db.v1 import database_pb2 as pb
+from onecontainer.driver.conformance import Examples, Report, ServiceSpec, render
+from onecontainer.rpc.manifest import load_manifest
+from tests.contract.conformance.faults import Answer, edited
+from tests.contract.conformance.proxy import Faults, Told
+from tests.contract.conformance.reference import InProcess, examined
+
+NAME = "onecontainer.api.db.v1.DatabaseService"
+TABLE = b"conformance_"
+"""In requests that mean the kit's own table, and so something real."""
+FOLDER = Path(__file__).parents[3] / "drivers" / "sql"
+
+
+class Unfiltered(Faults):
+    """SelectRecords gives everything, whatever is asked for."""
+
+    def request(self, told: Told, data: bytes) -> bytes:
+        if told.method != f"{NAME}/SelectRecords" or TABLE not in data:
+            return data
+        return edited(pb.SelectRecordsRequest, data, lambda one: one.query.ClearField("where"))[0]
+
+
+class Swallowed(Faults):
+    """A write that answers as if it had been done."""
+
+    def __init__(self, method: str, answer: bytes) -> None:
+        self._method = f"{NAME}/{method}"
+        self._answer = answer
+
+    def instead(self, told: Told) -> Answer:
+        return (self._answer,) if told.method == self._method and TABLE in told.first else None
+
+
+class OwnContract(Faults):
+    """Reflection has GetTable as a stream."""
+
+    def responses(self, told: Told, data: bytes) -> Sequence[bytes]:
+        if "ServerReflection" not in told.method:
+            return (data,)
+        return edited(reflection_pb2.ServerReflectionResponse, data, self._changed)
+
+    @staticmethod
+    def _changed(answer: reflection_pb2.ServerReflectionResponse) -> None:
+        files = answer.file_descriptor_response.file_descriptor_proto
+        for index, raw in enumerate(files):
+            file = FileDescriptorProto.FromString(raw)
+            for service in file.service:
+                for method in service.method:
+                    method.server_streaming = method.server_streaming or method.name == "GetTable"
+            files[index] = file.SerializeToString()
+
+
+UPDATED = pb.UpdateRecordsResponse(applied=True, affected=1).SerializeToString()
+LIES = {
+    "works.DatabaseService.SelectRecords": Unfiltered(),
+    "works.DatabaseService.UpdateRecords": Swallowed("UpdateRecords", UPDATED),
+    "works.DatabaseService.DropTable": Swallowed("DropTable", empty_pb2.Empty().SerializeToString()),
+    "reflection.contract": OwnContract(),
+}
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[None]:
+    logger = logging.getLogger("onecontainer")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # what a broken driver writes is not what is tested
+    yield
+    logger.setLevel(before)
+
+
+def report_of(faults: Faults) -> Report:
+    manifest = load_manifest(FOLDER)
+    descriptors = (FOLDER / manifest.descriptor_set).read_bytes()
+    starter = InProcess(SqlDriver, manifest, faults, Faults(), descriptors)
+    return asyncio.run(examined(starter, ServiceSpec(), Examples()))
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("check", LIES)
+def test_it_fails_by_what_it_does_not_do(check: str) -> None:
+    report = report_of(LIES[check])
+    assert [result.id for result in report.failures] == [check], render.text(report)
