@@ -98,6 +98,11 @@ def test_several_gateways_run(tmp_path: Path) -> None:
         run_page("several-gateways.md", tmp_path, variables, least=8, stop=stop)
 
 
+def test_the_conformance_page_runs(tmp_path: Path) -> None:
+    (tmp_path / "drivers").symlink_to(ROOT / "drivers")
+    run_page("conformance.md", tmp_path, {}, least=2, stop=[])
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     broken = []
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "drivers").glob("*/README.md")]:

@@ -9,9 +9,9 @@ from onecontainer.driver.conformance.model import Outcome, Report, Result
 
 
 def line(result: Result, width: int = 36) -> str:
-    """One check: its id, what became of it, seconds, and why it was skipped or failed."""
+    """One check: its id, what became of it, what it is about or why it was skipped, and seconds."""
     told = result.reason if result.outcome is Outcome.SKIPPED else result.title
-    return f"{result.id:<{width}} {result.outcome.value:<8}{result.seconds:6.1f} s  {told}"
+    return f"{result.id:<{width}} {result.outcome.value:<8} {told} ({result.seconds:.1f} s)"
 
 
 def failure(result: Result) -> Iterator[str]:
@@ -25,7 +25,7 @@ def failure(result: Result) -> Iterator[str]:
 def summary(report: Report) -> str:
     counts = ", ".join(f"{report.count(outcome)} {told}" for outcome, told in _WORDS.items())
     verdict = "conforms" if report.passed else "does not conform"
-    return f"{report.driver or 'the driver'} at {report.endpoint} {verdict}: {counts}"
+    return f"{report.driver or 'the driver'} {verdict}: {counts}"
 
 
 _WORDS = {Outcome.PASSED: "passed", Outcome.FAILED: "failed", Outcome.SKIPPED: "skipped"}
