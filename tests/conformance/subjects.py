@@ -71,12 +71,13 @@ SUBJECTS = (
         "sql-postgresql", bundled("sql"), ServiceSpec(broken_options={"url": GONE}), backend=_postgresql, slow=True
     ),
     Subject("onnx", bundled("onnx"), ServiceSpec(options={"default_model": "none"})),
-    Subject("ffmpeg", bundled("ffmpeg"), ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"}), slow=True),
+    Subject("ffmpeg", bundled("ffmpeg"), ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"})),
     Subject(
         "echo",
         built("echo"),
         ServiceSpec(broken_options={"broken": True}),
         build.HERE / "echo" / "examples.json",
+        slow=True,  # as the reference of the faults it is tested in any case
     ),
-    Subject("stuck", built("stuck"), examples=build.HERE / "stuck" / "examples.json"),
+    Subject("stuck", built("stuck"), examples=build.HERE / "stuck" / "examples.json", slow=True),
 )

@@ -137,7 +137,7 @@ class Talk:
             pass
         code = await self._call.code()
         told: Any = await self._call.trailing_metadata()
-        trailing = tuple(told or ())
+        trailing: tuple[Any, ...] = tuple(told or ())
         return Answer(
             self.method,
             Code(code.value[0]),

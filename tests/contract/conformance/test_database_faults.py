@@ -16,7 +16,7 @@ from onecontainer_driver_sql import SqlDriver
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.driver.conformance import Examples, Report, ServiceSpec, render
 from onecontainer.rpc.manifest import load_manifest
-from tests.contract.conformance.faults import Answer, edited
+from tests.contract.conformance.fault import Answer, edited
 from tests.contract.conformance.proxy import Faults, Told
 from tests.contract.conformance.reference import InProcess, examined
 
