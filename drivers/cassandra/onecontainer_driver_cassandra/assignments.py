@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec, parameter
-from onecontainer_driver_cassandra import codecs, filters
+from onecontainer_driver_cassandra import composites, filters
 from onecontainer_driver_cassandra.model import ColumnInfo, TableInfo, quoted
 from onecontainer_driver_cassandra.types import COLLECTIONS
 from onecontainer_driver_cassandra.wire import Cell
@@ -56,7 +56,7 @@ def _change(column: ColumnInfo, assignment: record_pb2.Assignment, at: str, chan
         case "add" if column.codec.number or growing:
             clause, values = f"{cql} = {cql} + ?", [_operand(column.codec, assignment.add, f"{at}.add")]
         case "subtract" if column.codec.number or growing:
-            taken = codecs.set_of(_keys(column)) if kind == K.TYPE_KIND_MAP else column.codec
+            taken = composites.set_of(_keys(column)) if kind == K.TYPE_KIND_MAP else column.codec
             clause, values = f"{cql} = {cql} - ?", [_operand(taken, assignment.subtract, f"{at}.subtract")]
         case "prepend" if growing and kind == K.TYPE_KIND_LIST:
             clause, values = f"{cql} = ? + {cql}", [_operand(column.codec, assignment.prepend, f"{at}.prepend")]

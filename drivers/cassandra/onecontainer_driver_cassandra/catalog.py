@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver.records.model import Codec
 from onecontainer.driver.records.names import is_identifier
-from onecontainer_driver_cassandra import codecs, types
+from onecontainer_driver_cassandra import codecs, composites, types
 from onecontainer_driver_cassandra.model import ColumnInfo, TableInfo
 from onecontainer_driver_cassandra.session import Session
 from onecontainer_driver_cassandra.settings import MAX_NAME
 from onecontainer_driver_cassandra.wire import Cell
 
-_TEXTS = codecs.list_of(codecs.TEXT)
-_OPTIONS = codecs.map_of(codecs.TEXT, codecs.TEXT)
+_TEXTS = composites.list_of(codecs.TEXT)
+_OPTIONS = composites.map_of(codecs.TEXT, codecs.TEXT)
 _KINDS = ("partition_key", "clustering", "static", "regular")
 _PARTS = {
     "keys": table_pb2.COLLECTION_PART_KEYS,

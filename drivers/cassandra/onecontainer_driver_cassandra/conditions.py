@@ -12,7 +12,7 @@ from typing import Any
 from onecontainer.api.db.v1 import query_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import NULL, int_from_bytes
-from onecontainer_driver_cassandra import codecs, filters
+from onecontainer_driver_cassandra import composites, filters
 from onecontainer_driver_cassandra.model import ColumnInfo, TableInfo
 from onecontainer_driver_cassandra.wire import Cell
 
@@ -92,7 +92,7 @@ def _membership(table: TableInfo, node: query_pb2.Membership, path: str) -> Test
     column = _column(table, node.column, f"{path}.column")
     values = filters.members(column, node, path)
     operands = [column.codec.read(value) for value in values]
-    return Test(column, "=", operands, None, f"{column.cql} IN ?", (codecs.collection(values),))
+    return Test(column, "=", operands, None, f"{column.cql} IN ?", (composites.collection(values),))
 
 
 def _range(table: TableInfo, node: query_pb2.Range, path: str) -> list[Test]:

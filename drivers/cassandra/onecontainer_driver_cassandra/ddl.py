@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.names import check_identifier
+from onecontainer.driver.records.requests import check_columns, key_columns
 from onecontainer_driver_cassandra import types
 from onecontainer_driver_cassandra.model import ColumnInfo, TableInfo, names_in_cql, quoted
 from onecontainer_driver_cassandra.session import map_literal, text_literal
@@ -15,7 +16,6 @@ from onecontainer_driver_cassandra.settings import MAX_NAME
 from onecontainer_driver_cassandra.types import COLLECTIONS, Structs
 
 K = table_pb2.TypeKind
-MAX_COLUMNS = 1000
 _PROPERTIES: dict[str, str] = {
     **dict.fromkeys(("compaction", "compression", "caching"), "map_value"),
     **dict.fromkeys(("speculative_retry", "additional_write_policy", "read_repair", "memtable"), "text_value"),
@@ -42,17 +42,8 @@ def create_statements(
     Raises FieldRequired, FieldInvalid, DataInvalid or BackendCapabilityMissing with the path of what is wrong.
     """
     check_identifier(table_id, "table_id", MAX_NAME)
-    if not table.columns:
-        raise errors.FieldRequired("table.columns")
-    if len(table.columns) > MAX_COLUMNS:
-        raise errors.FieldInvalid(
-            "table.columns", f"has {len(table.columns)} columns, at most {MAX_COLUMNS} are allowed"
-        )
-    names = [column.name for column in table.columns]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise errors.FieldInvalid(f"table.columns[{index}].name", f"{name!r} is there twice")
-    key = _primary_key(table, names)
+    check_columns(table)
+    key = _primary_key(table)
     columns = [_column(column, key, structs, f"table.columns[{i}]") for i, column in enumerate(table.columns)]
     if any(column.is_static for column in table.columns) and not table.clustering_key:
         raise errors.FieldInvalid("table.columns", "static columns need a clustering key")
@@ -70,24 +61,18 @@ def create_statements(
     return [statement, *indexes], made
 
 
-def _primary_key(table: table_pb2.Table, names: list[str]) -> list[str]:
+def _primary_key(table: table_pb2.Table) -> list[str]:
     if not table.partition_key:
         raise errors.FieldRequired("table.partition_key", "is required: every table of Cassandra has one")
-    key: list[str] = []
-    paths = [f"table.partition_key[{index}]" for index in range(len(table.partition_key))]
-    paths += [f"table.clustering_key[{index}].column" for index in range(len(table.clustering_key))]
-    for name, path in zip([*table.partition_key, *(one.column for one in table.clustering_key)], paths, strict=True):
-        if name not in names:
-            raise errors.FieldInvalid(path, f"{name!r} is not a column of the table")
-        if name in key:
-            raise errors.FieldInvalid(path, f"{name!r} is in the key twice")
-        column = table.columns[names.index(name)]
+    key = key_columns(table)
+    columns = {column.name: column for column in table.columns}
+    for name, path in key:
+        column = columns[name]
         if column.type.kind in (K.TYPE_KIND_COUNTER, K.TYPE_KIND_DURATION) or column.is_static:
             raise errors.BackendCapabilityMissing(path, "a counter, duration or static column cannot be in the key")
         if column.type.kind in (*COLLECTIONS, K.TYPE_KIND_STRUCT) and not column.type.frozen:
             raise errors.BackendCapabilityMissing(path, "a collection or struct of the key must be `frozen`")
-        key.append(name)
-    return key
+    return [name for name, _ in key]
 
 
 def _column(column: table_pb2.Column, key: list[str], structs: Structs, path: str) -> tuple[ColumnInfo, str]:

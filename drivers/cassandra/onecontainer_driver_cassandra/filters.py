@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onecontainer.api.db.v1 import query_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec, parameter
-from onecontainer_driver_cassandra import codecs
+from onecontainer_driver_cassandra import codecs, composites
 from onecontainer_driver_cassandra.model import ColumnInfo, TableInfo
 from onecontainer_driver_cassandra.wire import Cell
 
@@ -157,7 +157,7 @@ def _membership(table: TableInfo, node: query_pb2.Membership, path: str, where: 
         where.equal[column.name] = values[0]
         where.add(column, path, f"{column.cql} = ?", values[0])
     else:
-        where.add(column, path, f"{column.cql} IN ?", codecs.collection(list(dict.fromkeys(values))))
+        where.add(column, path, f"{column.cql} IN ?", composites.collection(list(dict.fromkeys(values))))
 
 
 def bounds(column: ColumnInfo, node: query_pb2.Range, path: str) -> Iterator[tuple[str, bytes]]:

@@ -6,19 +6,12 @@ from google.protobuf import empty_pb2
 
 from onecontainer.api.db.v1 import database_pb2, table_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.records import tables as answers
 from onecontainer.driver.records.names import check_identifier
-from onecontainer.driver.records.requests import DEFAULT_TABLES, MAX_TABLES, page_size
-from onecontainer.driver.records.tokens import read_list_token, write_list_token
 from onecontainer_driver_cassandra import catalog
 from onecontainer_driver_cassandra.database import Database
 from onecontainer_driver_cassandra.ddl import create_statements
 from onecontainer_driver_cassandra.model import TableInfo, quoted
-
-
-def to_proto(service: str, table: TableInfo) -> table_pb2.Table:
-    named = table_pb2.Table(name=f"{service}/tables/{table.id}")
-    named.MergeFrom(table.proto)
-    return named
 
 
 async def create_table(database: Database, request: database_pb2.CreateTableRequest) -> table_pb2.Table:
@@ -30,7 +23,7 @@ async def create_table(database: Database, request: database_pb2.CreateTableRequ
         found = await catalog.describe(database.session, request.table_id)
         if found is None:
             if request.validate_only:
-                return to_proto(request.service, made)
+                return answers.named(request.service, made)
             try:
                 await _create(database, statements, made)
             except errors.ResourceConflict:
@@ -39,11 +32,9 @@ async def create_table(database: Database, request: database_pb2.CreateTableRequ
                     raise
             found = await catalog.describe(database.session, request.table_id)
         elif not request.if_not_exists:
-            raise errors.ResourceConflict(
-                f"there is a table {request.table_id!r} already", resource=("onecontainer.dev/Table", request.table_id)
-            )
+            raise answers.taken(request.table_id)
         database.changed(request.table_id)
-        return to_proto(request.service, database.tables.found(request.table_id, found))
+        return answers.named(request.service, database.tables.found(request.table_id, found))
 
 
 async def _create(database: Database, statements: list[str], made: TableInfo) -> None:
@@ -58,21 +49,15 @@ async def _create(database: Database, statements: list[str], made: TableInfo) ->
 
 
 async def get_table(database: Database, request: database_pb2.GetTableRequest) -> table_pb2.Table:
-    return to_proto(request.service, await database.fresh_table(request.table))
+    return answers.named(request.service, await database.fresh_table(request.table))
 
 
 async def list_tables(database: Database, request: database_pb2.ListTablesRequest) -> database_pb2.ListTablesResponse:
-    size = page_size(request.page_size, DEFAULT_TABLES, MAX_TABLES)
-    after = read_list_token(request.page_token)
-    response = database_pb2.ListTablesResponse()
-    ids = [one for one in await catalog.table_ids(database.session) if one > after]
-    for table_id in ids[:size]:
-        found = await catalog.describe(database.session, table_id)
-        if found is not None:  # dropped since the list was made
-            response.tables.append(to_proto(request.service, found))
-    if len(ids) > size:
-        response.next_page_token = write_list_token(ids[size - 1])
-    return response
+    return await answers.list_tables(
+        request,
+        lambda: catalog.table_ids(database.session),
+        lambda table_id: catalog.describe(database.session, table_id),
+    )
 
 
 async def drop_table(database: Database, request: database_pb2.DropTableRequest) -> empty_pb2.Empty:

@@ -9,7 +9,7 @@ from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec
 from onecontainer.driver.records.names import is_identifier
-from onecontainer_driver_cassandra import codecs
+from onecontainer_driver_cassandra import codecs, composites
 
 K = table_pb2.TypeKind
 MAX_DEPTH = 16
@@ -182,15 +182,15 @@ def codec(given: table_pb2.ColumnType) -> Codec:
         return _SCALARS[kind][1]
     inner = [codec(one) for one in given.elements]
     if kind == K.TYPE_KIND_LIST:
-        return codecs.list_of(inner[0])
+        return composites.list_of(inner[0])
     if kind == K.TYPE_KIND_SET:
-        return codecs.set_of(inner[0])
+        return composites.set_of(inner[0])
     if kind == K.TYPE_KIND_MAP:
-        return codecs.map_of(inner[0], inner[1])
+        return composites.map_of(inner[0], inner[1])
     if kind == K.TYPE_KIND_TUPLE:
-        return codecs.tuple_of(inner)
+        return composites.tuple_of(inner)
     if kind == K.TYPE_KIND_STRUCT:
-        return codecs.struct_of([(field.name, codec(field.type)) for field in given.struct_fields])
+        return composites.struct_of([(field.name, codec(field.type)) for field in given.struct_fields])
     if kind == K.TYPE_KIND_VECTOR:
         return codecs.vector_of(given.dimension)
     return codecs.native(given.native_type)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,6 @@ import grpc
 import pytest
 import pytest_asyncio
 from cassandra.io.asyncioreactor import AsyncioConnection
-from google.protobuf import struct_pb2
-from google.rpc import error_details_pb2, status_pb2
 from onecontainer_driver_cassandra import session as session_module
 from onecontainer_driver_cassandra import tables
 from onecontainer_driver_cassandra.database import Database
@@ -42,73 +37,22 @@ from tests.fixtures.records import (
     updating,
     value,
 )
+from tests.fixtures.sidecar import TIMEOUT, attach, details, sidecar
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 DRIVER = Path(__file__).parents[1]
 PEOPLE = definition(typed("id", INT), typed("name", TEXT), key=["id"])
-LONG = 60.0
-"""Seconds that a busy machine may need."""
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A short one: the path of a UNIX socket has at most 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="occd-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def channel(folder: Path, node: CassandraNode) -> AsyncIterator[grpc.aio.Channel]:
-    environment = os.environ | {
-        "ONECONTAINER_LISTEN": f"unix:{folder}/s",
-        "ONECONTAINER_STATE_DIR": str(folder / "state"),
-        "ONECONTAINER_PARENT_PID": str(os.getpid()),
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "onecontainer.driver", "--driver-dir", str(DRIVER), env=environment
-    )
-    try:
-        async with grpc.aio.insecure_channel(f"unix:{folder}/s") as channel:
-            await asyncio.wait_for(channel.channel_ready(), LONG)
-            with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await attach(channel, node.address, keyspace="not a name")
-            assert details(raised.value)[1] == ["options.keyspace"]
-            await attach(channel, node.address, keyspace="wire", request_timeout="20s")
-            yield channel
-    finally:
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), LONG) == 0
-
-
-async def attach(channel: grpc.aio.Channel, address: str, **options: str) -> None:
-    stub: Any = driver_pb2_grpc.DriverServiceStub(channel)
-    fields = {name: struct_pb2.Value(string_value=text) for name, text in options.items()}
-    await stub.Attach(
-        driver_pb2.AttachRequest(
-            service=SERVICE,
-            service_uid="uid",
-            instance="sidecars/db-1",
-            app="cassandra",
-            app_version="5.0",
-            endpoints={"one": address},
-            options=struct_pb2.Struct(fields=fields),
-        )
-    )
-
-
-def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
-    """ErrorInfo and the paths of BadRequest."""
-    raw = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
-    info, paths = error_details_pb2.ErrorInfo(), []
-    for one in status_pb2.Status.FromString(raw).details:  # type: ignore[arg-type]
-        if one.Is(info.DESCRIPTOR):
-            one.Unpack(info)
-        bad = error_details_pb2.BadRequest()
-        if one.Is(bad.DESCRIPTOR):
-            one.Unpack(bad)
-            paths = [violation.field for violation in bad.field_violations]
-    return info, paths
+async def channel(node: CassandraNode) -> AsyncIterator[grpc.aio.Channel]:
+    place = {"one": node.address}
+    async with sidecar(DRIVER) as opened:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await attach(opened, "cassandra", "5.0", place, {"keyspace": "not a name"})
+        assert details(raised.value)[1] == ["options.keyspace"]
+        await attach(opened, "cassandra", "5.0", place, {"keyspace": "wire", "request_timeout": "20s"})
+        yield opened
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -178,7 +122,9 @@ async def test_the_asyncio_reactor_serves_where_libev_is_missing(
 ) -> None:
     """Python 3.12 and later have no asyncore, so without libev it is the only one."""
     monkeypatch.setattr(session_module, "connection_class", lambda: AsyncioConnection)
-    async with Database(read_settings({"keyspace": "Tests", "request_timeout": LONG}, {"one": node.address})) as other:
+    async with Database(
+        read_settings({"keyspace": "Tests", "request_timeout": TIMEOUT}, {"one": node.address})
+    ) as other:
         await create(other, table, typed("id", INT), typed("name", TEXT), key=["id"])
         assert (await load(other, table, ["id", "name"], [[n, str(n)] for n in range(1000)])).inserted == 1000
         assert len(await select(other, table)) == 1000
@@ -210,11 +156,11 @@ async def test_what_is_not_answered_in_time_ends_in_time(db: Database, node: Cas
             assert time.monotonic() - began < 15
         finally:
             os.kill(node.pid, signal.SIGCONT)
-        await _until_it_works(lambda: stub.SelectRecords(select_one, timeout=LONG))
+        await _until_it_works(lambda: stub.SelectRecords(select_one, timeout=TIMEOUT))
 
 
 async def _until_it_works(call: Any) -> Any:
-    end = time.monotonic() + LONG
+    end = time.monotonic() + TIMEOUT
     while True:
         try:
             return await call()

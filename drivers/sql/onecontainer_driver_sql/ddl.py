@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import MissingKindError
+from onecontainer.driver.records.requests import check_columns, key_columns
 from onecontainer_driver_sql.model import Backend, Storage, Stored
 from onecontainer_driver_sql.names import identifier, quoted
 
@@ -19,7 +20,6 @@ _NUMBERED: dict[int, type[sa.Integer]] = {
     K.TYPE_KIND_INT32: sa.Integer,
     K.TYPE_KIND_INT64: sa.BigInteger,
 }
-MAX_COLUMNS = 1000
 
 
 def build_table(
@@ -37,19 +37,10 @@ def build_table(
 
     ``comments`` and ``identity`` tell whether the backend has them; ``checks`` has bounds that it does not keep by itself.
     """
-    if not table.columns:
-        raise errors.FieldRequired("table.columns")
-    if len(table.columns) > MAX_COLUMNS:
-        raise errors.FieldInvalid(
-            "table.columns", f"has {len(table.columns)} columns, at most {MAX_COLUMNS} are allowed"
-        )
+    check_columns(table)
     if table.comment and not comments:
         raise errors.BackendCapabilityMissing("table.comment", f"{backend.name} has no comments")
-    names = [column.name for column in table.columns]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise errors.FieldInvalid(f"table.columns[{index}].name", f"{name!r} is there twice")
-    key = _primary_key(backend, table, names)
+    key = _primary_key(backend, table)
     columns: list[Any] = []
     bounds: list[sa.CheckConstraint] = []
     for index, column in enumerate(table.columns):
@@ -73,16 +64,8 @@ def build_table(
     )
 
 
-def _primary_key(backend: Backend, table: table_pb2.Table, names: list[str]) -> list[str]:
-    key: list[str] = []
-    paths = [f"table.partition_key[{index}]" for index in range(len(table.partition_key))]
-    paths += [f"table.clustering_key[{index}].column" for index in range(len(table.clustering_key))]
-    for name, path in zip([*table.partition_key, *(one.column for one in table.clustering_key)], paths, strict=True):
-        if name not in names:
-            raise errors.FieldInvalid(path, f"{name!r} is not a column of the table")
-        if name in key:
-            raise errors.FieldInvalid(path, f"{name!r} is in the key twice")
-        key.append(name)
+def _primary_key(backend: Backend, table: table_pb2.Table) -> list[str]:
+    key = [name for name, _ in key_columns(table)]
     if table.clustering_key and not table.partition_key:
         raise errors.FieldRequired("table.partition_key", "is required with a clustering key")
     for index, clustering in enumerate(table.clustering_key):

@@ -9,17 +9,10 @@ from google.protobuf import empty_pb2
 
 from onecontainer.api.db.v1 import database_pb2, table_pb2
 from onecontainer.driver import errors
-from onecontainer.driver.records.requests import DEFAULT_TABLES, MAX_TABLES, page_size
-from onecontainer.driver.records.tokens import read_list_token, write_list_token
+from onecontainer.driver.records import tables as answers
 from onecontainer_driver_sql.database import Database, Rollback
 from onecontainer_driver_sql.model import TableInfo
 from onecontainer_driver_sql.names import identifier, quoted
-
-
-def to_proto(service: str, table: TableInfo) -> table_pb2.Table:
-    named = table_pb2.Table(name=f"{service}/tables/{table.id}")
-    named.MergeFrom(table.proto)
-    return named
 
 
 async def create_table(database: Database, request: database_pb2.CreateTableRequest) -> table_pb2.Table:
@@ -35,7 +28,7 @@ async def create_table(database: Database, request: database_pb2.CreateTableRequ
             raise
         found = await _create(database, request, statements)
     database.tables.forget(request.table_id)
-    return to_proto(request.service, found)
+    return answers.named(request.service, found)
 
 
 async def _create(
@@ -49,9 +42,7 @@ async def _create(
             found = await database.backend.describe(connection, request.table_id)
             assert found is not None
         elif not request.if_not_exists:
-            raise errors.ResourceConflict(
-                f"there is a table {request.table_id!r} already", resource=("onecontainer.dev/Table", request.table_id)
-            )
+            raise answers.taken(request.table_id)
         if request.validate_only:
             raise Rollback
     return found
@@ -59,22 +50,16 @@ async def _create(
 
 async def get_table(database: Database, request: database_pb2.GetTableRequest) -> table_pb2.Table:
     async with database.reading() as connection:
-        return to_proto(request.service, await database.fresh_table(connection, request.table))
+        return answers.named(request.service, await database.fresh_table(connection, request.table))
 
 
 async def list_tables(database: Database, request: database_pb2.ListTablesRequest) -> database_pb2.ListTablesResponse:
-    size = page_size(request.page_size, DEFAULT_TABLES, MAX_TABLES)
-    after = read_list_token(request.page_token)
-    response = database_pb2.ListTablesResponse()
     async with database.reading() as connection:
-        ids = [one for one in await database.backend.table_ids(connection) if one > after]
-        for table_id in ids[:size]:
-            found = await database.backend.describe(connection, table_id)
-            if found is not None:  # dropped since the list was made
-                response.tables.append(to_proto(request.service, found))
-    if len(ids) > size:
-        response.next_page_token = write_list_token(ids[size - 1])
-    return response
+        return await answers.list_tables(
+            request,
+            lambda: database.backend.table_ids(connection),
+            lambda table_id: database.backend.describe(connection, table_id),
+        )
 
 
 async def drop_table(database: Database, request: database_pb2.DropTableRequest) -> empty_pb2.Empty:

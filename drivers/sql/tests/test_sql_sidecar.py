@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import struct_pb2
-from google.rpc import error_details_pb2, status_pb2
 
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import database_pb2_grpc, query_pb2, record_pb2, table_pb2
-from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
+from onecontainer.api.driver.v1 import driver_pb2
 from tests.fixtures.records import (
     SERVICE,
     K,
@@ -32,6 +25,7 @@ from tests.fixtures.records import (
     updating,
     value,
 )
+from tests.fixtures.sidecar import attach, details, sidecar
 
 DRIVER = Path(__file__).parents[1]
 PEOPLE = table_pb2.Table(
@@ -40,47 +34,9 @@ PEOPLE = table_pb2.Table(
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short one: the path of a UNIX socket has at most 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="ocsql-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
-async def channel(folder: Path) -> AsyncIterator[grpc.aio.Channel]:
-    environment = os.environ | {
-        "ONECONTAINER_LISTEN": f"unix:{folder}/s",
-        "ONECONTAINER_STATE_DIR": str(folder / "state"),
-        "ONECONTAINER_PARENT_PID": str(os.getpid()),
-    }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "onecontainer.driver", "--driver-dir", str(DRIVER), env=environment
-    )
-    try:
-        async with grpc.aio.insecure_channel(f"unix:{folder}/s") as channel:
-            await asyncio.wait_for(channel.channel_ready(), 20)
-            yield channel
-    finally:
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 20) == 0
-
-
-async def attach(channel: grpc.aio.Channel, **options: str) -> Any:
-    driver: Any = driver_pb2_grpc.DriverServiceStub(channel)
-    await driver.Attach(
-        driver_pb2.AttachRequest(
-            service=SERVICE,
-            service_uid="uid",
-            instance="sidecars/db-1",
-            app="sql",
-            app_version="1",
-            options=struct_pb2.Struct(
-                fields={name: struct_pb2.Value(string_value=text) for name, text in options.items()}
-            ),
-        )
-    )
-    return driver
+async def channel() -> AsyncIterator[grpc.aio.Channel]:
+    async with sidecar(DRIVER) as opened:
+        yield opened
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -93,26 +49,12 @@ def options(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture
 async def stub(channel: grpc.aio.Channel, options: dict[str, str]) -> Any:
-    await attach(channel, **options)
+    await attach(channel, "sql", "1", {}, options)
     return database_pb2_grpc.DatabaseServiceStub(channel)
 
 
 async def create(stub: Any) -> None:
     await stub.CreateTable(pb.CreateTableRequest(service=SERVICE, table_id="people", table=PEOPLE))
-
-
-def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, list[str]]:
-    """ErrorInfo and the paths of BadRequest."""
-    raw = dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
-    info, paths = error_details_pb2.ErrorInfo(), []
-    for one in status_pb2.Status.FromString(raw).details:  # type: ignore[arg-type]
-        if one.Is(info.DESCRIPTOR):
-            one.Unpack(info)
-        bad = error_details_pb2.BadRequest()
-        if one.Is(bad.DESCRIPTOR):
-            one.Unpack(bad)
-            paths = [violation.field for violation in bad.field_violations]
-    return info, paths
 
 
 async def test_every_method(stub: Any) -> None:
@@ -210,10 +152,10 @@ async def test_a_stream_that_is_left_lets_go_of_its_connection(stub: Any) -> Non
 
 async def test_probe_and_wrong_options(channel: grpc.aio.Channel, postgres: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await attach(channel, url="mysql://u:hunter2@h/d")
+        await attach(channel, "sql", "1", {}, {"url": "mysql://u:hunter2@h/d"})
     assert details(raised.value)[1] == ["options.url"]
     assert "hunter2" not in str(raised.value.details())
-    driver = await attach(channel, url=postgres)
+    driver = await attach(channel, "sql", "1", {}, {"url": postgres})
     probed = await driver.Probe(driver_pb2.ProbeRequest())
     assert probed.ready
     assert probed.backend_version.startswith("1")

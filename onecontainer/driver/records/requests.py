@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from onecontainer.api.db.v1 import database_pb2, query_pb2, record_pb2
+from onecontainer.api.db.v1 import database_pb2, query_pb2, record_pb2, table_pb2
 from onecontainer.driver.records.model import Column, Table
 from onecontainer.errors import FieldInvalid, FieldRequired
 
+MAX_COLUMNS = 1000
 MAX_RECORDS = 1000
 MAX_STATEMENTS, MAX_BATCH_RECORDS = 1000, 10_000
 DEFAULT_PAGE, MAX_PAGE = 100, 10_000
@@ -109,3 +110,31 @@ def chosen_columns(table: Table, names: Sequence[str], path: str) -> list[Column
         if name in names[:index]:
             raise FieldInvalid(f"{path}[{index}]", f"{name!r} is there twice")
     return [table.column(name, f"{path}[{index}]") for index, name in enumerate(names)]
+
+
+def key_columns(table: table_pb2.Table) -> list[tuple[str, str]]:
+    """Names of the primary key's columns, each one of the table's and there once, with their paths in CreateTableRequest."""
+    names = {column.name for column in table.columns}
+    key = [(name, f"table.partition_key[{index}]") for index, name in enumerate(table.partition_key)]
+    key += [(one.column, f"table.clustering_key[{index}].column") for index, one in enumerate(table.clustering_key)]
+    seen: set[str] = set()
+    for name, path in key:
+        if name not in names:
+            raise FieldInvalid(path, f"{name!r} is not a column of the table")
+        if name in seen:
+            raise FieldInvalid(path, f"{name!r} is in the key twice")
+        seen.add(name)
+    return key
+
+
+def check_columns(table: table_pb2.Table) -> None:
+    """That there are some, and each name is there once."""
+    if not table.columns:
+        raise FieldRequired("table.columns")
+    if len(table.columns) > MAX_COLUMNS:
+        raise FieldInvalid("table.columns", f"has {len(table.columns)} columns, at most {MAX_COLUMNS} are allowed")
+    seen: set[str] = set()
+    for index, column in enumerate(table.columns):
+        if column.name in seen:
+            raise FieldInvalid(f"table.columns[{index}].name", f"{column.name!r} is there twice")
+        seen.add(column.name)
