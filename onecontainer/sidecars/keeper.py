@@ -89,6 +89,9 @@ class Keeper:
     @property
     def introduced(self) -> bool:
         """Whether the sidecar that there may have been before this gateway is known by its token."""
+        if self._leaving:
+            # One that goes on without us must not be told, at the end, that it is a stranger: it would give up what it runs.
+            return self.newest is not None and self.newest.introduced.is_set()
         return (
             self.target is None
             or self.target.runtime.registers  # such a token tells by itself that it was made here
