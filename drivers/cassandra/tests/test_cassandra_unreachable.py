@@ -136,6 +136,13 @@ async def test_nobody_there(tmp_path: Path) -> None:
             with pytest.raises(errors.BackendUnreachable) as raised:
                 await database.version()
             assert raised.value.retry_after is not None
+        waiting = [asyncio.ensure_future(database.version()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # the others go on
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in done] == [
+            *(asyncio.CancelledError, errors.BackendUnreachable, errors.BackendUnreachable)
+        ]
 
 
 async def test_what_is_not_answered_in_time_ends_in_time(db: Database, node: CassandraNode, stub: Any) -> None:
