@@ -180,8 +180,8 @@ async def _until_it_works(call: Any) -> Any:
 async def test_a_cluster_that_was_killed_and_came_back_is_used_again(
     db: Database, node: CassandraNode, stub: Any
 ) -> None:
-    await stub.InsertRecords(insertion("people", record(id=99, name="before")))
-    found = pb.SelectRecordsRequest(service=SERVICE, table="people", query={"where": equals("id", 99)})
+    await stub.InsertRecords(insertion("people", record(id=9999, name="before")))
+    found = pb.SelectRecordsRequest(service=SERVICE, table="people", query={"where": equals("id", 9999)})
     assert (await stub.SelectRecords(found)).records[0].fields["name"] == value("before")
     await asyncio.to_thread(node.kill)
     for call in (
