@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
+from onecontainer.api.db.v1 import record_pb2, table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec, parameter
 from onecontainer_driver_cassandra import composites, filters
@@ -54,12 +54,12 @@ def _change(column: ColumnInfo, assignment: record_pb2.Assignment, at: str, chan
         case "set" if kind != K.TYPE_KIND_COUNTER:
             clause, values = f"{cql} = ?", [parameter(column.codec, assignment.set, f"{at}.set")]
         case "add" if column.codec.number or growing:
-            clause, values = f"{cql} = {cql} + ?", [_operand(column.codec, assignment.add, f"{at}.add")]
+            clause, values = f"{cql} = {cql} + ?", [filters.cell(column.codec, assignment.add, f"{at}.add")]
         case "subtract" if column.codec.number or growing:
             taken = composites.set_of(_keys(column)) if kind == K.TYPE_KIND_MAP else column.codec
-            clause, values = f"{cql} = {cql} - ?", [_operand(taken, assignment.subtract, f"{at}.subtract")]
+            clause, values = f"{cql} = {cql} - ?", [filters.cell(taken, assignment.subtract, f"{at}.subtract")]
         case "prepend" if growing and kind == K.TYPE_KIND_LIST:
-            clause, values = f"{cql} = ? + {cql}", [_operand(column.codec, assignment.prepend, f"{at}.prepend")]
+            clause, values = f"{cql} = ? + {cql}", [filters.cell(column.codec, assignment.prepend, f"{at}.prepend")]
         case "element" if growing or (kind == K.TYPE_KIND_STRUCT and not column.type.frozen):
             clause, values, place = _element(column, assignment.element, f"{at}.element")
         case None:
@@ -78,13 +78,6 @@ def _keys(column: ColumnInfo) -> Codec:
     keys, _ = column.of_elements()
     assert keys is not None
     return keys
-
-
-def _operand(codec: Codec, value: value_pb2.Value, path: str) -> bytes:
-    given: bytes | None = parameter(codec, value, path)
-    if given is None:
-        raise errors.DataInvalid(path, "must not be null")
-    return given
 
 
 def _element(column: ColumnInfo, given: record_pb2.ElementAssignment, at: str) -> tuple[str, list[Cell], bytes]:

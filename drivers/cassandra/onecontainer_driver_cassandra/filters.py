@@ -98,10 +98,10 @@ def restrictions(table: TableInfo, node: query_pb2.Filter, path: str) -> Where:
 
 
 def cell(codec: Codec, value: value_pb2.Value, path: str) -> bytes:
-    """The value as a parameter. Null is refused: nothing compares with it."""
+    """The value as a parameter. Null is refused: nothing compares with it, and nothing is added."""
     given: bytes | None = parameter(codec, value, path)
     if given is None:
-        raise errors.DataInvalid(path, "is null, which nothing compares with")
+        raise errors.DataInvalid(path, "must not be null")
     return given
 
 

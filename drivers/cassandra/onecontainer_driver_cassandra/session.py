@@ -33,7 +33,6 @@ from onecontainer_driver_cassandra.wire import Cell, RawProtocolHandler, Rows
 MAX_IN_FLIGHT = 1024
 """Requests at once: below what one connection takes, for cassandra-driver would block the loop to wait for a free place."""
 MAX_PREPARED = 1000
-CLOSED_AFTER = 5.0
 PROTOCOL_VERSION = 5
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
@@ -101,14 +100,15 @@ class Session:
         self.settings = settings
         self._cluster: Cluster | None = None
         self._session: DriverSession | None = None
-        self._connecting = asyncio.Lock()
+        self._connecting: asyncio.Task[DriverSession] | None = None
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._prepared: OrderedDict[str, asyncio.Task[PreparedStatement]] = OrderedDict()
 
     async def close(self) -> None:
-        async with self._connecting:
-            cluster, self._cluster, self._session = self._cluster, None, None
-            self._prepared.clear()
+        if self._connecting is not None:
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        cluster, self._cluster, self._session = self._cluster, None, None
+        self._prepared.clear()
         if cluster is not None:
             await asyncio.to_thread(cluster.shutdown)
 
@@ -205,11 +205,16 @@ class Session:
         """The session. One that was made once stays: cassandra-driver connects to the nodes again by itself."""
         if self._session is not None:
             return self._session
-        async with self._connecting:
-            if self._session is None:
-                with translated():
-                    self._cluster, self._session = await asyncio.to_thread(self._connect)
-            return self._session
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect_once())
+            self._connecting.add_done_callback(_look_at)
+        # Others may wait for it, too, and what a thread has made must not be lost: it goes on when this call is cancelled.
+        return await asyncio.shield(self._connecting)
+
+    async def _connect_once(self) -> DriverSession:
+        with translated():
+            self._cluster, self._session = await asyncio.to_thread(self._connect)
+        return self._session
 
     def _connect(self) -> tuple[Cluster, DriverSession]:
         settings = self.settings
@@ -256,6 +261,12 @@ class Session:
 
 
 NO_ROWS = Rows((), 0, b"", None)
+
+
+def _look_at(task: asyncio.Task[DriverSession]) -> None:
+    """Who waited for it has its error; if nobody did, nobody misses it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _as_they_are(_: Any, rows: Any) -> Any:

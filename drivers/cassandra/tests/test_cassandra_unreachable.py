@@ -136,6 +136,13 @@ async def test_nobody_there(tmp_path: Path) -> None:
             with pytest.raises(errors.BackendUnreachable) as raised:
                 await database.version()
             assert raised.value.retry_after is not None
+        waiting = [asyncio.ensure_future(database.version()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()  # the others go on
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(one) for one in done] == [
+            *(asyncio.CancelledError, errors.BackendUnreachable, errors.BackendUnreachable)
+        ]
 
 
 async def test_what_is_not_answered_in_time_ends_in_time(db: Database, node: CassandraNode, stub: Any) -> None:
@@ -173,8 +180,8 @@ async def _until_it_works(call: Any) -> Any:
 async def test_a_cluster_that_was_killed_and_came_back_is_used_again(
     db: Database, node: CassandraNode, stub: Any
 ) -> None:
-    await stub.InsertRecords(insertion("people", record(id=99, name="before")))
-    found = pb.SelectRecordsRequest(service=SERVICE, table="people", query={"where": equals("id", 99)})
+    await stub.InsertRecords(insertion("people", record(id=9999, name="before")))
+    found = pb.SelectRecordsRequest(service=SERVICE, table="people", query={"where": equals("id", 9999)})
     assert (await stub.SelectRecords(found)).records[0].fields["name"] == value("before")
     await asyncio.to_thread(node.kill)
     for call in (
