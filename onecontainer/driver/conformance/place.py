@@ -117,7 +117,7 @@ class Folder:
                     target,
                     token,
                     desk=socket_in(folder),
-                    descriptors=self._descriptors(),
+                    descriptors=descriptors_of(self._folder),
                     log=log,
                     gone=gone,
                 )
@@ -142,9 +142,11 @@ class Folder:
             environment["ONECONTAINER_SECRETS_DIR"] = str(self._secrets_dir.resolve())
         return environment
 
-    def _descriptors(self) -> bytes | None:
-        path = self._folder / load_manifest(self._folder).descriptor_set
-        return path.read_bytes() if path.is_file() else None
+
+def descriptors_of(folder: Path) -> bytes | None:
+    """FileDescriptorSet that a driver's folder comes with. None: it has none."""
+    path = folder / load_manifest(folder).descriptor_set
+    return path.read_bytes() if path.is_file() else None
 
 
 @contextlib.contextmanager
