@@ -61,6 +61,7 @@ class Container:
                 yield Place(
                     running.target,
                     token,
+                    instance=instance,
                     desk=f"unix:{data / 'gateway' / GATEWAY_SOCKET}",
                     desk_target=runtime.internal_target,
                     descriptors=descriptors_of(self._folder),
