@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import secrets
 import socket
+import struct
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -32,6 +34,8 @@ from tests.fixtures.docker import base_image
 UID = "conformance"
 START_SECONDS = 60.0
 BUFFER = 64 * 1024
+GET_INTERFACE_ADDRESS = 0x8915
+"""SIOCGIFADDR, see netdevice(7)."""
 
 
 class Container:
@@ -137,12 +141,15 @@ def relayed(address: str) -> Iterator[str]:
 
 
 def _bridge() -> str:
-    """This host's address on docker's bridge."""
+    """This host's address on docker's bridge, which is what containers know it by."""
     client = docker.from_env()
     try:
-        return str(client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"])
+        name = client.networks.get("bridge").attrs["Options"]["com.docker.network.bridge.name"]
     finally:
         client.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        found = fcntl.ioctl(any_socket, GET_INTERFACE_ADDRESS, struct.pack("256s", name.encode()))
+    return socket.inet_ntoa(found[20:24])
 
 
 def _accept(listener: socket.socket, to: tuple[str, int]) -> None:
