@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import secrets
 import socket
+import socketserver
 import struct
 import tempfile
 import threading
@@ -54,29 +55,21 @@ class Container:
             folders = Folders(data, data).make(instance, UID, token, {}, outlives=True)
             log = data / "log"
             logs = LogBuffer(SystemClock(), log)
+            desk = data / "gateway" / GATEWAY_SOCKET
             spec = StartSpec(instance, self._target(), folders, logs, MAX_MESSAGE_BYTES, "warning")
-            running = await runtime.start(spec)
-            gone = asyncio.Event()
-            tasks = [
-                asyncio.create_task(_watch(running, gone)),
-                asyncio.create_task(_admit(runtime, data / "gateway" / GATEWAY_SOCKET)),
-            ]
             try:
-                yield Place(
-                    running.target,
-                    token,
-                    instance=instance,
-                    desk=f"unix:{data / 'gateway' / GATEWAY_SOCKET}",
-                    desk_target=runtime.internal_target,
-                    descriptors=descriptors_of(self._folder),
-                    log=log,
-                    gone=gone,
-                )
+                async with _running(runtime, spec, desk) as (running, gone):
+                    yield Place(
+                        running.target,
+                        token,
+                        instance=instance,
+                        desk=f"unix:{desk}",
+                        desk_target=runtime.internal_target,
+                        descriptors=descriptors_of(self._folder),
+                        log=log,
+                        gone=gone,
+                    )
             finally:
-                await running.stop(STOP_SECONDS)
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
                 await runtime.close()
                 logs.end()
 
@@ -113,6 +106,23 @@ def _settings(data: Path) -> DockerSettings:
     )
 
 
+@asynccontextmanager
+async def _running(
+    runtime: DockerRuntime, spec: StartSpec, desk: Path
+) -> AsyncIterator[tuple[RunningSidecar, asyncio.Event]]:
+    """The container while the block runs, and an event for its end."""
+    running = await runtime.start(spec)
+    gone = asyncio.Event()
+    tasks = [asyncio.create_task(_watch(running, gone)), asyncio.create_task(_admit(runtime, desk))]
+    try:
+        yield running, gone
+    finally:
+        await running.stop(STOP_SECONDS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _watch(running: RunningSidecar, gone: asyncio.Event) -> None:
     await running.wait()
     gone.set()
@@ -131,13 +141,45 @@ async def _admit(runtime: DockerRuntime, desk: Path) -> None:
 # --- backends ----------------------------------------------------------------------------------------------------------
 
 
+class _Relay(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+    def __init__(self, to: tuple[str, int]) -> None:
+        super().__init__((_bridge(), 0), _Relayed)
+        self.to = to
+
+
+class _Relayed(socketserver.BaseRequestHandler):
+    """One connection, in a thread; the way back is in another one."""
+
+    def handle(self) -> None:
+        assert isinstance(self.server, _Relay)
+        # A backend that is gone is a connection that ends.
+        with contextlib.suppress(OSError), socket.create_connection(self.server.to) as backend:
+            back = threading.Thread(target=_copy, args=(backend, self.request), daemon=True)
+            back.start()
+            _copy(self.request, backend)
+            back.join()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(BUFFER):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
 @contextmanager
 def relayed(address: str) -> Iterator[str]:
     """An address at which containers reach what listens on loopback only."""
     host, _, port = address.rpartition(":")
-    with socket.create_server((_bridge(), 0)) as listener:
-        threading.Thread(target=_accept, args=(listener, (host, int(port))), daemon=True).start()
-        yield f"{HOST_NAME}:{listener.getsockname()[1]}"
+    with _Relay((host, int(port))) as relay:
+        threading.Thread(target=relay.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"{HOST_NAME}:{relay.server_address[1]}"
+        finally:
+            relay.shutdown()
 
 
 def _bridge() -> str:
@@ -150,24 +192,3 @@ def _bridge() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         found = fcntl.ioctl(any_socket, GET_INTERFACE_ADDRESS, struct.pack("256s", name.encode()))
     return socket.inet_ntoa(found[20:24])
-
-
-def _accept(listener: socket.socket, to: tuple[str, int]) -> None:
-    with contextlib.suppress(OSError):  # the listener is closed
-        while True:
-            inner, _ = listener.accept()
-            try:
-                outer = socket.create_connection(to)
-            except OSError:
-                inner.close()
-                continue
-            for source, sink in ((inner, outer), (outer, inner)):
-                threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
-
-
-def _copy(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(BUFFER):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
