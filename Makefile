@@ -98,7 +98,7 @@ test-full: lint type check-protos check-docs ## Like test, with the slow tests
 	$(PYTEST)
 
 .PHONY: conformance
-conformance: setup ## The conformance kit on every bundled driver and those of the tests, on every runtime
+conformance: setup ## The conformance kit on every driver and fresh scaffolds, as processes and in containers
 	$(BIN)/python -m tests.conformance
 
 # A run can be played again: make faults SEED=7

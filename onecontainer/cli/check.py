@@ -33,7 +33,11 @@ COLOURS = {"pass": "green", "FAIL": "red", "skipped": "yellow"}
 @click.option(
     "--service-file", type=FILE, help="JSON: app, app_version, options, endpoints, broken {options, endpoints}."
 )
-@click.option("--examples", type=FILE, help="JSON: requests for its methods; docs/conformance.md shows the form.")
+@click.option(
+    "--examples",
+    type=FILE,
+    help="JSON: requests for its methods (docs/conformance.md). Default: examples.json of the folder.",
+)
 @click.option("--app-version", default="", help="Version of the app that it is attached for.")
 @click.option("--token-file", type=FILE, help="With an address: file with the driver's instance token.")
 @click.option("--ca-file", type=FILE, help="With an address: PEM file with the CA of the driver's certificate.")

@@ -76,6 +76,7 @@ def new(name: str, scope: str, folder: Path | None) -> None:
         )
     click.echo(
         f"\nNext:\n  pytest {target}                       # its tests\n"
+        f"  oca driver check {target}\n"
         f"  oca driver install {target}\n"
         f"  oca service create my-{name} --app {name} --wait"
     )

@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from onecontainer.driver.conformance import Result, render
+from onecontainer.driver.conformance import DriverAbsent, Result, render
+from onecontainer.errors import OneContainerError
 from tests.conformance.subjects import RUNTIMES, SUBJECTS, Subject
 
 
@@ -24,10 +25,16 @@ def examined(subject: Subject, runtime: str) -> tuple[bool, str]:
     """Prints the report; whether it passed, and its last line."""
     print(f"\n--- {subject.name}, {runtime} " + "-" * 40)
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, subject.kit(runtime, Path(scratch), tell) as kit:
-        report = asyncio.run(kit.run())
-    print(render.conclusion(report))
-    return report.passed, f"{subject.name:<16} {runtime:<8} {time.monotonic() - begin:6.1f} s  {render.summary(report)}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch, subject.kit(runtime, Path(scratch), tell) as kit:
+            report = asyncio.run(kit.run())
+    except (DriverAbsent, OneContainerError) as error:
+        print(error)
+        passed, end = False, "could not be tested"
+    else:
+        print(render.conclusion(report))
+        passed, end = report.passed, render.summary(report)
+    return passed, f"{subject.name:<16} {runtime:<8} {time.monotonic() - begin:6.1f} s  {end}"
 
 
 def main() -> int:

@@ -1,52 +1,65 @@
-"""What the kit is run on: the drivers that come along and those of the tests, each as its service would be set up."""
+"""What the kit is run on: the drivers that come along, fresh scaffolds and those of the tests, each as its service would be set up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from onecontainer.driver.conformance import Examples, Folder, Kit, Result, ServiceSpec, Starter, read_examples
+from onecontainer.cli.driver_new import SCOPES, new_driver
+from onecontainer.driver.conformance import Folder, Kit, Result, ServiceSpec, Starter
+from onecontainer.driver.conformance.examples import examples_of
+from tests.conformance.containers import Container, relayed
 from tests.drivers import build
+from tests.fixtures.cassandra import private_cassandra
 from tests.fixtures.postgresql import private_postgresql
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "127.0.0.1:1"
 
-RUNTIMES: Mapping[str, Callable[[Path], Starter]] = {"process": Folder}
-"""How a driver's folder is brought up. One more entry runs all subjects on one more runtime."""
+Reach = Callable[[str], AbstractContextManager[str]]
+"""Given a backend's `HOST:PORT` on loopback, the address at which a driver reaches it."""
+Service = Callable[[Reach], AbstractContextManager[ServiceSpec]]
+"""Brings the backend up, and tells the service that it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How a driver's folder is brought up, and how its driver reaches backends of the tests."""
+
+    starter: Callable[[Path], Starter]
+    reach: Reach
+
+
+RUNTIMES: Mapping[str, Runtime] = {"process": Runtime(Folder, nullcontext), "docker": Runtime(Container, relayed)}
+
+
+def given(spec: ServiceSpec) -> Service:
+    """A service without a backend of its own."""
+    return lambda _reach: nullcontext(spec)
+
+
+NOTHING = given(ServiceSpec())
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A driver and its service. `backend` brings it up and gives its URL."""
+    """A driver and its service. `quick`: the runtimes in which `make test` has it too."""
 
     name: str
     folder: Callable[[Path], Path]
     """Given a folder to build in."""
-    spec: ServiceSpec = field(default_factory=ServiceSpec)
-    examples: Path | None = None
-    backend: Callable[[], Any] | None = None
-    slow: bool = False
-    """Not in `make test`."""
+    service: Service = NOTHING
+    quick: frozenset[str] = frozenset({"process"})
 
     @contextmanager
     def kit(self, runtime: str, scratch: Path, tell: Callable[[Result], None]) -> Iterator[Kit]:
         """The kit for it, while its backend is up."""
         folder = self.folder(scratch)
-        examples = Examples() if self.examples is None else read_examples(self.examples)
-        starter = RUNTIMES[runtime](folder)
-        if self.backend is None:
-            yield Kit(starter, self.spec, examples, tell=tell)
-            return
-        with self.backend() as url:
-            yield Kit(starter, ServiceSpec(options={"url": url}, **_broken(self.spec)), examples, tell=tell)
-
-
-def _broken(spec: ServiceSpec) -> dict[str, Any]:
-    return {"broken_options": spec.broken_options, "broken_endpoints": spec.broken_endpoints}
+        with self.service(RUNTIMES[runtime].reach) as spec:
+            starter = RUNTIMES[runtime].starter(folder)
+            yield Kit(starter, spec, examples_of(folder), tell=tell)
 
 
 def bundled(name: str) -> Callable[[Path], Path]:
@@ -57,27 +70,52 @@ def built(name: str) -> Callable[[Path], Path]:
     return lambda scratch: build.build_driver(name, scratch)
 
 
+def scaffold(scope: str) -> Callable[[Path], Path]:
+    def make(scratch: Path) -> Path:
+        folder = scratch / f"fresh-{scope}"
+        new_driver(folder.name, scope, folder)
+        return folder
+
+    return make
+
+
 @contextmanager
-def _postgresql() -> Iterator[str]:
+def _postgresql(reach: Reach) -> Iterator[ServiceSpec]:
     with private_postgresql() as place:
-        yield f"postgresql://{place}"
+        user, _, rest = place.partition("@")
+        address, _, database = rest.partition("/")
+        with reach(address) as reached:
+            url = f"postgresql://{user}@{reached}/{database}"
+            yield ServiceSpec(options={"url": url}, broken_options={"url": GONE})
+
+
+@contextmanager
+def _cassandra(reach: Reach) -> Iterator[ServiceSpec]:
+    with private_cassandra() as node, reach(node.address) as reached:
+        yield ServiceSpec(
+            app_version="5.0",
+            endpoints={"node1": reached},
+            options={"keyspace": "conformance"},
+            broken_endpoints={"node1": NOWHERE},
+        )
 
 
 GONE = f"postgresql://nobody@{NOWHERE}/none"
+BOTH, NEITHER = frozenset({"process", "docker"}), frozenset[str]()
 
 SUBJECTS = (
-    Subject("sql-sqlite", bundled("sql"), ServiceSpec(broken_options={"url": GONE, "connect_timeout": "2s"})),
     Subject(
-        "sql-postgresql", bundled("sql"), ServiceSpec(broken_options={"url": GONE}), backend=_postgresql, slow=True
+        "sql-sqlite",
+        bundled("sql"),
+        given(ServiceSpec(broken_options={"url": GONE, "connect_timeout": "2s"})),
+        quick=BOTH,
     ),
-    Subject("onnx", bundled("onnx"), ServiceSpec(options={"default_model": "none"})),
-    Subject("ffmpeg", bundled("ffmpeg"), ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"})),
-    Subject(
-        "echo",
-        built("echo"),
-        ServiceSpec(broken_options={"broken": True}),
-        build.HERE / "echo" / "examples.json",
-        slow=True,  # as the reference of the faults it is tested in any case
-    ),
-    Subject("stuck", built("stuck"), examples=build.HERE / "stuck" / "examples.json", slow=True),
+    Subject("sql-postgresql", bundled("sql"), _postgresql, quick=NEITHER),
+    Subject("cassandra", bundled("cassandra"), _cassandra, quick=NEITHER),
+    Subject("onnx", bundled("onnx"), given(ServiceSpec(options={"default_model": "none"}))),
+    Subject("ffmpeg", bundled("ffmpeg"), given(ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"}))),
+    *(Subject(f"scaffold-{scope}", scaffold(scope)) for scope in SCOPES),
+    # As the reference of the faults it is tested in any case.
+    Subject("echo", built("echo"), given(ServiceSpec(broken_options={"broken": True})), quick=NEITHER),
+    Subject("stuck", built("stuck"), quick=NEITHER),
 )

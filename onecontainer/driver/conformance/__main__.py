@@ -18,7 +18,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m onecontainer.driver.conformance", description=__doc__)
     found.add_argument("driver", help="folder of a driver, or the address of one that runs (HOST:PORT, unix:PATH)")
     found.add_argument("--service-file", type=Path, help="JSON file with the options and endpoints to attach it with")
-    found.add_argument("--examples", type=Path, help="JSON file with requests for its methods")
+    found.add_argument(
+        "--examples", type=Path, help="JSON file with requests for its methods; default: examples.json of the folder"
+    )
     found.add_argument("--token-file", type=Path, help="file with the instance token of a driver that runs")
     found.add_argument("--ca-file", type=Path, help="PEM file with the CA of its certificate")
     found.add_argument("--only", action="append", default=[], help="only these checks and what they need (pattern)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onecontainer.driver.conformance.examples import Examples, read_examples, read_object
+from onecontainer.driver.conformance.examples import examples_of, read_examples, read_object
 from onecontainer.driver.conformance.kit import Kit, Selection
 from onecontainer.driver.conformance.model import Report, Result
 from onecontainer.driver.conformance.place import Endpoint, Folder, Starter
@@ -68,8 +68,9 @@ class Order:
 
     def kit(self, tell: Callable[[Result], None] = lambda _result: None) -> Kit:
         """Raises DataInvalid or FieldInvalid."""
-        examples = Examples() if self.examples is None else read_examples(self.examples)
-        return Kit(self.starter(), self.spec(), examples, self.selection, self.timeout, tell)
+        starter = self.starter()
+        examples = examples_of(Path(self.driver)) if self.examples is None else read_examples(self.examples)
+        return Kit(starter, self.spec(), examples, self.selection, self.timeout, tell)
 
     def run(self, tell: Callable[[Result], None] = lambda _result: None) -> Report:
         """Runs the kit. Raises DataInvalid, FieldInvalid and DriverAbsent."""

@@ -16,6 +16,7 @@ from onecontainer.driver.conformance.contract import Method, with_service
 from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.errors import DataInvalid, FieldViolation, Reason
 
+FILE = "examples.json"
 KEYS = frozenset({"request", "requests", "response", "error", "slow", "same"})
 
 
@@ -86,6 +87,12 @@ def read_examples(path: Path) -> Examples:
     return Examples(
         {method: [_example(method, one) for one in _list(ones)] for method, ones in values.items()}, artifacts
     )
+
+
+def examples_of(folder: Path) -> Examples:
+    """Those that a driver's folder comes with, in its `examples.json`. Raises DataInvalid."""
+    path = folder / FILE
+    return read_examples(path) if path.is_file() else Examples()
 
 
 def read_object(path: Path) -> dict[str, Any]:

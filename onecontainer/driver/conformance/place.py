@@ -34,6 +34,7 @@ class Place:
         target: gRPC target of it, `unix:PATH` or `HOST:PORT`.
         token: the instance token that callers need. None: they need none.
         ca_file: PEM file with the CA of its certificate. None: no TLS.
+        instance: which one it was started as, or by default is attached as.
         desk: where the kit listens for the driver's worker; for one in a container, something that it reaches.
         desk_target: what the driver is told of that. Empty: the address that was bound.
         descriptors: FileDescriptorSet of its services, for one without reflection. None: not known.
@@ -44,6 +45,7 @@ class Place:
     target: str
     token: str | None = None
     ca_file: Path | None = None
+    instance: str = "sidecars/conformance"
     desk: str = "127.0.0.1:0"
     desk_target: str = ""
     descriptors: bytes | None = None
@@ -117,7 +119,7 @@ class Folder:
                     target,
                     token,
                     desk=socket_in(folder),
-                    descriptors=self._descriptors(),
+                    descriptors=descriptors_of(self._folder),
                     log=log,
                     gone=gone,
                 )
@@ -142,9 +144,11 @@ class Folder:
             environment["ONECONTAINER_SECRETS_DIR"] = str(self._secrets_dir.resolve())
         return environment
 
-    def _descriptors(self) -> bytes | None:
-        path = self._folder / load_manifest(self._folder).descriptor_set
-        return path.read_bytes() if path.is_file() else None
+
+def descriptors_of(folder: Path) -> bytes | None:
+    """FileDescriptorSet that a driver's folder comes with. None: it has none."""
+    path = folder / load_manifest(folder).descriptor_set
+    return path.read_bytes() if path.is_file() else None
 
 
 @contextlib.contextmanager

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Message)
 DRIVER_SERVICE = "onecontainer.api.driver.v1.DriverService"
 SERVICE, OTHER_SERVICE = "services/conformance", "services/conformance-other"
-INSTANCE = "sidecars/conformance"
 TERMINAL = frozenset({"succeeded", "failed", "stopped"})
 """Events of Run that tell how the attempt ended."""
 PROMPT_SECONDS = 5.0
@@ -276,7 +275,7 @@ class Session:
         return driver_pb2.AttachRequest(
             service=service,
             service_uid=f"uid-of-{service}",
-            instance=INSTANCE,
+            instance=self.place.instance,
             app=spec.app or manifest.app,
             app_version=spec.app_version,
             endpoints=spec.endpoints if endpoints is None else endpoints,

@@ -1,4 +1,4 @@
-"""The drivers that come along pass the kit, started from their folders as processes. `make conformance` has the slower ones too."""
+"""The drivers that come along and fresh scaffolds pass the kit. `make conformance` has the slower ones too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from tests.conformance.subjects import RUNTIMES, SUBJECTS, Subject
 
 def _params() -> list[object]:
     return [
-        pytest.param(subject, runtime, id=f"{subject.name}-{runtime}", marks=[pytest.mark.slow] if subject.slow else [])
+        pytest.param(
+            subject,
+            runtime,
+            id=f"{subject.name}-{runtime}",
+            marks=[] if runtime in subject.quick else [pytest.mark.slow],
+        )
         for subject in SUBJECTS
         for runtime in RUNTIMES
     ]

@@ -47,6 +47,16 @@ def test_only_brings_what_its_checks_need_and_skip_leaves_out() -> None:
     assert "jobs.polls" in [check.id for check in Selection(skip=["run.*"]).of(CHECKS)]
 
 
+def test_examples_are_those_of_the_folder_unless_others_are_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text("{}")
+    assert not Order(str(tmp_path)).kit().examples.calls
+    (tmp_path / "examples.json").write_text('{"a.B/Own": {}}')
+    other = tmp_path / "other.json"
+    other.write_text('{"a.B/Other": {}}')
+    assert list(Order(str(tmp_path)).kit().examples.calls) == ["a.B/Own"]
+    assert list(Order(str(tmp_path), examples=other).kit().examples.calls) == ["a.B/Other"]
+
+
 def test_the_service_file_and_what_is_laid_over_it(tmp_path: Path) -> None:
     file = tmp_path / "service.json"
     file.write_text(json.dumps({"app_version": "5", "options": {"a": 1, "b": 2}, "broken": {"options": {"a": 0}}}))

@@ -7,7 +7,7 @@ from google.protobuf import json_format
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.driver.conformance.expect import names_field, refused, require
 from onecontainer.driver.conformance.model import Skipped, check
-from onecontainer.driver.conformance.session import INSTANCE, OTHER_SERVICE, PROMPT_SECONDS, SERVICE, Session, as_json
+from onecontainer.driver.conformance.session import OTHER_SERVICE, PROMPT_SECONDS, SERVICE, Session, as_json
 from onecontainer.driver.conformance.wire import Answer
 from onecontainer.errors import Code, Reason
 
@@ -127,9 +127,9 @@ async def works(session: Session) -> None:
     info = await session.driver("GetDriverInfo", driver_pb2.GetDriverInfoRequest())
     told = driver_pb2.GetDriverInfoResponse.FromString(info.message) if info.ok else driver_pb2.GetDriverInfoResponse()
     require(
-        (told.service, told.instance) == (SERVICE, INSTANCE),
+        (told.service, told.instance) == (SERVICE, session.place.instance),
         "GetDriverInfo after Attach",
-        f"service {told.service!r} and instance {told.instance!r} instead of {SERVICE!r} and {INSTANCE!r}",
+        f"service {told.service!r} and instance {told.instance!r} instead of {SERVICE!r} and {session.place.instance!r}",
     )
 
 

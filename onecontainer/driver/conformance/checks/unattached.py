@@ -5,7 +5,7 @@ from __future__ import annotations
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.driver.conformance.expect import error_problem, refused, require
 from onecontainer.driver.conformance.model import Skipped, check
-from onecontainer.driver.conformance.session import DRIVER_SERVICE, INSTANCE, SERVICE, Session
+from onecontainer.driver.conformance.session import DRIVER_SERVICE, SERVICE, Session
 from onecontainer.errors import Code, Reason
 
 INFO = f"{DRIVER_SERVICE}/GetDriverInfo"
@@ -151,11 +151,12 @@ async def typed(session: Session) -> None:
     attached=True,
 )
 async def instance(session: Session) -> None:
-    own = (("onecontainer-instance", INSTANCE), ("onecontainer-service", SERVICE))
+    instance = session.place.instance
+    own = (("onecontainer-instance", instance), ("onecontainer-service", SERVICE))
     answer = await session.call(INFO, b"", metadata=(*session.wire.credentials, *own))
-    require(answer.ok, f"GetDriverInfo for {INSTANCE} and {SERVICE}", str(answer))
+    require(answer.ok, f"GetDriverInfo for {instance} and {SERVICE}", str(answer))
     methods = (INFO, *(method.name for method in session.claimed[:1]))
-    for key, value in (("onecontainer-instance", f"{INSTANCE}-other"), ("onecontainer-service", f"{SERVICE}-other")):
+    for key, value in (("onecontainer-instance", f"{instance}-other"), ("onecontainer-service", f"{SERVICE}-other")):
         for name in methods:
             answer = await session.call(name, b"", metadata=(*session.wire.credentials, (key, value)))
             refused(answer, f"{name} with {key} {value}", Code.FAILED_PRECONDITION, Reason.WRONG_INSTANCE)

@@ -1,7 +1,9 @@
-"""MediaService: a small clip that the kit makes itself, without a compressor."""
+"""MediaService: a small clip that the kit makes itself, without a compressor; for who reads no pictures, silence."""
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import Iterator
 
 from google.protobuf.message import Message
@@ -9,6 +11,7 @@ from google.protobuf.message import Message
 from onecontainer.api.media.v1 import input_pb2, output_pb2, pipeline_pb2
 from onecontainer.api.media.v1 import media_pb2 as pb
 from onecontainer.driver.conformance.expect import refused, require
+from onecontainer.driver.conformance.model import Skipped
 from onecontainer.driver.conformance.scenarios.work import Work, Works
 from onecontainer.driver.conformance.session import SERVICE, Sample, Session, Slow
 from onecontainer.errors import Code, Reason
@@ -17,6 +20,9 @@ from onecontainer.rpc.status import duration
 NAME = "onecontainer.api.media.v1.MediaService"
 WIDTH, HEIGHT, RATE = 64, 48, 10
 SECONDS, LONG_SECONDS = 2, 60
+SAMPLE_RATE = 8000
+PICTURES, SOUND = "yuv4mpegpipe", "wav"
+"""Formats of what the kit makes, as FFmpeg calls them."""
 CONTAINERS = ("mp4", "mkv", "webm", "avi")
 
 
@@ -28,6 +34,17 @@ def clip(seconds: int) -> bytes:
         brightness = 16 + (frame // RATE * 40 + frame % RATE) % 200
         chunks += [b"FRAME\n", bytes([brightness]) * (WIDTH * HEIGHT), chroma]
     return b"".join(chunks)
+
+
+def silence(seconds: int) -> bytes:
+    """A WAV file, of one channel."""
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(bytes(2 * SAMPLE_RATE * seconds))
+    return content.getvalue()
 
 
 class Media:
@@ -61,10 +78,18 @@ class Media:
         session.samples.append(Sample(session.contract[f"{NAME}/ListCapabilities"], request))
 
     async def probe(self, session: Session) -> None:
-        request = pb.ProbeRequest(service=SERVICE, source=self._source(session), omit_raw_json=True)
+        kind = await self._readable(session)
+        source = self._source(session) if kind == PICTURES else self._sound(session)
+        request = pb.ProbeRequest(service=SERVICE, source=source, omit_raw_json=True)
         answer = await session.one_as(f"{NAME}/Probe", request, pb.ProbeResponse)
-        sizes = [(stream.video.width, stream.video.height) for stream in answer.media_info.streams]
-        require(sizes == [(WIDTH, HEIGHT)], "Probe of a clip", f"tracks of the sizes {sizes}, not {[(WIDTH, HEIGHT)]}")
+        streams = answer.media_info.streams
+        if kind == PICTURES:
+            sizes = [(stream.video.width, stream.video.height) for stream in streams]
+            wanted = [(WIDTH, HEIGHT)]
+            require(sizes == wanted, "Probe of a clip", f"tracks of the sizes {sizes}, not {wanted}")
+        else:
+            rates = [(stream.audio.sample_rate, stream.audio.channels) for stream in streams]
+            require(rates == [(SAMPLE_RATE, 1)], "Probe of a WAV file", f"{rates}, not {[(SAMPLE_RATE, 1)]}")
         broken = session.desk.keep(b"this is no media", "text.txt", "text/plain")
         wrong = pb.ProbeRequest(service=SERVICE, source=input_pb2.MediaSource(artifact=broken))
         refused(
@@ -108,6 +133,21 @@ class Media:
         long_source = session.desk.keep(clip(LONG_SECONDS), "long.y4m", "video/x-yuv4mpeg")
         long_input = input_pb2.Input(source=input_pb2.MediaSource(artifact=long_source), real_time=True)
         session.slow.append(Slow(method, pb.RunPipelineRequest(service=SERVICE, inputs=[long_input], outputs=[output])))
+
+    def _sound(self, session: Session) -> input_pb2.MediaSource:
+        return input_pb2.MediaSource(artifact=session.desk.keep(silence(SECONDS), "kit.wav", "audio/wav"))
+
+    async def _readable(self, session: Session) -> str:
+        """What of the kit's own the driver reads; pictures if it does not tell. Raises Skipped if it is none."""
+        name = f"{NAME}/ListCapabilities"
+        if not session.claims(name):
+            return PICTURES
+        answer = await session.one_as(name, pb.ListCapabilitiesRequest(service=SERVICE), pb.ListCapabilitiesResponse)
+        formats = {one.name for one in answer.formats if one.demuxer and one.input_allowed}
+        found = next((kind for kind in (PICTURES, SOUND) if kind in formats), "")
+        if formats and not found:
+            raise Skipped(f"it reads neither {PICTURES} nor {SOUND}; give --examples with a Probe")
+        return found or PICTURES
 
     async def _container(self, session: Session) -> str:
         """A container that the driver can write."""

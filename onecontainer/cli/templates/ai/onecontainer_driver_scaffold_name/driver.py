@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from google.protobuf import json_format
 
@@ -11,10 +12,21 @@ from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import Attachment, Context, InferenceDriver, ProbeResult, errors, to_status
 from onecontainer_driver_scaffold_name.classifier import LANGUAGES, Classifier
 
+SERVICE = "onecontainer.api.ai.v1.InferenceService"
+FUNCTIONS = {
+    "BatchPredict": "A class for each text of a batch.",
+    "GetModel": "The model.",
+    "GetUsage": "What can be called.",
+    "ListModels": "The model, in a list.",
+    "Predict": "A class for each text.",
+}
 MODEL, VERSION = "text", "1"
 DEFAULT_TOP_K = 5
 MAX_TOP_K = 1000
 MAX_BYTES_PER_CHAR = 4
+MAX_LINES_BYTES = 16 * 1024 * 1024
+
+Item = tuple[str, Callable[[], Awaitable[pb.PredictResponse]]]
 
 
 class ScaffoldNameDriver(InferenceDriver):
@@ -47,9 +59,8 @@ class ScaffoldNameDriver(InferenceDriver):
         return usage_pb2.Usage(
             summary="Classifies text.",
             functions=[
-                usage_pb2.UsageFunction(
-                    method="Predict", description="A class for each text.", inputs=["text"], outputs=["classification"]
-                )
+                usage_pb2.UsageFunction(method=f"{SERVICE}/{name}", description=description)
+                for name, description in FUNCTIONS.items()
             ],
             built_in_models=[MODEL],
             models=[self._describe(context)],
@@ -84,27 +95,23 @@ class ScaffoldNameDriver(InferenceDriver):
     async def batch_predict(self, request: pb.BatchPredictRequest, context: Context) -> pb.BatchPredictResult:
         _check_model(request.model, request.version, context)
         _check_output(request.output)
-        if request.source.WhichOneof("source") != "artifacts":
-            raise errors.FieldInvalid("source", "must be `artifacts`, each a file of text")
-        names = request.source.artifacts.names
-        if not names:
-            raise errors.FieldRequired("source.artifacts.names")
+        items = await self._items(request, context)
         lines = context.scratch / "predictions.jsonl"
         failed = done = 0
         with lines.open("w") as file:
-            for index, name in enumerate(names):
+            for index, (name, classify) in enumerate(items):
                 if context.finishing:
                     break
                 line = pb.BatchPredictLine(index=index, item=name)
                 try:
-                    line.response.CopyFrom(await self._classify_artifact(name, request.output, context))
+                    line.response.CopyFrom(await classify())
                 except errors.OneContainerError as error:
                     # An item that fails does not fail the others.
                     line.error.CopyFrom(to_status(error))
                     failed += 1
                 file.write(json_format.MessageToJson(line, indent=None) + "\n")
                 done += 1
-                context.progress(done, len(names), unit="items")
+                context.progress(done, len(items), unit="items")
         filename = request.result_filename or lines.name
         artifact = await context.artifacts.put(lines, filename=filename, media_type="application/jsonl")
         return pb.BatchPredictResult(
@@ -114,6 +121,29 @@ class ScaffoldNameDriver(InferenceDriver):
             model=f"{context.service}/models/{MODEL}",
             version=VERSION,
         )
+
+    async def _items(self, request: pb.BatchPredictRequest, context: Context) -> list[Item]:
+        """Name of each item, and what classifies it."""
+        match request.source.WhichOneof("source"):
+            case "artifacts":
+                names = request.source.artifacts.names
+                if not names:
+                    raise errors.FieldRequired("source.artifacts.names")
+                return [(name, partial(self._classify_artifact, name, request.output, context)) for name in names]
+            case "json_lines":
+                data = await context.artifacts.read_bytes(request.source.json_lines, MAX_LINES_BYTES)
+                return [
+                    (line.item_id, partial(self._classify_line, line, request.output, context)) for line in _lines(data)
+                ]
+            case None:
+                raise errors.FieldRequired("source")
+            case other:
+                raise errors.FieldInvalid(f"source.{other}", "must be `artifacts` or `json_lines`")
+
+    async def _classify_line(
+        self, line: pb.PredictStreamRequest, output: inference_pb2.OutputOptions, context: Context
+    ) -> pb.PredictResponse:
+        return self.predict(pb.PredictRequest(inputs=line.inputs, output=output), context)
 
     async def _classify_artifact(
         self, name: str, output: inference_pb2.OutputOptions, context: Context
@@ -157,6 +187,18 @@ class ScaffoldNameDriver(InferenceDriver):
                 )
             ],
         )
+
+
+def _lines(data: bytes) -> list[pb.PredictStreamRequest]:
+    found = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            found.append(json_format.Parse(line, pb.PredictStreamRequest()))
+        except (json_format.ParseError, UnicodeDecodeError) as error:
+            raise errors.DataInvalid(
+                "source.json_lines", f"line {number} is no PredictStreamRequest: {error}"
+            ) from error
+    return found
 
 
 def _check_model(model: str, version: str, context: Context) -> None:
