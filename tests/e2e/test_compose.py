@@ -24,6 +24,7 @@ from tests.fixtures.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "compose"
+IMAGES = ("gateway", "sql", "onnx", "ffmpeg")
 SERVICES = ("records", "classifier", "transcoder")
 
 
@@ -84,7 +85,7 @@ class Compose:
 
 @pytest.fixture(scope="module")
 def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    build = [sys.executable, str(ROOT / "deploy/images/build.py"), "--base-image", base_image()]
+    build = [sys.executable, str(ROOT / "deploy/images/build.py"), "--base-image", base_image(), *IMAGES]
     made = subprocess.run(build, capture_output=True, text=True, check=False, timeout=900)
     assert made.returncode == 0, made.stdout + made.stderr
     compose = Compose(tmp_path_factory.mktemp("compose"))
