@@ -327,6 +327,9 @@ def test_a_dockerfile_that_does_not_build(scene: Scene) -> None:
         dockerfile.unlink()
     scene.client.services.wait_ready("unbuilt", timeout=60)
     scene.client.services.delete("unbuilt")
+    # It is tried again, and now that it builds it takes over.
+    until(lambda: scene.sidecar("boxed").name != old.name, "switched")
+    until(lambda: len(scene.gateway.containers("boxed")) == 1, "the old one gone")
 
 
 def test_orphans_are_reaped_and_others_are_left_alone(scene: Scene) -> None:
