@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,19 +28,22 @@ from onecontainer.artifacts.files import FileArtifactStore, folder_of_url
 from onecontainer.artifacts.servicer import ArtifactServicer
 from onecontainer.artifacts.sweep import ArtifactSweeper
 from onecontainer.catalog.catalog import Catalog
+from onecontainer.catalog.drivers import bundled_folder
 from onecontainer.catalog.installing import Installer
 from onecontainer.catalog.matching import newest_first
+from onecontainer.catalog.model import DriverSource
 from onecontainer.catalog.plugins import PluginShelf
 from onecontainer.catalog.servicer import ManagementServicer
+from onecontainer.catalog.sources import Sources
 from onecontainer.catalog.sql import SqlCatalogStore
 from onecontainer.catalog.sql_plugins import SqlPluginStore
 from onecontainer.clock import Clock, SystemClock
 from onecontainer.cluster.leadership import Alone, Leadership
 from onecontainer.database import Database
 from onecontainer.errors import Draining
-from onecontainer.gateway import migrations, parts
+from onecontainer.gateway import migrations
 from onecontainer.gateway.admission import Admission
-from onecontainer.gateway.bindings import ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
+from onecontainer.gateway.bindings import ArtifactArchives, ArtifactPayloads, AttemptArtifacts, LedgerView, LiveJobs
 from onecontainer.gateway.instances import InstanceTokensOnly, InstanceWatch, RegistrationTokenOnly
 from onecontainer.gateway.listeners import (
     bind_for_containers,
@@ -59,12 +62,16 @@ from onecontainer.gateway.smoke import SmokeTest
 from onecontainer.gateway.tasks import Tasks
 from onecontainer.jobs import mapping
 from onecontainer.jobs.changes import Changes
+from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
+from onecontainer.jobs.dispatch.port import Dispatch
 from onecontainer.jobs.jobs import Jobs
 from onecontainer.jobs.ledger import Ledger
 from onecontainer.jobs.model import NewJob
 from onecontainer.jobs.servicer import JobServicer
 from onecontainer.jobs.servicer_lease import JobLeaseServicer
 from onecontainer.jobs.sql import SqlLedger
+from onecontainer.jobs.sql_outbox import SqlOutbox
+from onecontainer.jobs.unconfirmed import Unconfirmed
 from onecontainer.rpc.server import Call, service_handler
 from onecontainer.settings import Settings, is_loopback, kafka_servers, private_folder, runtime_dir
 from onecontainer.sidecars.authority import Authority
@@ -73,7 +80,8 @@ from onecontainer.sidecars.model import Target
 from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.registrations import Post, Registrations
 from onecontainer.sidecars.runtimes.attached import AttachedRuntime
-from onecontainer.sidecars.runtimes.docker_spec import GATEWAY_SOCKET
+from onecontainer.sidecars.runtimes.docker import DockerRuntime, DockerSettings
+from onecontainer.sidecars.runtimes.docker_spec import GATEWAY_SOCKET, Defaults
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.servicer import RegistrationServicer
@@ -81,9 +89,11 @@ from onecontainer.sidecars.supervisor import Supervisor
 from onecontainer.sidecars.tokens import registration_token
 
 if TYPE_CHECKING:
-    pass
+    from onecontainer.gateway.cluster import Cluster
 
 log = logging.getLogger(__name__)
+
+GATEWAY_FOLDER = "gateway"
 
 PUBLIC_SERVICES = (
     management_service_pb2.DESCRIPTOR.services_by_name["ManagementService"],
@@ -125,7 +135,7 @@ class Gateway:
         await asyncio.to_thread(migrations.upgrade, database.engine)
 
         changes = Changes()
-        cluster = parts.cluster(settings, database, self._name, folder.node, changes)
+        cluster = _cluster(settings, database, self._name, folder.node, changes)
         leadership: Leadership = Alone() if cluster is None else cluster.leadership
         ledger = SqlLedger(
             database,
@@ -164,7 +174,7 @@ class Gateway:
         )
         authority = Authority(settings.ca_dir)
 
-        dispatch, publishing = parts.dispatch(settings, database, ledger, changes, clock, secrets, limits)
+        dispatch, publishing = _dispatch(settings, database, ledger, changes, clock, secrets, limits)
 
         def source_of(uid: str, slots: int) -> driver_pb2.JobSource:
             source = dispatch.source(uid)
@@ -180,7 +190,7 @@ class Gateway:
             # gateways share a database the others may be alive, and the leases tell.
             await ledger.lose(other_gateways_than=self._name)
         run_dir = private_folder(self._run_dir())
-        containers = parts.docker(settings, folder.node, run_dir, authority)
+        containers = _docker(settings, folder.node, run_dir, authority)
         stack.push_async_callback(containers.close)
         processes = ProcessRuntime(ca_file=None if is_loopback(settings.internal_listen) else authority.ca_file)
         attached = AttachedRuntime(registrations)
@@ -207,13 +217,13 @@ class Gateway:
             secrets,
             LiveJobs(ledger, changes),
             clock,
-            driver_folders=parts.driver_folders(settings),
+            driver_folders=_driver_folders(settings),
             plugins=shelf,
             drain_timeout=settings.drain_timeout,
             shared=cluster is not None,
             check=smoke_test,
         )
-        installer = Installer(catalog, shelf, catalog_store, parts.sources(settings, artifacts), check=smoke_test)
+        installer = Installer(catalog, shelf, catalog_store, _sources(settings, artifacts), check=smoke_test)
         routes = Routes(catalog, sidecars, registrations)
         directory = JobDirectory(routes, sidecars)
         jobs = Jobs(
@@ -254,9 +264,7 @@ class Gateway:
             authority,
         )
         certificate = await asyncio.to_thread(containers.certificate)
-        bind_for_containers(
-            internal, run_dir / parts.CONTAINERS_FOLDER / GATEWAY_SOCKET, settings.docker_listen, certificate
-        )
+        bind_for_containers(internal, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET, settings.docker_listen, certificate)
         await containers.admit()
         await internal.start()
         stack.push_async_callback(internal.stop, 1.0)
@@ -397,11 +405,81 @@ class Gateway:
         await public.stop(self.settings.gateway_drain_timeout)
 
 
+def _cluster(settings: Settings, database: Database, name: str, node: str, changes: Changes) -> Cluster | None:
+    """This gateway's place among others; None where its database is its own."""
+    if database.dialect != "postgresql":
+        return None
+    # Here, so that a gateway on SQLite starts without the other one's driver.
+    from onecontainer.gateway.cluster import Cluster
+
+    return Cluster(settings, database, name, node, changes)
+
+
+def _dispatch(
+    settings: Settings,
+    database: Database,
+    ledger: Ledger,
+    changes: Changes,
+    clock: Clock,
+    secrets: SecretStore,
+    limits: Callable[[str], tuple[int, int]],
+) -> tuple[Dispatch, Callable[[], Awaitable[None]] | None]:
+    """The dispatch that is set, and what it does in the background."""
+    servers = kafka_servers(settings.dispatch_url)
+    if not servers:
+        return EmbeddedDispatch(ledger, changes), None
+    # Here, so that a gateway without Kafka starts without its client.
+    from onecontainer.jobs.dispatch.kafka import KafkaDispatch, KafkaSettings
+    from onecontainer.rpc.kafka import client_options
+
+    kafka = KafkaSettings(
+        servers, settings.kafka_partitions, settings.kafka_replication_factor, dict(settings.kafka_client)
+    )
+    client = client_options(settings.kafka_client, secrets.read_all)
+    dispatch = KafkaDispatch(
+        SqlOutbox(database, clock), Unconfirmed(ledger, changes), changes, clock, kafka, limits, client
+    )
+    return dispatch, dispatch.run
+
+
+def _docker(settings: Settings, installation: str, run_dir: Path, authority: Authority) -> DockerRuntime:
+    """The runtime of containers. It is there without docker, too, and tells then how to get it."""
+    return DockerRuntime(
+        DockerSettings(
+            installation=installation,
+            gateway=run_dir / GATEWAY_FOLDER,
+            mark=settings.data_dir / "docker",
+            base_image=settings.docker_base_image,
+            build_timeout=settings.docker_build_timeout,
+            listen=settings.docker_listen,
+            defaults=Defaults(settings.docker_memory_bytes, settings.docker_cpus, settings.docker_pids),
+        ),
+        authority,
+    )
+
+
 def _remove_runtime_dir(data_dir: Path) -> None:
     """The sockets of a data folder whose path is too long for them go; those of sidecars that outlive the gateway stay."""
     folder = runtime_dir(data_dir)
     if not any((folder / "sidecars").glob("*")):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _driver_folders(settings: Settings) -> list[tuple[Path, DriverSource]]:
+    bundled = bundled_folder()
+    folders = [] if bundled is None else [(bundled, DriverSource.BUNDLED)]
+    return folders + [(path, DriverSource.PLUGIN) for path in settings.driver_paths]
+
+
+def _sources(settings: Settings, artifacts: Artifacts) -> Sources:
+    return Sources(
+        ArtifactArchives(artifacts).read,
+        folders=settings.plugin_folders,
+        git_urls=settings.plugin_git_urls,
+        uploads=settings.plugin_uploads,
+        max_bytes=settings.plugin_max_bytes,
+        git_timeout=settings.plugin_git_timeout,
+    )
 
 
 async def _sweep(ledger: Ledger, changes: Changes, leadership: Leadership, interval: float) -> None:
