@@ -15,22 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health
 from platformdirs import user_cache_path
 
 from onecontainer import __version__
-from onecontainer.api.artifact.v1 import artifact_pb2
-from onecontainer.api.driver.v1 import driver_pb2, registration_pb2
-from onecontainer.api.job.v1 import job_lease_service_pb2, job_service_pb2
-from onecontainer.api.management.v1 import management_service_pb2
+from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.artifacts.artifacts import Artifacts
 from onecontainer.artifacts.files import FileArtifactStore, folder_of_url
-from onecontainer.artifacts.servicer import ArtifactServicer
 from onecontainer.artifacts.sweep import ArtifactSweeper
 from onecontainer.catalog.catalog import Catalog
 from onecontainer.catalog.drivers import bundled_folder
 from onecontainer.catalog.installing import Installer
-from onecontainer.catalog.matching import newest_first
 from onecontainer.catalog.model import DriverSource
 from onecontainer.catalog.plugins import PluginShelf
 from onecontainer.catalog.servicer import ManagementServicer
@@ -50,29 +45,22 @@ from onecontainer.gateway.listeners import (
     bind_internal,
     bind_public,
     check_free,
-    new_server,
-    public_authenticator,
     sidecar_roots,
 )
 from onecontainer.gateway.lock import DataFolder, Note
-from onecontainer.gateway.reflection import Reflection
-from onecontainer.gateway.relay import Relay
 from onecontainer.gateway.routing import JobDirectory, Routes
+from onecontainer.gateway.servers import internal_server, public_server
 from onecontainer.gateway.smoke import SmokeTest
 from onecontainer.gateway.tasks import Tasks
-from onecontainer.jobs import mapping
 from onecontainer.jobs.changes import Changes
 from onecontainer.jobs.dispatch.embedded import EmbeddedDispatch
 from onecontainer.jobs.dispatch.port import Dispatch
 from onecontainer.jobs.jobs import Jobs
 from onecontainer.jobs.ledger import Ledger
-from onecontainer.jobs.model import NewJob
-from onecontainer.jobs.servicer import JobServicer
 from onecontainer.jobs.servicer_lease import JobLeaseServicer
 from onecontainer.jobs.sql import SqlLedger
 from onecontainer.jobs.sql_outbox import SqlOutbox
 from onecontainer.jobs.unconfirmed import Unconfirmed
-from onecontainer.rpc.server import Call, service_handler
 from onecontainer.settings import Settings, is_loopback, kafka_servers, private_folder, runtime_dir
 from onecontainer.sidecars.authority import Authority
 from onecontainer.sidecars.folders import Folders
@@ -94,12 +82,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GATEWAY_FOLDER = "gateway"
-
-PUBLIC_SERVICES = (
-    management_service_pb2.DESCRIPTOR.services_by_name["ManagementService"],
-    job_service_pb2.DESCRIPTOR.services_by_name["JobService"],
-    artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
-)
 
 
 class Gateway:
@@ -255,14 +237,16 @@ class Gateway:
         lease_servicer = JobLeaseServicer(ledger, changes, dispatch, watch.worker_of, lease=settings.lease_duration)
         instances = InstanceTokensOnly(supervisor)
         admission = Admission(catalog, None if cluster is None else cluster.sidecars)
-        internal = self._internal_server(
+        internal = internal_server(
+            settings,
             instances,
             lease_servicer,
             artifacts,
             RegistrationServicer(registrations, source_of, admission),
             RegistrationTokenOnly(registration),
-            authority,
+            unless=self._internal_refusal,
         )
+        self._internal_address = bind_internal(internal, settings, authority)
         certificate = await asyncio.to_thread(containers.certificate)
         bind_for_containers(internal, run_dir / GATEWAY_FOLDER / GATEWAY_SOCKET, settings.docker_listen, certificate)
         await containers.admit()
@@ -284,7 +268,10 @@ class Gateway:
             if cluster is None
             else cluster.management(catalog, installer)
         )
-        public, health_servicer = self._public_server(management, catalog, routes, jobs, artifacts)
+        public, health_servicer = public_server(
+            settings, management, catalog, routes, jobs, artifacts, clock, unless=self._refusal
+        )
+        self.address = bind_public(public, settings)
         await public.start()
         if cluster is not None:
             await cluster.start(owning, self.address, catalog, lease_servicer)
@@ -312,91 +299,6 @@ class Gateway:
         if self._started:
             return self._refusal(method)
         return Draining("the gateway is starting and does not know its services yet; call again", retry_after=0.2)
-
-    def _internal_server(
-        self,
-        authenticator: InstanceTokensOnly,
-        leases: JobLeaseServicer,
-        artifacts: Artifacts,
-        registrations: RegistrationServicer,
-        registration_tokens: RegistrationTokenOnly,
-        authority: Authority,
-    ) -> grpc.aio.Server:
-        lease_service = job_lease_service_pb2.DESCRIPTOR.services_by_name["JobLeaseService"]
-        registration_service = registration_pb2.DESCRIPTOR.services_by_name["RegistrationService"]
-        server = new_server(
-            self.settings,
-            [
-                service_handler(leases, lease_service, authenticator),
-                service_handler(ArtifactServicer(artifacts, internal=True), PUBLIC_SERVICES[2], authenticator),
-                service_handler(
-                    registrations, registration_service, registration_tokens, unless=self._internal_refusal
-                ),
-            ],
-        )
-        self._internal_address = bind_internal(server, self.settings, authority)
-        return server
-
-    def _public_server(
-        self,
-        management: ManagementServicer,
-        catalog: Catalog,
-        routes: Routes,
-        jobs: Jobs,
-        artifacts: Artifacts,
-    ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-        settings, clock = self.settings, self._clock
-        authenticator = public_authenticator(settings)
-        servicers: tuple[object, ...] = (
-            management,
-            JobServicer(jobs, self._clock),
-            ArtifactServicer(artifacts),
-        )
-
-        async def long_call(service: str, method: str, request: bytes, call: Call) -> bytes:
-            job = await jobs.call(service, method, request, call.principal, call.traceparent)
-            answer = mapping.new_to_proto(job) if isinstance(job, NewJob) else mapping.job_to_proto(job, clock.now())
-            return answer.SerializeToString()
-
-        reflection = Reflection(
-            [service.file for service in PUBLIC_SERVICES], [service.full_name for service in PUBLIC_SERVICES]
-        )
-
-        def drivers_changed() -> None:
-            routes.update()
-            reflection.update(
-                (driver.id, driver.methods.services, driver.methods.file_descriptor_protos)
-                for driver in newest_first(catalog.drivers.values())
-                if driver.methods is not None
-            )
-
-        drivers_changed()
-        catalog.subscribe_drivers(drivers_changed)
-        relay = Relay(
-            routes,
-            authenticator,
-            long_call,
-            max_message_bytes=settings.max_message_bytes,
-            unary_timeout=settings.unary_timeout,
-            margin=settings.deadline_margin,
-            unless=self._refusal,
-        )
-        server = new_server(
-            settings,
-            [
-                *(
-                    service_handler(servicer, service, authenticator, unless=self._refusal)
-                    for servicer, service in zip(servicers, PUBLIC_SERVICES, strict=True)
-                ),
-                *reflection.handlers(),
-            ],
-        )
-        health_servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-        server.add_generic_rpc_handlers((relay,))
-        self.address = bind_public(server, settings)
-
-        return server, health_servicer
 
     async def _drain(self, public: grpc.aio.Server, health_servicer: health.aio.HealthServicer) -> None:
         self._draining = True
