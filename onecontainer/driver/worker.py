@@ -140,6 +140,8 @@ class Worker:
         """From the grant until its outcome is in the ledger."""
         self._ended: set[tuple[str, int]] = set()
         """What has left `_held` since the poll that is under way was asked."""
+        self._early: dict[tuple[str, int], list[lease_pb2.Command]] = {}
+        """What came for unknown leases since then: a command may overtake the answer that grants its lease."""
         self._busy = 0
         self._claiming = True
         self._slot_free = asyncio.Event()
@@ -194,6 +196,7 @@ class Worker:
                 await self._slot_free.wait()
                 continue
             self._ended.clear()
+            self._early.clear()
             try:
                 for grant in await self._source.poll(free, list(self._held)):
                     self._take(grant)
@@ -227,6 +230,8 @@ class Worker:
             run.outcome(run.attempt, lease_pb2.Released(cause=error.message))
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
             run.outcome(run.attempt, failure(error, grant.method, run.facts()))
+        for command in self._early.pop(key, ()):
+            self._obey(run, command)
 
     def _reject(self, record: lease_pb2.Rejected, settled: Callable[[], None]) -> None:
         """Reports a record that is no job: the ledger's dead letters are the truth about it."""
@@ -251,14 +256,19 @@ class Worker:
     # --- Listener: what comes down the stream --------------------------------------------------------------------------
 
     def command(self, command: lease_pb2.Command) -> None:
-        kind = command.WhichOneof("command")
-        if kind == "stop_claiming":
+        if command.HasField("stop_claiming"):
             self.stop_claiming()
             return
-        run = self._held.get((command.job, command.fence))
-        if run is None:
-            return  # it has ended meanwhile
-        attempt = run.attempt
+        key = (command.job, command.fence)
+        run = self._held.get(key)
+        if run is not None:
+            self._obey(run, command)
+        elif key not in self._ended:
+            self._early.setdefault(key, []).append(command)
+
+    @staticmethod
+    def _obey(run: _Run, command: lease_pb2.Command) -> None:
+        attempt, kind = run.attempt, command.WhichOneof("command")
         if kind == "lease_lost":
             run.lose()
         elif kind == "abort":

@@ -117,6 +117,19 @@ async def test_a_grant_that_comes_again_after_its_end_is_not_begun_again(
     assert [context.job.name for context in driver.contexts] == ["jobs/1", "jobs/2"]
 
 
+async def test_a_cancel_that_overtakes_its_grant_is_obeyed(
+    server: SidecarServer, worker: Calls, gateway: FakeGateway, driver: EchoDriver
+) -> None:
+    """The claim is in the ledger, so the job can be cancelled, and the answer is still on its way to the worker."""
+    running = server.sidecar._worker
+    assert running is not None
+    gateway.command(pb.Command(job="jobs/1", attempt=1, fence=1, cancel=job_pb2.CANCEL_MODE_ABORT))
+    await until(lambda: running._early)
+    await gateway.submit(grant("1", text="wait"), grant("2"))
+    assert (await gateway.outcome("jobs/1")).HasField("stopped")
+    assert (await gateway.outcome("jobs/2")).HasField("succeeded")
+
+
 async def test_it_polls_only_while_slots_are_free_and_names_what_it_holds(
     worker: Calls, gateway: FakeGateway, driver: EchoDriver
 ) -> None:
