@@ -126,6 +126,11 @@ bench-jobs: $(BIN)/.installed-bench ## Jobs per second, latency, memory: ours, R
 bench-db: setup ## Rows through the gateway against cassandra-driver and SQLAlchemy, on a real Cassandra and PostgreSQL
 	$(BIN)/python -m tests.bench.db
 
+# The peers' own environments are made on first use.
+.PHONY: bench-ai
+bench-ai: $(BIN)/.installed-bench ## Predictions per second: the model alone, a minimal service, ours, MLServer, BentoML, LitServe, an HTTP chain
+	$(BIN)/python -m tests.bench.ai
+
 .PHONY: bench-growth
 bench-growth: setup ## Jobs with 1,000 to 100,000 queued, and with 1, 2 and 4 workers
 	$(BIN)/python -m tests.bench.growth

@@ -1,0 +1,1 @@
+"""make bench-ai: one classifier behind everything that serves models."""
