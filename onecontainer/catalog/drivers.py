@@ -113,7 +113,7 @@ def _descriptors(folder: Path, manifest: Manifest) -> bytes:
             raise DataInvalid(
                 "descriptor_set",
                 f"{path.name} is not there; only a driver whose services are all {CONTRACTS}… can do without "
-                "(docs/drivers.md shows how it is made)",
+                "(`oca driver build FOLDER` makes it of the folder's protos)",
             ) from error
         return own
     except OSError as error:

@@ -155,6 +155,8 @@ class PluginShelf:
             await self._store.remove(record.name)
         if record.folder is not None:
             await asyncio.to_thread(shutil.rmtree, record.folder, True)
+            with contextlib.suppress(OSError):
+                record.folder.parent.rmdir()  # if no other version is in it
 
     def _place(self, driver: str, digest: str) -> Path:
         name, _, version = driver.removeprefix("drivers/").rpartition("-")

@@ -59,7 +59,7 @@ def list_(session: Session, app: str, scope: str) -> None:
             "source": lambda d: enum_name(resources_pb2.DriverSource, d.source).lower(),
             "services": lambda d: len(d.services),
             "digest": lambda d: d.digest.removeprefix("sha256:")[:12],
-            "description": lambda d: d.error.message or d.manifest.description,
+            "description": lambda d: " ".join((d.error.message or d.manifest.description).split()),
         },
     )
 
@@ -113,6 +113,8 @@ def get(session: Session, name: str) -> None:
 
 def option_row(option: driver_pb2.DriverOption) -> dict[str, object]:
     default = json_format.MessageToJson(option.default_value) if option.HasField("default_value") else ""
+    if option.type == driver_pb2.OPTION_TYPE_INT:
+        default = default.removesuffix(".0")  # a JSON number is a double
     return {
         "option": option.name,
         "type": enum_name(driver_pb2.OptionType, option.type).lower(),

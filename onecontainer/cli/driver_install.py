@@ -15,7 +15,7 @@ from onecontainer.cli.options import output_option
 from onecontainer.cli.render import enum_name, screen_of, size
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.names import full_name, short_name
-from onecontainer.errors import OneContainerError
+from onecontainer.errors import BackendUnreachable, OneContainerError, SourceNotAllowed
 from onecontainer.rpc.manifest import METADATA_FILE, load_manifest
 
 GIT = "git+"
@@ -48,20 +48,31 @@ def install(session: Session, source: str, validate_only: bool, on_gateway: bool
     git+https://HOST/PATH[@REF][#FOLDER], which the gateway fetches if it allows that URL.
     The same content again is no error. Services stay on their version until `oca service assign`.
     """
+    if not source:
+        raise click.UsageError("SOURCE is empty")
     drivers, timeout = session.client.drivers, session.timeout or PATIENCE
-    if on_gateway:
-        found = drivers.install(folder=source, validate_only=validate_only, timeout=timeout)
-    elif source.startswith(GIT):
-        with session.screen.console.status(f"the gateway fetches {source.removeprefix(GIT)}"):
-            found = drivers.install(git=git_source(source), validate_only=validate_only, timeout=timeout)
-    else:
-        found = _uploaded(session, Path(source), validate_only, timeout)
+    try:
+        if on_gateway:
+            found = drivers.install(folder=source, validate_only=validate_only, timeout=timeout)
+        elif source.startswith(GIT):
+            with session.screen.console.status(f"the gateway fetches {source.removeprefix(GIT)}"):
+                found = drivers.install(git=git_source(source), validate_only=validate_only, timeout=timeout)
+        else:
+            found = _uploaded(session, Path(source), validate_only, timeout)
+    except (SourceNotAllowed, BackendUnreachable) as error:
+        if error.hop is not None:
+            error.add_note(
+                "Install it from a folder or an archive here, or see docs/plugins.md for what the operator can allow."
+            )
+        raise
     _show(session, found, validate_only)
 
 
 def _uploaded(session: Session, path: Path, validate_only: bool, timeout: float) -> resources_pb2.Driver:
-    if not path.exists():
-        raise click.UsageError(f"there is no {path}; SOURCE is a folder, an archive, or git+https://…")
+    if not (path.is_dir() or path.is_file()):
+        raise click.UsageError(f"{path} is no folder and no file; SOURCE is a folder, an archive, or git+https://…")
+    if path.is_dir() and not (path / METADATA_FILE).is_file():
+        raise click.UsageError(f"{path} has no {METADATA_FILE}: it is no driver's folder")
     with tempfile.TemporaryDirectory() as scratch:
         archive = path
         if path.is_dir():

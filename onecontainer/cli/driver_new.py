@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from onecontainer.catalog.drivers import bundled_folder
 from onecontainer.cli.driver_build import COMPILER, build_driver, has_compiler
 from onecontainer.errors import FieldInvalid, ResourceConflict
-from onecontainer.rpc.manifest import NAME_PATTERN
+from onecontainer.rpc.manifest import METADATA_FILE, NAME_PATTERN
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCOPES = ("ai", "db", "media", "hpc")
@@ -67,6 +68,9 @@ def new(name: str, scope: str, folder: Path | None) -> None:
 
     It comes with tests, a README and a Dockerfile. It is its own backend: replace that by what you drive.
     """
+    bundled = bundled_folder()
+    if bundled is not None and (bundled / name / METADATA_FILE).is_file():
+        raise click.UsageError(f"{name} is the name of a driver that comes with oneContainer; take another one")
     target = folder or Path(name)
     for path in new_driver(name, scope, target):
         click.echo(f"wrote {path}")

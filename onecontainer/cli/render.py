@@ -260,3 +260,9 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def in_a_line(message: str) -> str:
+    """An error's message as a cell: its first line, and after a colon the last one, which is what a program said at its end."""
+    first, *more = message.strip().splitlines() or [""]
+    return f"{first} {more[-1].strip()}" if more and first.endswith(":") else first

@@ -10,7 +10,7 @@ import click
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.management.v1 import management_service_pb2, resources_pb2
 from onecontainer.cli.options import DURATION, JSON_PAIR, PAIR, SIZE
-from onecontainer.cli.render import enum_name, moment
+from onecontainer.cli.render import enum_name, in_a_line, moment
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.management import SETTLED, service_error, state_name
 from onecontainer.client.names import filter_of, full_name, seconds, short_name, struct
@@ -23,7 +23,7 @@ COLUMNS: dict[str, Callable[[Any], object]] = {
     "driver": lambda s: short_name(s.assigned_driver),
     "scope": lambda s: s.scope,
     "created": lambda s: moment(s.create_time),
-    "error": lambda s: s.error.message.partition("\n")[0],
+    "error": lambda s: in_a_line(s.error.message),
 }
 RUNTIMES = {
     "process": resources_pb2.RUNTIME_KIND_PROCESS,

@@ -98,6 +98,8 @@ def up(
         running = note_of(settings.data_dir)
         note = running or start_detached(settings, timeout=start_timeout)
         told = "already running" if running is not None else "ready"
+        if running is not None and any((listen, jobs, runtime, log_level)):
+            click.echo("It keeps the settings that it was started with; for others: oca down, then oca up.", err=True)
         if not chosen:
             tell(told, note, settings.data_dir, screen)
         elif code := start_chosen(told, note, settings, chosen, screen):

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from onecontainer.driver.entry_point import DriverUnusable, load_driver_class
-from onecontainer.driver.serve import run_driver
+from onecontainer.driver.entry_point import DriverUnusable, PackagesMissing, load_driver_class
+from onecontainer.driver.serve import PACKAGES_MISSING, run_driver
 from onecontainer.errors import OneContainerError
 from onecontainer.rpc.manifest import METADATA_FILE, load_manifest
 
@@ -40,7 +40,7 @@ def run() -> int:
         driver_class = load_driver_class(folder, load_manifest(folder))
     except (DriverUnusable, OneContainerError) as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+        return PACKAGES_MISSING if isinstance(error, PackagesMissing) else 2
     return run_driver(driver_class, folder, **values)
 
 

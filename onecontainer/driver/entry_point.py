@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
+import traceback
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -17,6 +19,10 @@ class DriverUnusable(Exception):
     """The driver cannot be started. The message is for people, and says what to do."""
 
 
+class PackagesMissing(DriverUnusable):
+    """It needs packages that this environment does not have; in another one it may be right."""
+
+
 def load_driver_class(folder: Path, manifest: Manifest) -> type[Driver]:
     """The class that `entry_point` names; the folder is put on the import path. Raises DriverUnusable."""
     path = str(folder.resolve())
@@ -26,7 +32,16 @@ def load_driver_class(folder: Path, manifest: Manifest) -> type[Driver]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise DriverUnusable(_explain(error, folder, manifest)) from error
+        lacks = missing_requirements(folder) or _is_foreign(error, folder)
+        raise (PackagesMissing if lacks else DriverUnusable)(_explain(error, folder, manifest)) from error
+    except (Exception, SystemExit) as error:
+        # Whatever the driver's code raises while it is imported: its own lines, without those of the import machinery.
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(path)]
+        where = "".join(traceback.format_list(own)).rstrip()
+        what = "".join(traceback.format_exception_only(error)).strip()
+        raise DriverUnusable(
+            "\n".join(filter(None, (f"the driver {manifest.name} failed while it was imported:", where, what)))
+        ) from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Driver)):
         raise DriverUnusable(
@@ -35,11 +50,21 @@ def load_driver_class(folder: Path, manifest: Manifest) -> type[Driver]:
     return found
 
 
+def _is_foreign(error: ImportError, folder: Path) -> bool:
+    """Whether it is about a module that is not here, and not the driver's own."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return False
+    top = error.name.partition(".")[0]
+    return not any((folder / name).exists() for name in (top, f"{top}.py")) and importlib.util.find_spec(top) is None
+
+
 def _explain(error: ImportError, folder: Path, manifest: Manifest) -> str:
     wanted = missing_requirements(folder)
     if wanted:
         listed = " ".join(f"'{requirement}'" for requirement in wanted)
         return f"the driver {manifest.name} needs packages that are not installed: pip install {listed}\n({error})"
+    if "_pb2" in str(error) and not (folder / manifest.descriptor_set).exists():
+        return f"the contracts of the driver {manifest.name} are not built yet: oca driver build {folder}\n({error})"
     return f"the driver {manifest.name} cannot be imported from {manifest.entry_point!r}: {error}"
 
 

@@ -170,12 +170,16 @@ def serving(driver: Driver, manifest: Manifest, settings: SidecarSettings) -> Si
     return SidecarServer(driver, manifest, settings)
 
 
+PACKAGES_MISSING = 4
+"""Exit code of a driver that needs packages which this environment does not have."""
+
+
 def run_driver(driver_class: type[Driver], folder: Path, **values: object) -> int:
     """Runs a driver of a folder as this process, from `ONECONTAINER_…` variables with ``values`` over them, until it is told to stop.
     Returns the exit code.
 
     0: it stopped as asked. 2: settings, metadata.json or the class are wrong, or the gateway refuses it for good, and a restart would
-    not help. 3: its parent has gone.
+    not help. 3: its parent has gone. (4, `PACKAGES_MISSING`, is said by who imports the class.)
     """
     try:
         settings = SidecarSettings(**values)  # type: ignore[arg-type]

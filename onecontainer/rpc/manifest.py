@@ -140,7 +140,7 @@ class Manifest(_Strict):
 
     name: Name
     """Name of the driver; with the version it is `drivers/{name}-{version}`."""
-    version: str
+    version: Annotated[str, Field(max_length=64)]
     """Its own version (PEP 440)."""
     app: Annotated[str, Field(min_length=1, max_length=128)]
     """The software that it drives, as services name it, without an image tag."""

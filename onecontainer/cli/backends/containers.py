@@ -199,16 +199,18 @@ class Containers:
         raise StateInvalid(f"docker has no bridge network at which sidecars in containers could reach {HOST_NAME}")
 
     def _network(self) -> str:
-        """The network of backends: they do not reach each other in it."""
+        """Id of the network of backends: they do not reach each other in it. Docker takes several of one name, if it is asked at once."""
         name = self._name()
-        if not any(network.name == name for network in self._docker.networks.list(names=[name])):
-            self._docker.networks.create(
-                name,
-                driver="bridge",
-                options={"com.docker.network.bridge.enable_icc": "false"},
-                labels={INSTALLATION_LABEL: self._installation},
-            )
-        return name
+        for network in sorted(self._docker.networks.list(names=[name]), key=lambda network: str(network.id)):
+            if network.name == name:
+                return str(network.id)
+        self._docker.networks.create(
+            name,
+            driver="bridge",
+            options={"com.docker.network.bridge.enable_icc": "false"},
+            labels={INSTALLATION_LABEL: self._installation},
+        )
+        return self._network()
 
     def _remove_network(self) -> None:
         label = f"{INSTALLATION_LABEL}={self._installation}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onecontainer.driver.conformance import render
 from onecontainer.driver.conformance.command import Order
-from onecontainer.driver.conformance.kit import DriverAbsent, Selection
+from onecontainer.driver.conformance.kit import DriverAbsent, DriverElsewhere, Selection
 from onecontainer.driver.conformance.model import Result
 from onecontainer.errors import OneContainerError
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 it conforms, 1 it does not, 2 it could not be tested."""
+    """Exit code: 0 it conforms, 1 it does not, 2 it could not be tested, 3 nor can it be in this environment, which lacks packages."""
     given = parser().parse_args(arguments)
     order = Order(
         given.driver,
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = order.run(tell)
     except (OneContainerError, DriverAbsent, OSError) as error:
         sys.stderr.write(f"{error}\n")
-        return 2
+        return 3 if isinstance(error, DriverElsewhere) else 2
     sys.stdout.write((render.as_json(report) if given.json else render.conclusion(report)) + "\n")
     return 0 if report.passed else 1
 

@@ -23,6 +23,7 @@ from onecontainer.driver.conformance.scenarios.work import Work, Works
 from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.session import ServiceSpec, Session
 from onecontainer.driver.conformance.wire import Wire
+from onecontainer.driver.serve import PACKAGES_MISSING
 from onecontainer.rpc.channel import open_channel
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ CHECKS: tuple[Check, ...] = BEFORE + AFTER
 
 class DriverAbsent(Exception):
     """No driver answers there. The message is for people."""
+
+
+class DriverElsewhere(DriverAbsent):
+    """It cannot be started in this environment, which lacks packages that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +198,9 @@ class Kit:
             await asyncio.wait(tasks, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 why = "it has ended" if gone is not None and gone.done() else f"nothing for {START_SECONDS:g} s"
-                raise DriverAbsent(f"no driver answers at {place.target}: {why}. {place.last_lines()}".strip())
+                lacks = place.gone is not None and place.gone.is_set() and place.exit_code() == PACKAGES_MISSING
+                told = f"no driver answers at {place.target}: {why}. {place.last_lines()}".strip()
+                raise DriverElsewhere(told) if lacks else DriverAbsent(told)
         finally:
             for task in tasks:
                 task.cancel()

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ class Place:
         descriptors: FileDescriptorSet of its services, for one without reflection. None: not known.
         log: file with what it wrote, for the report. None: not known.
         gone: set when its process has ended. None: that is not seen.
+        exit_code: asked once it is gone: the exit code of its process, None if that is not known.
     """
 
     target: str
@@ -51,6 +52,7 @@ class Place:
     descriptors: bytes | None = None
     log: Path | None = None
     gone: asyncio.Event | None = None
+    exit_code: Callable[[], int | None] = lambda: None
 
     def last_lines(self) -> str:
         """What the driver wrote last; empty if that is not known."""
@@ -122,6 +124,7 @@ class Folder:
                     descriptors=descriptors_of(self._folder),
                     log=log,
                     gone=gone,
+                    exit_code=lambda: _exit_code(child),
                 )
             finally:
                 await _stop(child, gone)
@@ -171,6 +174,12 @@ async def _watch(child: subprocess.Popen[bytes], gone: asyncio.Event) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+
+
+def _exit_code(child: subprocess.Popen[bytes]) -> int | None:
+    # Looked at, not waited for: until `_stop` is through the number stays the child's.
+    ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return ended.si_status if ended is not None and ended.si_code == os.CLD_EXITED else None
 
 
 async def _stop(child: subprocess.Popen[bytes], gone: asyncio.Event) -> None:

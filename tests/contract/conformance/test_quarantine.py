@@ -66,13 +66,57 @@ async def test_what_fails_gets_the_report_and_is_not_remembered(folder: Path, tm
     assert not (tmp_path / "passed").exists()
 
 
-async def test_what_cannot_be_started_here_is_not_judged(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(folder / "echo", other)
-    manifest = json.loads((other / "metadata.json").read_text()) | {"entry_point": "elsewhere:Driver"}
-    (other / "metadata.json").write_text(json.dumps(manifest))
-    assert await SmokeTest(tmp_path / "passed")(driver(tmp_path, "other")) is None
+def variant(folder: Path, tmp_path: Path, code: str) -> DriverRecord:
+    """The driver `echo` with another class, whose module is this code."""
+    shutil.copytree(folder / "echo", tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "metadata.json").read_text()) | {"entry_point": "other:OtherDriver"}
+    (tmp_path / "other" / "metadata.json").write_text(json.dumps(manifest))
+    (tmp_path / "other" / "other.py").write_text(code)
+    return driver(tmp_path, "other")
+
+
+async def test_what_needs_another_environment_is_not_judged(folder: Path, tmp_path: Path) -> None:
+    other = variant(folder, tmp_path, "import package_of_another_image\n")
+    assert await SmokeTest(tmp_path / "passed")(other) is None
     assert not (tmp_path / "passed").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ValueError('no such place')\n", "ValueError: no such place"),
+        ("def broken(:\n", "SyntaxError"),
+        ("raise SystemExit(4)\n", "SystemExit: 4"),
+        ("import os; os._exit(0)\n", "it has ended"),
+        ("class AnotherDriver: pass\n", "is no subclass"),
+        ("import other.part\n", "other.part"),
+    ],
+)
+async def test_what_does_not_start_is_in_quarantine(folder: Path, tmp_path: Path, code: str, said: str) -> None:
+    error = await SmokeTest(tmp_path / "passed")(variant(folder, tmp_path, code))
+    assert error is not None
+    assert said in error.message
+    assert "importlib" not in error.message
+
+
+async def test_what_hangs_is_in_quarantine_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, subprocess, time
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+with open({str(tmp_path / "pids")!r}, "w") as pids:
+    pids.write(f"{{os.getpid()}} {{child.pid}}")
+os.rename({str(tmp_path / "pids")!r}, {str(tmp_path / "started")!r})
+time.sleep(600)
+"""
+    other = variant(folder, tmp_path, code)
+    for seconds in (5.0, 20.0, 60.0):  # as long as it takes this machine to start it at all
+        error = await SmokeTest(tmp_path / "passed", seconds=seconds)(other)
+        if (tmp_path / "started").exists():
+            break
+    assert error is not None
+    assert "did not end within" in error.message or "nothing for" in error.message
+    pids = (tmp_path / "started").read_text().split()
+    assert not [pid for pid in pids if Path("/proc", pid).exists()]
 
 
 def test_a_gateway_keeps_it_from_services(folder: Path, tmp_path: Path) -> None:
