@@ -26,6 +26,8 @@ LIMITED = (
     "os.execvp(sys.argv[2],sys.argv[2:])"
 )
 """Runs a command that cannot write a file above a size: what a repository holds is not known before."""
+LINKS = {"120000": "symbolic link", "160000": "submodule"}
+"""Modes of git's trees."""
 OPTIONS = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
@@ -79,10 +81,11 @@ def check_source(url: str, ref: str, folder: str, allowed: Iterable[str]) -> Non
         )
 
 
-async def fetch(url: str, ref: str, folder: Path, *, timeout: float, max_bytes: int) -> str:
+async def fetch(url: str, ref: str, folder: Path, *, part: str = "", timeout: float, max_bytes: int) -> str:
     """Checks out a branch, tag or full commit (empty: the default branch) in `folder`, which is made; returns the commit.
 
-    Raises DataInvalid if there is no such ref, BackendUnreachable, and DeadlineExceeded after `timeout` seconds.
+    Raises DataInvalid if there is no such ref, or if `part` of the repository (empty: all of it) has links or submodules;
+    BackendUnreachable; and DeadlineExceeded after `timeout` seconds.
     """
     await asyncio.to_thread(folder.mkdir, parents=True)
     git = _Git(folder, url.partition("://")[0], max_bytes * FILE_BYTES)
@@ -90,12 +93,22 @@ async def fetch(url: str, ref: str, folder: Path, *, timeout: float, max_bytes: 
         async with asyncio.timeout(timeout):
             await git.run("init", "--quiet", "--template=")
             await git.run("fetch", "--quiet", "--depth=1", "--no-tags", "--", url, ref or "HEAD")
+            _refuse_links(await git.run("ls-tree", "-r", "-z", "--full-tree", "FETCH_HEAD", "--", part or "."))
             await git.run("checkout", "--quiet", "--detach", "FETCH_HEAD")
             return (await git.run("rev-parse", "HEAD")).strip()
     except TimeoutError:
         raise DeadlineExceeded(
             f"{url} was not fetched within {timeout:g} s (ONECONTAINER_PLUGIN_GIT_TIMEOUT)"
         ) from None
+
+
+def _refuse_links(listing: str) -> None:
+    """What a checkout would leave out, or turn into something else, without a word. Takes what `git ls-tree -r -z` says."""
+    for entry in filter(None, listing.split("\0")):
+        facts, _, path = entry.partition("\t")
+        mode = facts.partition(" ")[0]
+        if mode in LINKS:
+            raise DataInvalid("git", f"{path!r} is a {LINKS[mode]}: a driver has folders and files only")
 
 
 class _Git:

@@ -118,7 +118,9 @@ class Sources:
     async def _git(self, source: GitSource, scratch: Path) -> tuple[Path, str]:
         git.check_source(source.url, source.ref, source.folder, self._git_urls)
         clone = scratch / "git"
-        commit = await git.fetch(source.url, source.ref, clone, timeout=self._git_timeout, max_bytes=self.max_bytes)
+        commit = await git.fetch(
+            source.url, source.ref, clone, part=source.folder, timeout=self._git_timeout, max_bytes=self.max_bytes
+        )
         folder = _with_metadata(clone / source.folder, "git.folder")
         # `oca driver install` takes this as it is: it names the same files for ever.
         origin = f"git+{source.url}@{commit}" + (f"#{source.folder}" if source.folder else "")

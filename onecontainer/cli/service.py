@@ -14,7 +14,7 @@ from onecontainer.cli.render import enum_name, in_a_line, moment
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.management import SETTLED, service_error, state_name
 from onecontainer.client.names import filter_of, full_name, seconds, short_name, struct
-from onecontainer.errors import Draining, StateInvalid
+from onecontainer.errors import DeadlineExceeded, Draining, StateInvalid
 
 COLUMNS: dict[str, Callable[[Any], object]] = {
     "name": lambda s: short_name(s.name),
@@ -212,7 +212,11 @@ def create(session: Session, name: str, request_id: str, validate_only: bool, wa
 def wait_ready(session: Session, *names: str) -> resources_pb2.Service:
     """Waits with a spinner until all are READY; returns the first."""
     with session.screen.console.status(f"waiting for {', '.join(names)} to be READY"):
-        return session.client.services.wait_ready(*names, timeout=session.timeout or 120.0)[0]
+        try:
+            return session.client.services.wait_ready(*names, timeout=session.timeout or 120.0)[0]
+        except DeadlineExceeded as error:
+            error.add_note("It goes on trying. Look: `oca service get NAME`, `oca sidecar logs NAME`.")
+            raise
 
 
 def show(session: Session, found: resources_pb2.Service) -> None:

@@ -76,11 +76,11 @@ class SidecarServer:
             )
         )
         listen = self._settings.listen
-        port = (
-            self._server.add_secure_port(listen, self._tls())
-            if self._settings.tls_cert_file
-            else self._server.add_insecure_port(listen)
-        )
+        tls = self._tls() if self._settings.tls_cert_file else None
+        try:
+            port = self._server.add_insecure_port(listen) if tls is None else self._server.add_secure_port(listen, tls)
+        except RuntimeError:
+            raise OSError(f"cannot listen on {listen}: is something else there already?") from None
         self.target = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
         for name in ("", *names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -178,8 +178,9 @@ def run_driver(driver_class: type[Driver], folder: Path, **values: object) -> in
     """Runs a driver of a folder as this process, from `ONECONTAINER_…` variables with ``values`` over them, until it is told to stop.
     Returns the exit code.
 
-    0: it stopped as asked. 2: settings, metadata.json or the class are wrong, or the gateway refuses it for good, and a restart would
-    not help. 3: its parent has gone. (4, `PACKAGES_MISSING`, is said by who imports the class.)
+    0: it stopped as asked. 1: the machine was against it (a port that is taken, a full disk). 2: settings, metadata.json or the class
+    are wrong, or the gateway refuses it for good, and a restart would not help. 3: its parent has gone. (4, `PACKAGES_MISSING`, is
+    said by who imports the class.)
     """
     try:
         settings = SidecarSettings(**values)  # type: ignore[arg-type]
@@ -193,7 +194,12 @@ def run_driver(driver_class: type[Driver], folder: Path, **values: object) -> in
         asyncio.run(_serve(driver_class, load_manifest(folder), settings))
     except ParentGone as error:
         return _complain(error, 3)
-    except (ValidationError, OneContainerError, DriverUnusable, ValueError, OSError) as error:
+    except ValidationError as error:
+        told = [".".join(map(str, item["loc"])) + ": " * bool(item["loc"]) + item["msg"] for item in error.errors()]
+        return _complain("\n".join(text.removeprefix("Value error, ") for text in told), 2)
+    except OSError as error:
+        return _complain(error, 1)
+    except (OneContainerError, DriverUnusable, ValueError) as error:
         return _complain(error, 2)
     return 0
 
@@ -210,7 +216,7 @@ async def _serve(driver_class: type[Driver], manifest: Manifest, settings: Sidec
         os._exit(0)
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(error: Exception | str, code: int) -> int:
     sys.stderr.write(f"{error}\n")
     return code
 

@@ -90,12 +90,12 @@ class SidecarSettings(BaseSettings):
         return self
 
     def registration_token(self) -> str:
-        """The gateway's registration token. Raises ValueError if the file is empty, OSError if it cannot be read."""
+        """The gateway's registration token. Raises ValueError if the file is empty or cannot be read."""
         assert self.registration_token_file is not None
         return _token_of(self.registration_token_file)
 
     def token(self) -> str | None:
-        """The instance token, None if callers need none. Raises ValueError if the file is empty, OSError if it cannot be read."""
+        """The instance token, None if callers need none. Raises ValueError if the file is empty or cannot be read."""
         return None if self.token_file is None else _token_of(self.token_file)
 
     def secrets(self, names: set[str]) -> dict[str, str]:
@@ -104,7 +104,10 @@ class SidecarSettings(BaseSettings):
 
 
 def _token_of(path: Path) -> str:
-    token = path.read_text().strip()
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     if not token:
         # An empty token must not become "no token needed".
         raise ValueError(f"{path} is empty")

@@ -63,7 +63,7 @@ def bind_public(server: grpc.aio.Server, settings: Settings) -> str:
             port = server.add_secure_port(settings.listen, pair.server_credentials())
         else:
             port = server.add_insecure_port(settings.listen)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise StateInvalid(f"cannot listen on {settings.listen}: {error}") from None
     if port == 0:
         raise StateInvalid(f"cannot listen on {settings.listen}: is the port taken?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,10 @@ def read_note(data_dir: Path) -> Note | None:
         return None
 
 
+LEAST_FREE_BYTES = 1 << 20
+"""With less the gateway's database cannot even be opened."""
+
+
 class DataFolder:
     """The data folder, held by this process as long as the context lasts."""
 
@@ -54,6 +59,11 @@ class DataFolder:
 
     def __enter__(self) -> DataFolder:
         private_folder(self.path)
+        free = shutil.disk_usage(self.path).free
+        if free < LEAST_FREE_BYTES:
+            raise StateInvalid(
+                f"the disk with the data folder {self.path} is full ({free} bytes are free): make room on it"
+            )
         lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,8 +18,16 @@ class KeyPair:
 
     @classmethod
     def read(cls, cert_file: Path, key_file: Path) -> KeyPair:
-        """Raises OSError if one of the files cannot be read."""
-        return cls(cert_file.read_bytes(), key_file.read_bytes())
+        """Raises OSError if one of the files cannot be read, ValueError if they are no certificate and its key."""
+        pair = cls(cert_file.read_bytes(), key_file.read_bytes())
+        try:
+            # gRPC would say no more than that it cannot listen.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, lambda: "")
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"{cert_file} and {key_file} are no PEM certificate and its private key: {error.reason or error}"
+            ) from None
+        return pair
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """What a listener serves with; its clients need no certificate, their tokens tell who they are."""

@@ -21,7 +21,14 @@ from onecontainer.sidecars.logs import LogBuffer
 from onecontainer.sidecars.model import Adopted, Endpoint, InstanceIdentity, Sidecar, SidecarEvent, SidecarState, Target
 from onecontainer.sidecars.policy import Policy
 from onecontainer.sidecars.registrations import Presence, Registrations
-from onecontainer.sidecars.runtime import OutlivingRuntime, OutlivingSidecar, RunningSidecar, Runtime, StartSpec
+from onecontainer.sidecars.runtime import (
+    FOR_GOOD,
+    OutlivingRuntime,
+    OutlivingSidecar,
+    RunningSidecar,
+    Runtime,
+    StartSpec,
+)
 from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.tokens import InstanceTokens
 
@@ -209,6 +216,8 @@ class Instance:
             if self._stopping:
                 return
             if exit_news.done():
+                # A sidecar that has been ready was right: what ended it then may pass.
+                self.refused = exit_news.result() in FOR_GOOD and not self.ready.is_set()
                 raise self._with_log(f"the sidecar {exit_news.result()}")
             await steps
         finally:

@@ -26,6 +26,15 @@ class StartSpec:
     """True: it runs since an earlier gateway, and `take_over` named it."""
 
 
+def exited(code: int) -> str:
+    """How a program ended that ended by itself."""
+    return f"exited with code {code}"
+
+
+FOR_GOOD = frozenset({exited(2), exited(4)})
+"""Ends after which starting it again would not help: the SDK's exit codes for settings, class or packages that are wrong."""
+
+
 class RunningSidecar(Protocol):
     """A sidecar that was started, or found."""
 

@@ -24,6 +24,7 @@ from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.session import ServiceSpec, Session
 from onecontainer.driver.conformance.wire import Wire
 from onecontainer.driver.serve import PACKAGES_MISSING
+from onecontainer.errors import FieldInvalid
 from onecontainer.rpc.channel import open_channel
 
 log = logging.getLogger(__name__)
@@ -79,12 +80,17 @@ class Selection:
     skip: Sequence[str] = ()
 
     def of(self, checks: Sequence[Check]) -> list[Check]:
-        """The chosen ones, in order."""
+        """The chosen ones, in order. Raises FieldInvalid if there are none."""
         chosen = [check for check in checks if not self.smoke or check.smoke]
         if self.only:
             wanted = {check.id for check in chosen if _matches(check.id, self.only)}
             chosen = [check for check in chosen if check.id in _closure(wanted, checks)]
-        return [check for check in chosen if not _matches(check.id, self.skip)]
+        chosen = [check for check in chosen if not _matches(check.id, self.skip)]
+        if not chosen:
+            raise FieldInvalid(
+                "only" if self.only else "skip", "no check is left to be made; docs/conformance.md lists them"
+            )
+        return chosen
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onecontainer.errors import OneContainerError
 from onecontainer.sidecars.logs import RING_LINES, LineSplitter, LogBuffer
-from onecontainer.sidecars.runtime import TlsServer
+from onecontainer.sidecars.runtime import TlsServer, exited
 from onecontainer.sidecars.runtimes.docker_threads import in_thread
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def describe_end(state: dict[str, Any], memory_bytes: int) -> str:
             return f"was killed by {signal.Signals(code - KILLED).name}"
         except ValueError:
             pass
-    return f"exited with code {code}"
+    return exited(code)
 
 
 def _seconds(stamp: str) -> float:

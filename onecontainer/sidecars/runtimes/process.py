@@ -16,7 +16,7 @@ from onecontainer.errors import DriverNotAvailable, DriverUnreachable, InternalE
 from onecontainer.sidecars.folders import InstanceFolders
 from onecontainer.sidecars.logs import LineSplitter, LogBuffer
 from onecontainer.sidecars.model import RuntimeKind, Target
-from onecontainer.sidecars.runtime import StartSpec
+from onecontainer.sidecars.runtime import StartSpec, exited
 
 PIPE_GRACE = 1.0
 """Seconds that the pipes of an ended process get to bring its last lines; a grandchild may hold them open for ever."""
@@ -87,7 +87,7 @@ class _Process:
         if code < 0:
             with contextlib.suppress(ValueError):
                 return f"was killed by {signal.Signals(-code).name}"
-        return f"exited with code {code}"
+        return exited(code)
 
     async def stop(self, grace: float) -> None:
         if not self._ended.is_set() and grace > 0:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +21,7 @@ from onecontainer import errors
 from onecontainer.api.ai.v1 import inference_service_pb2 as ai_pb
 from onecontainer.api.ai.v1 import inference_service_pb2_grpc
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
-from onecontainer.driver.serve import serving
+from onecontainer.driver.serve import PACKAGES_MISSING, serving
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.rpc.channel import open_channel
 from tests.contract.driver.echo import MANIFEST, EchoDriver, in_time, until
@@ -316,7 +317,6 @@ def _wrong_shape(driver: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (_without_module, "pip install 'there-is-no-such-package>=2'"),
         (_bad_metadata, "metadata.app"),
         (_no_metadata, "metadata.json cannot be read"),
         (_no_class, "is no subclass of onecontainer.driver.Driver"),
@@ -331,3 +331,32 @@ def test_what_is_wrong_with_a_driver_is_told_in_a_line(folder: Path, spoil: Call
     assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_missing_packages_have_an_exit_code_of_their_own(folder: Path) -> None:
+    driver = write_driver(folder)
+    _without_module(driver)
+    result = run(folder, driver)
+    assert result.returncode == PACKAGES_MISSING
+    assert "pip install 'there-is-no-such-package>=2'" in result.stderr
+
+
+def test_what_is_wrong_with_the_place_is_told_in_a_line(folder: Path, tmp_path: Path) -> None:
+    driver = write_driver(folder)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        taken = run(folder, driver, ONECONTAINER_LISTEN=address)
+    assert (taken.returncode, taken.stderr.splitlines()[-1]) == (
+        1,
+        f"cannot listen on {address}: is something else there already?",
+    )
+    (tmp_path / "pem").write_text("no certificate")
+    pem = {f"ONECONTAINER_TLS_{name}_FILE": str(tmp_path / "pem") for name in ("CERT", "KEY")}
+    wrong = run(folder, driver, ONECONTAINER_LISTEN="127.0.0.1:0", **pem)
+    assert wrong.returncode == 2
+    assert "are no PEM certificate and its private key" in wrong.stderr.splitlines()[-1]
+    unsafe = run(folder, driver, ONECONTAINER_LISTEN="0.0.0.0:0")
+    assert (unsafe.returncode, len(unsafe.stderr.splitlines())) == (2, 1)
+    assert unsafe.stderr.startswith("listen is 0.0.0.0:0, not loopback: that needs tls_cert_file")

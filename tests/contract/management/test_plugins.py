@@ -348,9 +348,30 @@ async def test_a_git_repository_is_installed_by_ref_and_folder(station, reposito
     assert error.reason is Reason.SOURCE_NOT_ALLOWED or error.reason is Reason.BACKEND_UNREACHABLE
 
 
-async def test_what_a_repository_brings_is_not_run_nor_followed(station, repository, failure, tmp_path) -> None:
+async def test_links_and_submodules_of_a_repository_are_refused_where_they_are_of_the_driver(
+    station, repository, failure
+) -> None:
+    source = pb.GitSource(url=f"file://{repository}", folder="drivers/plug")
+    (repository / "elsewhere").symlink_to("/etc/passwd")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message=beside it")
+    await station.stub.InstallDriver(pb.InstallDriverRequest(git=source, validate_only=True))
+    (repository / "drivers" / "plug" / "passwords").symlink_to("/etc/passwd")
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message=in it")
+    error = await failure(station.stub.InstallDriver(pb.InstallDriverRequest(git=source)))
+    assert error.reason is Reason.DATA_INVALID
+    assert "'drivers/plug/passwords' is a symbolic link" in error.message
+    head = git(repository, "rev-parse", "HEAD")
+    git(repository, "rm", "--quiet", "drivers/plug/passwords")
+    git(repository, "update-index", "--add", "--cacheinfo", f"160000,{head},drivers/plug/more")
+    git(repository, "commit", "--quiet", "--message=a submodule")
+    error = await failure(station.stub.InstallDriver(pb.InstallDriverRequest(git=source)))
+    assert "'drivers/plug/more' is a submodule" in error.message
+
+
+async def test_what_a_repository_brings_is_not_run(station, repository, tmp_path) -> None:
     driver = repository / "drivers" / "plug"
-    (driver / "passwords").symlink_to("/etc/passwd")
     evidence = tmp_path / "evidence"
     (driver / ".gitattributes").write_text("*.json filter=evil\n")
     git(repository, "config", "filter.evil.smudge", f"touch {evidence}")
@@ -361,9 +382,6 @@ async def test_what_a_repository_brings_is_not_run_nor_followed(station, reposit
     git(repository, "commit", "--quiet", "--message=evil")
     url = f"file://{repository}"
     await station.stub.InstallDriver(pb.InstallDriverRequest(git=pb.GitSource(url=url, folder="drivers/plug")))
-    (place,) = left(station)
-    assert (place / "passwords").read_text() == "/etc/passwd"
-    assert not (place / "passwords").is_symlink()
     assert not evidence.exists()
 
 

@@ -131,6 +131,8 @@ async def serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if "--unusable" in sys.argv:
+        sys.exit(2)
     if "--crash" in sys.argv:
         print("first line", "the model file is missing", sep="\n", file=sys.stderr)
         sys.exit(3)

@@ -65,6 +65,17 @@ async def test_a_start_failure_has_the_last_lines_of_stderr(bench) -> None:
     await bench.ready()
 
 
+async def test_one_that_says_that_a_restart_would_not_help_is_not_started_again(bench) -> None:
+    bench.flags.append("--unusable")
+    await bench.supervisor.apply(bench.target())
+    await bench.until(lambda: bench.supervisor.state("u1")[0] is ServiceState.FAILED)
+    assert "exited with code 2" in bench.supervisor.state("u1")[1].message
+    assert [record.restart_count for record in bench.supervisor.sidecars("u1")] == [0]
+    bench.flags.clear()
+    await bench.supervisor.apply(bench.target(), restart=True)
+    await bench.ready()
+
+
 @pytest.mark.parametrize("bench", [{"probe_timeout": 0.5, "health_failures": 2}], indirect=True)
 async def test_a_hanging_sidecar_is_replaced_and_harms_no_other(bench) -> None:
     await bench.supervisor.apply(bench.target("u1"))
