@@ -348,16 +348,24 @@ def assign(session: Session, name: str, driver: str, wait: bool) -> None:
 
 def wait_replaced(session: Session, name: str, old: list[str]) -> resources_pb2.Service:
     """Waits with a spinner until another sidecar than `old` serves. Raises the service's error if the new one does not come up."""
+    timeout = session.timeout or 120.0
     with session.screen.console.status(f"waiting for the new sidecar of {name}"):
-        for event in session.client.services.watch(timeout=session.timeout or 120.0):
-            found = event.service
-            if found.name != name:
-                continue
-            ready = found.state == resources_pb2.SERVICE_STATE_READY
-            if ready and list(found.sidecars[:1]) != old:
-                return found
-            if found.error.code and (ready or found.state in SETTLED):
-                raise service_error(found)
+        try:
+            for event in session.client.services.watch(timeout=timeout):
+                found = event.service
+                if found.name != name:
+                    continue
+                ready = found.state == resources_pb2.SERVICE_STATE_READY
+                if ready and list(found.sidecars[:1]) != old:
+                    return found
+                if found.error.code and (ready or found.state in SETTLED):
+                    raise service_error(found)
+        except DeadlineExceeded:
+            late = DeadlineExceeded(
+                f"the new sidecar of {name} is not ready after {timeout:g} s; an old one that was goes on serving"
+            )
+            late.add_note("It goes on trying. Look: `oca sidecar list`, `oca sidecar logs NAME`.")
+            raise late from None
     raise Draining("the gateway ended the watch; ask again", retry_after=1.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class Tls:
 def open_channel(address: str, *, tls: Tls | None, token: str | None) -> grpc.aio.Channel:
     """A channel to `host:port` or `unix:/path`. It connects on the first call, and again whenever it has to.
 
-    Raises FieldInvalid if the token would cross a network in the clear.
+    Raises FieldInvalid if the token would cross a network in the clear, or the CA file has no certificate.
     """
     options = channel_options()
     if address.startswith("unix:"):
@@ -50,6 +51,12 @@ def open_channel(address: str, *, tls: Tls | None, token: str | None) -> grpc.ai
         return grpc.aio.insecure_channel(address, options=options)
     if tls.server_name:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
+    if tls.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=tls.ca_file)
+        except ssl.SSLError:
+            # gRPC would say no more than that nobody answers.
+            raise FieldInvalid("ca_file", f"{tls.ca_file} has no certificate in it (PEM)") from None
     credentials = grpc.ssl_channel_credentials(
         root_certificates=tls.ca_file.read_bytes() if tls.ca_file else None,
         private_key=tls.key_file.read_bytes() if tls.key_file else None,

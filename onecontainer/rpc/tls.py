@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,3 +39,21 @@ def system_roots() -> bytes:
     """The authorities that this machine trusts, PEM; empty if it has none."""
     path = ssl.get_default_verify_paths().cafile  # None if the file is not there
     return Path(path).read_bytes() if path else b""
+
+
+async def handshake_problem(address: str, roots: bytes | None, seconds: float) -> str:
+    """Why TLS with a `HOST:PORT` fails, in words: gRPC says no more than that it has no connection. Empty: it does not fail, or nobody
+    listens there. ``roots`` are authorities, PEM; None: those of this machine."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cadata=None if roots is None else roots.decode("ascii"))
+    try:
+        async with asyncio.timeout(seconds):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except ssl.SSLError as error:
+        return error.reason or str(error)
+    except (OSError, TimeoutError, ValueError):
+        return ""
+    writer.close()
+    return ""

@@ -59,10 +59,13 @@ class Conversation:
             (*self._authorization, ("onecontainer-instance", self._instance)) if self._attached else self._authorization
         )
 
-    async def wait_for_answer(self, *, check_identity: bool = True) -> driver_pb2.GetDriverInfoResponse:
-        """Waits until it answers, and returns who it is; the caller bounds the time.
+    async def wait_for_answer(
+        self, *, check_identity: bool = True, trouble: Callable[[], Awaitable[OneContainerError | None]] | None = None
+    ) -> driver_pb2.GetDriverInfoResponse:
+        """Waits until it answers, and returns who it is; the caller bounds the time. `trouble` is asked, while it does not, whether
+        waiting is of use.
 
-        Raises DriverMisimplemented if it is another driver than it should be.
+        Raises DriverMisimplemented if it is another driver than it should be, and what `trouble` returns.
         """
         await self._wait_for_socket()
         while True:
@@ -75,6 +78,8 @@ class Conversation:
                     error = refusal  # one that has registered may not know yet by which token
             if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise error
+            if trouble is not None and (found := await trouble()) is not None:
+                raise found
             await self._sleep(SOCKET_POLL)
         if check_identity:
             self._check_identity(info)

@@ -53,6 +53,8 @@ class Surroundings:
     start_gate: asyncio.Semaphore
     job_source: Callable[[Target], driver_pb2.JobSource | None]
     open_channel: Callable[[str], grpc.aio.Channel]
+    trouble: Callable[[str], Awaitable[OneContainerError | None]]
+    """Why there is no connection with an address, if that will not pass by itself."""
     sleep: Callable[[float], Awaitable[None]]
     new_token: Callable[[], str]
     registrations: Registrations
@@ -313,7 +315,11 @@ class Instance:
         try:
             async with asyncio.timeout(policy.start_timeout):
                 as_it_is = self._adopted is Adopted.AS_IT_IS
-                info = await talk.wait_for_answer(check_identity=not as_it_is)
+                info = await talk.wait_for_answer(
+                    # The certificates of our own are not in question.
+                    check_identity=not as_it_is,
+                    trouble=None if server is not None else lambda: self._around.trouble(running.target),
+                )
         except TimeoutError:
             raise self._with_log(f"the sidecar did not answer in {policy.start_timeout:g} s") from None
         self._release_gate()

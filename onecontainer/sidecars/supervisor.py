@@ -18,6 +18,7 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.clock import Clock
 from onecontainer.errors import DriverNotAvailable, DriverUnreachable, OneContainerError, ResourceNotFound, StateInvalid
 from onecontainer.rpc.channel import open_channel
+from onecontainer.rpc.tls import handshake_problem
 from onecontainer.settings import is_loopback
 from onecontainer.sidecars.folders import Folders
 from onecontainer.sidecars.instance import Instance, Surroundings
@@ -44,6 +45,7 @@ from onecontainer.sidecars.tokens import InstanceTokens
 log = logging.getLogger(__name__)
 
 SIDECAR_TYPE = "onecontainer.dev/Sidecar"
+HANDSHAKE_SECONDS = 5.0
 
 
 def _new_token() -> str:
@@ -100,6 +102,7 @@ class Supervisor:
             start_gate=asyncio.Semaphore(policy.concurrent_starts),
             job_source=job_source,
             open_channel=channel or self._open_channel,
+            trouble=self._trouble,
             sleep=sleep,
             new_token=new_token,
             registrations=self._registrations,
@@ -314,6 +317,19 @@ class Supervisor:
         tls = not is_loopback(target)
         roots = self._roots() if tls else None
         return open_channel(target, max_message_bytes=self._policy.max_message_bytes, tls=tls, roots=roots)
+
+    async def _trouble(self, target: str) -> OneContainerError | None:
+        if is_loopback(target):
+            return None
+        problem = await handshake_problem(target, self._roots(), HANDSHAKE_SECONDS)
+        return (
+            DriverUnreachable(
+                f"the certificate of the sidecar at {target} is not accepted: {problem}. `oca sidecar certificate` makes one, for the "
+                "names and addresses by which sidecars are reached"
+            )
+            if problem
+            else None
+        )
 
 
 def _nobody(clock: Clock) -> Registrations:

@@ -278,6 +278,16 @@ def test_what_does_not_fit_is_told_and_ends(place: Place, service: str, tmp_path
     assert "needs tls_cert_file" in ended(place.driver(service, tls_cert_file="", tls_key_file=""))
 
 
+def test_a_certificate_that_the_gateway_does_not_accept_is_told(place: Place, service: str, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "stranger").issue([HOST])
+    (tmp_path / "cert.pem").write_bytes(stranger.cert)
+    (tmp_path / "key.pem").write_bytes(stranger.key)
+    place.driver(service, tls_cert_file=str(tmp_path / "cert.pem"), tls_key_file=str(tmp_path / "key.pem")).start()
+    told = "the certificate of the sidecar at"
+    until(lambda: told in place.client.services.get(service).error.message, told, timeout=60)
+    assert "oca sidecar certificate" in place.client.services.get(service).error.message
+
+
 def test_another_version_of_the_driver_is_told_and_ends(place: Place, service: str, tmp_path: Path) -> None:
     folder = tmp_path / "echo"
     folder.symlink_to(place.driver_folder)
