@@ -11,14 +11,14 @@ from pathlib import Path
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.catalog.announced import announced_driver
+from onecontainer.catalog.choosing import checked, choose, target_of, why_unassigned
 from onecontainer.catalog.drivers import scan
-from onecontainer.catalog.matching import Match, is_named, match_drivers, rejection_cause
+from onecontainer.catalog.matching import Match, match_drivers
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, ServiceRecord
 from onecontainer.catalog.plugins import DRIVER_TYPE, PluginShelf
 from onecontainer.catalog.ports import CatalogStore, LiveJobs, Replay, Secrets, Sidecars
 from onecontainer.catalog.quarantine import CheckInstalled, quarantined, unchecked
 from onecontainer.catalog.update import needs_rematch, updated
-from onecontainer.catalog.validation import raise_violations, service_violations
 from onecontainer.clock import Clock
 from onecontainer.errors import (
     DriverNotAvailable,
@@ -31,8 +31,7 @@ from onecontainer.errors import (
     ResourceNotFound,
     StateInvalid,
 )
-from onecontainer.rpc.manifest import manifest_to_proto, secret_names
-from onecontainer.sidecars.model import RuntimeSpec, ServiceState, Target
+from onecontainer.sidecars.model import RuntimeSpec, ServiceState
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ class Catalog:
         current = self.driver_of(record)
         if current is None or current.state is not DriverState.READY:
             try:
-                driver = self._choose(record)
+                driver = choose(record, self._drivers.values())
             except OneContainerError as error:
                 log.warning("%s has no driver any more: %s", record.name, error)
                 driver = None
@@ -229,22 +228,12 @@ class Catalog:
         if record.uid in self._deleting:
             return ServiceState.DELETING, None
         if not record.assigned_driver:
-            return ServiceState.UNASSIGNED, self._why_unassigned(record)
+            return ServiceState.UNASSIGNED, why_unassigned(record, self._drivers.values())
         state, error = self.sidecars.state(record.uid)
         if state is ServiceState.UNASSIGNED and record.runtime.registers and self.driver_of(record) is None:
             text = f"{record.assigned_driver} is not installed: it is known again when a sidecar of it registers"
             return ServiceState.UNAVAILABLE, DriverUnreachable(text, metadata={"driver": record.assigned_driver})
         return (ServiceState.STARTING, None) if state is ServiceState.UNASSIGNED else (state, error)
-
-    def _why_unassigned(self, record: ServiceRecord) -> OneContainerError:
-        try:
-            self._choose(record)
-        except OneContainerError as error:
-            return error
-        match = self.match(record.app, record.app_version)
-        if match.candidates:
-            return DriverNotAvailable(f"{match.candidates[0].name} would fit: call AssignDriver")
-        return DriverNotAvailable(match.why_none(record.app))
 
     def match(self, app: str, app_version: str = "", wanted: str = "") -> Match:
         """Which drivers fit, and why the others do not."""
@@ -297,7 +286,7 @@ class Catalog:
         async with self._changing:
             now = self._clock.now()
             record = replace(sent, uid=self._new_uid(), create_time=now, update_time=now)
-            driver = self._checked(record, list(more_violations))
+            driver = self._checked(record, more_violations)
             if record.name in self._services:
                 raise ResourceConflict(
                     f"{record.name} is there already: choose another id, or update that one",
@@ -323,7 +312,7 @@ class Catalog:
         async with self._changing:
             old = self._current(sent.name, etag)
             record = updated(old, sent, mask)
-            driver = self._checked(record, [])
+            driver = self._checked(record)
             if needs_rematch(old, record):
                 record = replace(
                     record,
@@ -344,7 +333,7 @@ class Catalog:
         async with self._changing:
             old = self._current(name, etag)
             record = replace(old, driver=driver or old.driver, runtime=old.runtime if runtime is None else runtime)
-            chosen = self._checked(record, [])
+            chosen = self._checked(record)
             if chosen is None:
                 raise DriverNotAvailable(self.match(record.app, record.app_version).why_none(record.app))
             record = await self._write(replace(record, assigned_driver=chosen.name, generation=old.generation + 1))
@@ -370,7 +359,7 @@ class Catalog:
                 since = await self._store.drivers_seen([driver], found, driver.create_time)
                 self.change_drivers([replace(driver, create_time=since[driver.name])])
             if not record.assigned_driver:
-                chosen = self._choose(record)
+                chosen = choose(record, self._drivers.values())
                 if chosen is not None:
                     record = await self._write(
                         replace(record, assigned_driver=chosen.name, generation=record.generation + 1)
@@ -421,35 +410,8 @@ class Catalog:
             )
         return record
 
-    def _checked(self, record: ServiceRecord, violations: list[FieldViolation]) -> DriverRecord | None:
-        """The driver of a service that is to be written; raises all that is wrong with it at once."""
-        runtimes = self.sidecars.runtimes
-        found = service_violations(record, None, runtimes, self._secrets)
-        matchable = {"service.app", "service.app_version", "service.driver"}.isdisjoint(one.field for one in found)
-        driver = self._choose(record) if matchable else None
-        if driver is not None:
-            found = service_violations(record, driver, runtimes, self._secrets)
-        raise_violations([*violations, *found])
-        return driver
-
-    def _choose(self, record: ServiceRecord) -> DriverRecord | None:
-        """The driver that is named, else the best. Raises ResourceNotFound and DriverNotAvailable for one that is named."""
-        match = self.match(record.app, record.app_version, record.driver)
-        if not record.driver:
-            return match.candidates[0] if match.candidates else None
-        fitting = [driver for driver in match.candidates if is_named(driver, record.driver)]
-        if fitting:
-            return fitting[0]
-        named = [driver for driver in self._drivers.values() if is_named(driver, record.driver)]
-        if not named:
-            raise ResourceNotFound(
-                f"{record.driver} is not installed; ListDrivers tells which drivers are",
-                resource=(DRIVER_TYPE, record.driver),
-            )
-        causes = "; ".join(
-            f"{driver.name}: {rejection_cause(driver, record.app, record.app_version)}" for driver in named
-        )
-        raise DriverNotAvailable(f"{record.driver} does not fit {record.name}: {causes}")
+    def _checked(self, record: ServiceRecord, more: Iterable[FieldViolation] = ()) -> DriverRecord | None:
+        return checked(record, self._drivers.values(), self.sidecars.runtimes, self._secrets, more)
 
     async def _write(self, record: ServiceRecord) -> ServiceRecord:
         written = replace(record, revision=record.revision + 1, update_time=self._clock.now())
@@ -467,27 +429,8 @@ class Catalog:
         if driver is None or driver.manifest is None:
             await self.sidecars.unassign(record.uid, DELETE_DRAIN)
             return
-        secrets = secret_names(record.options)
-        limits = record.job_limits
-        await self.sidecars.apply(
-            Target(
-                uid=record.uid,
-                service=record.name,
-                app=record.app,
-                app_version=record.app_version,
-                endpoints=record.endpoints,
-                options=record.options,
-                secrets=tuple(sorted(secrets)),
-                driver=driver.name,
-                manifest=manifest_to_proto(driver.manifest),
-                folder=driver.folder,
-                runtime=record.runtime,
-                slots=limits.max_running or driver.manifest.job_slots,
-                drain_timeout=self._drain_timeout if limits.drain_timeout is None else limits.drain_timeout,
-                generation=record.generation,
-            ),
-            restart=restart,
-        )
+        target = target_of(record, driver, driver.manifest, self._drain_timeout)
+        await self.sidecars.apply(target, restart=restart)
 
     def _put(self, record: ServiceRecord) -> None:
         self._services[record.name] = record
