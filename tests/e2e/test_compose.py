@@ -126,6 +126,7 @@ def test_rows_and_jobs_from_the_host(compose: Compose, tmp_path: Path) -> None:
     assert (tmp_path / "tone.flac").read_bytes().startswith(b"fLaC")
 
 
+@pytest.mark.slow  # compose starts what depends on what was restarted once more: more than a minute
 def test_what_ends_comes_back(compose: Compose, tmp_path: Path) -> None:
     with compose.client(tmp_path) as client:
         wait_ready(client)
