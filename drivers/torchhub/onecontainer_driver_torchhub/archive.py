@@ -48,7 +48,8 @@ def _take_alone(script: Path, target: Path, field: str) -> None:
         if script.stat().st_size > MAX_SCRIPT_BYTES:
             raise ValueError("too long")
         data = script.read_bytes()
-        ast.parse(data)
+        if not ast.parse(data).body:
+            raise ValueError("nothing in it")
     except (SyntaxError, ValueError) as error:
         raise errors.DataInvalid(field, f"is neither a zip nor a tar file, nor a {HUBCONF}: {error}") from error
     (target / HUBCONF).write_bytes(data)

@@ -78,9 +78,10 @@ class TorchHubDriver(ModelDriver):
         return self._runtime
 
     async def probe(self) -> ProbeResult:
-        asked = self._torch.ask()
         # Importing PyTorch may take longer than a probe.
-        return await super().probe() if asked.done() else ProbeResult(ready=False, message="looks for PyTorch")
+        if self._torch.known() is None:
+            return ProbeResult(ready=False, message="looks for PyTorch")
+        return await super().probe()
 
     async def rules(self) -> Rules:
         return rules(self._allowed, (await self._torch.torch()).devices)

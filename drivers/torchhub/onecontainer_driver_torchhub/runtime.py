@@ -47,14 +47,25 @@ class Runtime:
     def __init__(self, variables: Mapping[str, str]) -> None:
         self._variables = variables
         self._asked: asyncio.Task[Torch] | None = None
+        self._failure: BaseException | None = None
 
     def ask(self) -> asyncio.Task[Torch]:
         task = self._asked
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = self._asked = asyncio.create_task(self._inspect())
-            # Looked at even if nobody waits.
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            task.add_done_callback(self._heard)
         return task
+
+    def _heard(self, task: asyncio.Task[Torch]) -> None:
+        # Looked at even if nobody waits.
+        self._failure = None if task.cancelled() else task.exception()
+
+    def known(self) -> Torch | None:
+        """None while it is asked for the first time. Raises why it did not work the last time, and asks again."""
+        failure, task = self._failure, self.ask()
+        if failure is not None:
+            raise failure
+        return task.result() if task.done() else None
 
     async def torch(self) -> Torch:
         """Raises BackendUnreachable with what Python said."""
