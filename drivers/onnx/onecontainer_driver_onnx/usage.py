@@ -18,7 +18,7 @@ from onecontainer_driver_onnx.config import RUNTIME_OPTIONS, rules
 @cache
 def example_image() -> bytes:
     """A small photo of a cat (Chelsea, by Stefan van der Walt, CC0)."""
-    return resources.files(__package__).joinpath("assets", "cat.webp").read_bytes()
+    return resources.files("onecontainer_driver_onnx").joinpath("assets", "cat.webp").read_bytes()
 
 
 def usage(backend: ModelBackend, service: str) -> usage_pb2.Usage:

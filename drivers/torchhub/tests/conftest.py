@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf import struct_pb2
+from google.protobuf import json_format, struct_pb2
 
-from onecontainer.api.ai.v1 import model_pb2
+from onecontainer.api.ai.v1 import inference_pb2, model_pb2
+from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.client import Client
 from tests.fixtures.cancels import until
@@ -71,17 +72,13 @@ class Bench:
 
     def serve(self, model: str, config: model_pb2.ModelConfig | None, **fields: Any) -> Any:
         """The job's result; raises its error."""
-        return self.job(model, config, **fields).result(timeout=LOAD_SECONDS)
+        return self.job(model, config, **fields).result(pb.ServeModelResult, timeout=LOAD_SECONDS)
 
     def values(self, value: object, model: str = "", **fields: Any) -> Any:
         """What the model gives for a nested list, as nested lists."""
-        from onecontainer.api.ai.v1 import inference_pb2
-
         output = inference_pb2.OutputOptions(kind=inference_pb2.OUTPUT_KIND_JSON)
-        item = inference_pb2.Input()
-        item.json.CopyFrom(_json(value))
-        answer = self.client.ai.predict(self.name, item, model=model, output=output, timeout=LOAD_SECONDS, **fields)
-        found = _plain(answer.predictions[0].json)
+        answer = self.client.ai.predict(self.name, [value], model=model, output=output, timeout=LOAD_SECONDS, **fields)
+        found = json_format.MessageToDict(answer.predictions[0].json)
         return found["output"] if list(found) == ["output"] else found
 
     def state(self, model: str, version: str = "1") -> model_pb2.ModelVersion:
@@ -100,11 +97,10 @@ class Bench:
     def processes(self) -> list[int]:
         """The models' processes, by number on this host."""
         (container,) = self.gateway.containers(self.name)
-        titles, rows = (top := container.top(ps_args="-eo pid,args"))["Titles"], top["Processes"]
-        number = titles.index("PID")
+        top = container.top(ps_args="-eo pid,args")
         return [
-            int(row[number])
-            for row in rows or []
+            int(row[top["Titles"].index("PID")])
+            for row in top["Processes"] or []
             if "-m onecontainer_driver_torchhub.process" in row[-1] and "warden.py" not in row[-1]
         ]
 
@@ -121,18 +117,6 @@ class Bench:
         loading = model_pb2.MODEL_STATE_LOADING
         models = self.client.ai.list_models(self.name)
         return any(version.state == loading for model in models for version in model.versions)
-
-
-def _json(value: object) -> struct_pb2.Value:
-    from onecontainer.client.values import json_value
-
-    return json_value(value)
-
-
-def _plain(value: struct_pb2.Value) -> Any:
-    from google.protobuf import json_format
-
-    return json_format.MessageToDict(value)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What the tests serve besides the real classifier: small models, and models that misbehave."""
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,9 +41,13 @@ def line(factor=2.0, offset=0.0, seconds=0.0, load_seconds=0.0):
     return Line(factor, offset, seconds)
 
 
-def fetched(path):
-    """Weights that torch.hub fetches: its progress is what is told."""
-    state = torch.hub.load_state_dict_from_url(Path(path).as_uri(), weights_only=True)
+def fetched(megabytes):
+    """Weights that torch.hub fetches, here from a file; its progress is what the job tells."""
+    with tempfile.TemporaryDirectory(dir=os.environ["HOME"]) as folder:
+        source = Path(folder, "line.pth")
+        torch.save({**Line(3, 4).state_dict(), "ballast": torch.zeros(megabytes << 18)}, source)
+        state = torch.hub.load_state_dict_from_url(source.as_uri(), weights_only=True)
+    del state["ballast"]
     model = Line(0, 0)
     model.load_state_dict(state)
     return model

@@ -21,7 +21,9 @@ def well_known(name: str) -> tuple[str, ...]:
         raise errors.FieldInvalid(
             "config.classification.labels.well_known", f"there is no set {name!r}; there is {', '.join(WELL_KNOWN)}"
         )
-    return tuple(json.loads(resources.files(__package__).joinpath(WELL_KNOWN[name]).read_text(encoding="utf-8")))
+    return tuple(
+        json.loads(resources.files("onecontainer.driver.models").joinpath(WELL_KNOWN[name]).read_text(encoding="utf-8"))
+    )
 
 
 def parse(data: bytes) -> tuple[str, ...]:

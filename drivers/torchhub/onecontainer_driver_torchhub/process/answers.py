@@ -38,11 +38,11 @@ def run(loaded: Loaded, feeds: Mapping[str, Array], outputs: Sequence[str]) -> d
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The parts of nested dictionaries, lists and tuples, with names such as `out`, `0` and `0.boxes`."""
+    if isinstance(value, tuple) and (fields := getattr(value, "_fields", None)):
+        value = dict(zip(fields, value, strict=True))
     match value:
         case dict():
             parts = [(str(key), part) for key, part in value.items()]
-        case tuple() if hasattr(value, "_fields"):
-            parts = list(zip(value._fields, value, strict=True))
         case list() | tuple():
             parts = [(str(index), part) for index, part in enumerate(value)]
         case None:

@@ -61,7 +61,7 @@ def load(wanted: Wanted, tell: Tell) -> Loaded:
     try:
         with _alone(wanted):
             # All of hub.load's own parameters are given here, so that none of the caller's can be taken for one.
-            model = torch.hub.load(
+            model: Any = torch.hub.load(
                 wanted.repo,
                 wanted.entrypoint,
                 source="local" if wanted.local else "github",
@@ -77,18 +77,17 @@ def load(wanted: Wanted, tell: Tell) -> Loaded:
         raise Failure(
             Kind.INVALID, f"{wanted.entrypoint} returned {type(model).__name__}, which is no model", "entrypoint"
         )
+    module: Any = model if isinstance(model, torch.nn.Module) else None
     if wanted.weights:
-        _take_weights(model, wanted.weights)
+        _take_weights(module, wanted.weights)
     device = torch.device(wanted.device)
-    call: Callable[..., Any] = model
-    if isinstance(model, torch.nn.Module):
+    if module is not None:
         try:
-            model = model.eval().requires_grad_(False).to(device)
+            module.eval().requires_grad_(False).to(device)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             raise Failure(Kind.MEMORY, f"the model does not go to {wanted.device}: {words(error)}") from error
-        call = model
-    names, required, by_position = _parameters(model.forward if isinstance(model, torch.nn.Module) else model)
-    return Loaded(call, names, required, by_position, device)
+    names, required, by_position = _parameters(model if module is None else module.forward)
+    return Loaded(model, names, required, by_position, device)
 
 
 @contextlib.contextmanager
@@ -129,9 +128,10 @@ def _bar(tell: Tell) -> type:
     return Bar
 
 
-def _take_weights(model: Any, path: str) -> None:
+def _take_weights(module: Any, path: str) -> None:
+    """`module` None: what was loaded is none."""
     field = "weights_artifact"
-    if not isinstance(model, torch.nn.Module):
+    if module is None:
         raise Failure(Kind.INVALID, "goes with a torch.nn.Module only", field)
     try:
         # Only tensors: a pickle could run code.
@@ -139,7 +139,7 @@ def _take_weights(model: Any, path: str) -> None:
         nested = state.get("state_dict", state) if isinstance(state, dict) else None
         if not isinstance(nested, dict):
             raise TypeError(f"a {type(state).__name__} instead of a state dict")
-        model.load_state_dict(nested)
+        module.load_state_dict(nested)
     except Exception as error:
         raise Failure(Kind.INVALID, f"is no state dict of this model: {words(error)}", field) from error
 
