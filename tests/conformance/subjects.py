@@ -121,7 +121,7 @@ SUBJECTS = (
         "torchhub",
         bundled("torchhub"),
         given(ServiceSpec(options={"allow_repo_artifacts": True, "threads": 1})),
-        quick=frozenset({"docker"}),
+        quick=NEITHER,
         runtimes={"docker": Runtime(partial(Container, image=torch_image), relayed)},
     ),
     Subject("ffmpeg", bundled("ffmpeg"), given(ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"}))),

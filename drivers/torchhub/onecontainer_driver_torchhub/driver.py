@@ -43,7 +43,8 @@ class TorchHubDriver(ModelDriver):
         workers = options["concurrency"] or cores()
         opener = Opener(state, cache, options["threads"] or cores(), options["max_model_bytes"])
         await asyncio.to_thread(opener.clean)
-        self._runtime = Runtime(environment(state))
+        # What PyTorch is here stays so: another attachment need not find it out again.
+        self._runtime = self._runtime or Runtime(environment(state))
         self._runtime.ask()
         store = Store(state)
         sources = Sources(store, self._allowed, options["max_model_bytes"])
@@ -67,13 +68,12 @@ class TorchHubDriver(ModelDriver):
 
     async def detach(self) -> None:
         await super().detach()
-        runtime, self._runtime = self._runtime, None
-        if runtime is not None:
-            await runtime.close()
+        if self._runtime is not None and not await self._runtime.close():
+            self._runtime = None
 
     @property
     def _torch(self) -> Runtime:
-        if self._runtime is None:
+        if self._runtime is None or self._backend is None:
             raise errors.NotAttached("the driver is not attached to a service")
         return self._runtime
 

@@ -71,10 +71,13 @@ class Runtime:
         """Raises BackendUnreachable with what Python said."""
         return await asyncio.shield(self.ask())
 
-    async def close(self) -> None:
-        if self._asked is not None:
-            self._asked.cancel()
-            await asyncio.gather(self._asked, return_exceptions=True)
+    async def close(self) -> bool:
+        """Ends what is under way. False: it has not got an answer, and needs to be made anew."""
+        if self._asked is None:
+            return False
+        self._asked.cancel()
+        (found,) = await asyncio.gather(self._asked, return_exceptions=True)
+        return isinstance(found, Torch)
 
     async def _inspect(self) -> Torch:
         process = await asyncio.create_subprocess_exec(

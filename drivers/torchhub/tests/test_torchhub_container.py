@@ -126,6 +126,7 @@ def test_answers_are_not_swapped(bench: Any, cat: bytes) -> None:
     assert (len(answers), swapped) == (200, [])
 
 
+@pytest.mark.slow
 def test_weights_of_their_own(bench: Any, cat: bytes) -> None:
     config = bench.classifier(pretrained=False)
     config.source.torch_hub.weights_artifact = bench.weights
@@ -163,6 +164,7 @@ def test_tensors_and_json(bench: Any) -> None:
     assert bench.values(0, model="function") == 0
 
 
+@pytest.mark.slow
 def test_weights_that_are_fetched(bench: Any) -> None:
     """torch.hub's own way to fetch weights, whose progress is the job's."""
     reports: list[Any] = []
@@ -224,17 +226,18 @@ def test_what_fails_says_why(bench: Any) -> None:
     assert "broken on purpose" in version.error.message
     with pytest.raises(errors.ModelNotReady, match="broken on purpose"):
         bench.values(1, model="broken")
-    for entrypoint, kwargs, error, match in (
-        ("absent", {}, errors.ResourceNotFound, "no function 'absent'"),
-        ("no_model", {}, errors.DataInvalid, "returned str"),
-        ("line", {"colour": "red"}, errors.DataInvalid, "colour"),
-    ):
-        with pytest.raises(error, match=match):
-            bench.serve("bad", bench.config(entrypoint, **kwargs), replace=True, options=ONCE)
     labels = bench.classifier()
     labels.classification.labels.list.names.extend(["one", "two"])
-    with pytest.raises(errors.DataInvalid, match="2 names, but the model has 1000 classes"):
-        bench.serve("labels", labels, options=ONCE)
+    wrong = (
+        (bench.config("absent"), errors.ResourceNotFound, "no function 'absent'"),
+        (bench.config("no_model"), errors.DataInvalid, "returned str"),
+        (bench.config("line", colour="red"), errors.DataInvalid, "colour"),
+        (labels, errors.DataInvalid, "2 names, but the model has 1000 classes"),
+    )
+    jobs = [bench.job(f"bad{index}", config, options=ONCE) for index, (config, _, _) in enumerate(wrong)]
+    for job, (_, error, match) in zip(jobs, wrong, strict=True):
+        with pytest.raises(error, match=match):
+            job.result(pb.ServeModelResult, timeout=LONG)
     hub = model_pb2.TorchHubSource(repo="pytorch/vision", entrypoint="resnet18")
     with pytest.raises(errors.SourceNotAllowed, match="allowed_repos"):
         bench.serve("git", model_pb2.ModelConfig(source=model_pb2.ModelSource(torch_hub=hub)), options=ONCE)
@@ -273,10 +276,14 @@ def test_a_model_that_dies(bench: Any) -> None:
 
 def test_the_cap(bench: Any) -> None:
     """Three in memory: the least recently used one goes for a fourth, and comes back when it is called; a pinned one stays."""
-    for name, pinned in (("pinned", True), ("b", False), ("c", False)):
+    jobs = []
+    for name in ("pinned", "b", "c"):
         config = bench.config("line", offset=len(name))
-        config.residency.pinned = pinned
-        bench.serve(name, config)
+        config.residency.pinned = name == "pinned"
+        jobs.append(bench.job(name, config))
+    for job in jobs:
+        job.result(pb.ServeModelResult, timeout=LONG)
+    assert bench.values(0, model="c") == 1
     assert bench.values(0, model="b") == 1
     bench.serve("d", bench.config("line", offset=4))
     assert bench.in_memory() == {"pinned", "b", "d"}
@@ -302,6 +309,7 @@ def test_none_goes_while_a_call_is_inside(bench: Any) -> None:
     assert bench.state("slow").state == UNLOADED
 
 
+@pytest.mark.slow
 def test_an_idle_one_goes_and_comes_back(bench: Any) -> None:
     config = bench.config("line")
     config.residency.idle_timeout.CopyFrom(duration_pb2.Duration(seconds=1))
@@ -330,6 +338,7 @@ def test_served_models_come_back(bench: Any, cat: bytes) -> None:
     assert bench.state("out").unload_reason == model_pb2.UNLOAD_REASON_REQUESTED
 
 
+@pytest.mark.slow
 def test_what_comes_from_github_and_from_a_folder(bench: Any) -> None:
     """There is no GitHub here: the repository is in the cache, where PyTorch looks first, as it is when it was fetched before."""
     client, local = bench.client, "/opt/driver/hub"
