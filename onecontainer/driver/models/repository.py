@@ -13,23 +13,15 @@ from collections.abc import Callable
 
 from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.models.recording import material_of, record_of
 from onecontainer.driver.models.served import Served, try_out
-from onecontainer.driver.models.store import Catalog, Record, Store
-from onecontainer.driver.models.version import Fetch, Material, Open, Report, Version
+from onecontainer.driver.models.store import Catalog, Store
+from onecontainer.driver.models.version import Fetch, Material, Open, Report, Version, no_report
 
 Clock = Callable[[], float]
 WarmUp = Callable[[Served], None]
 FIRST_VERSION = "1"
 MAX_VERSIONS = 1000
-
-
-def _no_report(
-    phase: inference_service_pb2.ServeModelPhase.ValueType,
-    message: str = "",
-    fetched: int = 0,
-    total: int | None = None,
-) -> None:
-    """For loads that nobody asked for."""
 
 
 class Repository:
@@ -112,13 +104,7 @@ class Repository:
         for record in catalog.records:
             found = self.announce(record.model, record.version, record.config)
             found.recorded = True
-            found.material = Material(
-                self._store.path(record.sha256) if record.sha256 else None,
-                record.labels,
-                record.sha256,
-                record.weights_sha256,
-                record.config.classification.labels.HasField("artifact"),
-            )
+            found.material = material_of(record, self._store)
             if record.default_version:
                 self._default_version[record.model] = record.version
             if record.loaded:
@@ -145,7 +131,7 @@ class Repository:
         """Loads a version as it was. Raises what the load raises; the version is FAILED with it."""
         async with found.lock:
             if found.served is None and (found.comes_back or found.state != model_pb2.MODEL_STATE_UNLOADED):
-                await self._load(found, found.config, self._reload, _no_report, try_out)
+                await self._load(found, found.config, self._reload, no_report, try_out)
                 self._let_go(found)
 
     # --- loading -------------------------------------------------------------------------------------------------------
@@ -404,19 +390,10 @@ class Repository:
     async def save(self) -> None:
         """Records what is served, for the next start."""
         async with self._saving:
-            records = [self._record(found) for found in self._all() if found.worth_recording]
+            records = [
+                record_of(found, default_version=self._default_version.get(found.model) == found.version)
+                for found in self._all()
+                if found.worth_recording
+            ]
             catalog = Catalog(records, self.default_model)
             await asyncio.to_thread(self._store.save, catalog)
-
-    def _record(self, found: Version) -> Record:
-        material = found.material
-        return Record(
-            model=found.model,
-            version=found.version,
-            config=found.config,
-            loaded=not found.stays_out,
-            default_version=self._default_version.get(found.model) == found.version,
-            sha256=material.sha256 if material is not None else "",
-            labels=material.labels if material is not None and material.label_artifact else (),
-            weights_sha256=material.weights_sha256 if material is not None else "",
-        )

@@ -45,6 +45,15 @@ class Report(Protocol):
     ) -> None: ...
 
 
+def no_report(
+    phase: inference_service_pb2.ServeModelPhase.ValueType,
+    message: str = "",
+    fetched: int = 0,
+    total: int | None = None,
+) -> None:
+    """For loads that nobody asked for."""
+
+
 class Fetch(Protocol):
     """Gets the material of a load. What it raises is the reason that the version is FAILED for.
 
