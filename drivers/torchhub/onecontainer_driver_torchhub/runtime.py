@@ -37,7 +37,11 @@ def environment(home: Path, threads: int | None = None) -> dict[str, str]:
     }
     if threads is not None:
         # Libraries beside PyTorch read these when they are loaded.
-        found |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        found |= {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": str(threads),
+        }
     return found
 
 
