@@ -45,8 +45,8 @@ def main() -> int:
     ends = [
         examined(subject, runtime)
         for subject in SUBJECTS
-        for runtime in given.runtime or RUNTIMES
-        if not given.only or subject.name in given.only
+        for runtime in subject.runtimes
+        if (not given.only or subject.name in given.only) and (not given.runtime or runtime in given.runtime)
     ]
     print("\n" + "\n".join(told for _, told in ends))
     return 0 if all(passed for passed, _ in ends) else 1

@@ -11,7 +11,7 @@ import socketserver
 import struct
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -40,17 +40,18 @@ GET_INTERFACE_ADDRESS = 0x8915
 
 
 class Container:
-    """`Starter` of a driver's folder as a container."""
+    """`Starter` of a driver's folder as a container, on a base image."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, image: Callable[[], str] = base_image) -> None:
         self._folder = folder.resolve()
+        self._image = image
 
     @asynccontextmanager
     async def start(self) -> AsyncIterator[Place]:
         # A short path: that of a UNIX socket has at most 107 bytes.
         with tempfile.TemporaryDirectory(prefix="oc-kit-") as name:
             data = Path(name)
-            runtime = DockerRuntime(_settings(data), Authority(data / "ca"))
+            runtime = DockerRuntime(_settings(data, self._image()), Authority(data / "ca"))
             instance, token = f"sidecars/{secrets.token_hex(8)}", secrets.token_urlsafe(24)
             folders = Folders(data, data).make(instance, UID, token, {}, outlives=True)
             log = data / "log"
@@ -94,13 +95,13 @@ class Container:
         )
 
 
-def _settings(data: Path) -> DockerSettings:
+def _settings(data: Path, image: str) -> DockerSettings:
     defaults = Settings(data_dir=data)
     return DockerSettings(
         installation=secrets.token_hex(8),
         gateway=private_folder(data / "gateway"),
         mark=data / "docker",
-        base_image=base_image(),
+        base_image=image,
         build_timeout=defaults.docker_build_timeout,
         defaults=Defaults(defaults.docker_memory_bytes, defaults.docker_cpus, defaults.docker_pids),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from onecontainer.cli.driver_new import SCOPES, new_driver
@@ -14,6 +15,7 @@ from tests.conformance.containers import Container, relayed
 from tests.drivers import build
 from tests.fixtures.cassandra import private_cassandra
 from tests.fixtures.postgresql import private_postgresql
+from tests.fixtures.torch_image import torch_image
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "127.0.0.1:1"
@@ -45,20 +47,21 @@ NOTHING = given(ServiceSpec())
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A driver and its service. `quick`: the runtimes in which `make test` has it too."""
+    """A driver and its service. `runtimes`: those in which it can be; `quick`: those in which `make test` has it too."""
 
     name: str
     folder: Callable[[Path], Path]
     """Given a folder to build in."""
     service: Service = NOTHING
     quick: frozenset[str] = frozenset({"process"})
+    runtimes: Mapping[str, Runtime] = field(default_factory=lambda: RUNTIMES)
 
     @contextmanager
     def kit(self, runtime: str, scratch: Path, tell: Callable[[Result], None]) -> Iterator[Kit]:
         """The kit for it, while its backend is up."""
         folder = self.folder(scratch)
-        with self.service(RUNTIMES[runtime].reach) as spec:
-            starter = RUNTIMES[runtime].starter(folder)
+        with self.service(self.runtimes[runtime].reach) as spec:
+            starter = self.runtimes[runtime].starter(folder)
             yield Kit(starter, spec, examples_of(folder), tell=tell)
 
 
@@ -113,6 +116,14 @@ SUBJECTS = (
     Subject("sql-postgresql", bundled("sql"), _postgresql, quick=NEITHER),
     Subject("cassandra", bundled("cassandra"), _cassandra, quick=NEITHER),
     Subject("onnx", bundled("onnx"), given(ServiceSpec(options={"default_model": "none"}))),
+    # Debian's PyTorch is for Debian's Python: in an image there is one.
+    Subject(
+        "torchhub",
+        bundled("torchhub"),
+        given(ServiceSpec(options={"allow_repo_artifacts": True, "threads": 1})),
+        quick=NEITHER,
+        runtimes={"docker": Runtime(partial(Container, image=torch_image), relayed)},
+    ),
     Subject("ffmpeg", bundled("ffmpeg"), given(ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"}))),
     *(Subject(f"scaffold-{scope}", scaffold(scope)) for scope in SCOPES),
     # As the reference of the faults it is tested in any case.

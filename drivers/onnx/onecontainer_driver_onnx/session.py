@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,33 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # type: i
 
 from onecontainer.api.ai.v1 import model_pb2, tensor_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_onnx.tensors import dtype_from_onnx, dtype_name, numpy_dtype
+from onecontainer.driver.models.served import Served, served_of
+from onecontainer.driver.models.session import Session
+from onecontainer.driver.models.version import Material, Open, Report
+from onecontainer_driver_onnx.config import PROVIDERS, SessionOptions, session_options
 
 Array = npt.NDArray[Any]
 
 # Of malloc.h; musl has neither it nor several heaps.
 _M_ARENA_MAX = -8
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-# Session settings of ONNX Runtime that a caller may set, and what they mean. None of them names a file.
-RUNTIME_OPTIONS = {
-    "session.intra_op.allow_spinning": "`1`: threads wait actively between operators: faster alone, costly beside others. Default `0`.",
-    "session.set_denormal_as_zero": "`1`: numbers near zero count as zero. Default `0`.",
-    "session.disable_prepacking": "`1`: less memory, slower. Default `0`.",
+_DTYPES = {
+    "tensor(bool)": tensor_pb2.DATA_TYPE_BOOL,
+    "tensor(uint8)": tensor_pb2.DATA_TYPE_UINT8,
+    "tensor(uint16)": tensor_pb2.DATA_TYPE_UINT16,
+    "tensor(uint32)": tensor_pb2.DATA_TYPE_UINT32,
+    "tensor(uint64)": tensor_pb2.DATA_TYPE_UINT64,
+    "tensor(int8)": tensor_pb2.DATA_TYPE_INT8,
+    "tensor(int16)": tensor_pb2.DATA_TYPE_INT16,
+    "tensor(int32)": tensor_pb2.DATA_TYPE_INT32,
+    "tensor(int64)": tensor_pb2.DATA_TYPE_INT64,
+    "tensor(float16)": tensor_pb2.DATA_TYPE_FLOAT16,
+    "tensor(bfloat16)": tensor_pb2.DATA_TYPE_BFLOAT16,
+    "tensor(float)": tensor_pb2.DATA_TYPE_FLOAT32,
+    "tensor(double)": tensor_pb2.DATA_TYPE_FLOAT64,
+    "tensor(string)": tensor_pb2.DATA_TYPE_BYTES,
 }
+
 
 _UNREADABLE = (
     ort_errors.InvalidProtobuf,
@@ -46,23 +58,7 @@ _UNREADABLE = (
 _RUN_ERRORS = (ort_errors.InvalidArgument, ort_errors.RuntimeException, ort_errors.Fail, ort_errors.EPFail)
 
 
-def devices() -> list[str]:
-    """What a model may run on here, the default first."""
-    available = set(onnxruntime.get_available_providers())
-    return [name for name in ("cuda", "cpu") if PROVIDERS[name] in available]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """How a session runs. `threads` is within one run of the model."""
-
-    device: str = "cpu"
-    threads: int = 1
-    inter_op_threads: int = 1
-    runtime_options: Mapping[str, str] = field(default_factory=dict)
-
-
-class Session:
+class OnnxSession(Session):
     """A loaded model. `run` may be called from several threads at once."""
 
     def __init__(self, path: Path, options: SessionOptions) -> None:
@@ -95,62 +91,50 @@ class Session:
             raise errors.DataInvalid(
                 "config.source", f"cannot be loaded as an ONNX model: {_first_line(error)}"
             ) from error
-        self.memory_bytes = max(0, resident_bytes() - before)
+        self._memory_bytes = max(0, resident_bytes() - before)
         self.inputs = [_spec(value) for value in self._session.get_inputs()]
         self.outputs = [_spec(value) for value in self._session.get_outputs()]
         self.platform = f"onnxruntime {onnxruntime.__version__}, {', '.join(self._session.get_providers())}"
+        self.threads = options.threads
         self._run_errors = _RUN_ERRORS
 
-    def input(self, name: str) -> tensor_pb2.TensorSpec | None:
-        return next((spec for spec in self.inputs if spec.name == name), None)
+    @property
+    def memory_bytes(self) -> int:
+        return self._memory_bytes
 
-    def output(self, name: str) -> tensor_pb2.TensorSpec | None:
-        return next((spec for spec in self.outputs if spec.name == name), None)
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Runs the model once. Blocks, without holding the interpreter.
 
         Raises:
             BackendExecutionFailed: the model failed on this input.
         """
         try:
-            results = self._session.run(list(outputs), dict(feeds))
+            names = list(outputs) or [spec.name for spec in self.outputs]
+            results = self._session.run(names, dict(feeds))
         except self._run_errors as error:
             raise errors.BackendExecutionFailed(
                 f"the model failed on this input: {_first_line(error)}",
                 code=errors.Code.INVALID_ARGUMENT,
                 hop="backend",
             ) from error
-        return [value if isinstance(value, np.ndarray) else np.asarray(value) for value in results]
+        return {
+            name: value if isinstance(value, np.ndarray) else np.asarray(value)
+            for name, value in zip(names, results, strict=True)
+        }
 
-    def check(self, name: str, array: Array, path: str) -> None:
-        """Checks an array against what the model declares. `path` is the field that the array came from.
+    async def close(self) -> int:
+        return await asyncio.to_thread(self._close)
 
-        Raises:
-            FieldInvalid: no such input.
-            DataInvalid: another type, rank or length.
-        """
-        shape_path, dtype_path = (f"{path}.shape", f"{path}.dtype") if path.endswith(".tensor") else (path, path)
-        spec = self.input(name)
-        if spec is None:
-            raise errors.FieldInvalid(
-                path, f"the model has no input {name!r}; it has {', '.join(s.name for s in self.inputs)}"
-            )
-        wanted = numpy_dtype(spec.dtype)
-        if wanted is None:
-            raise errors.DataInvalid(path, f"the model's input {name!r} has a type that cannot be sent")
-        if array.dtype != wanted and not (wanted.kind == "O" and array.dtype.kind in {"O", "U", "S"}):
-            raise errors.DataInvalid(dtype_path, f"{name!r} takes {dtype_name(spec.dtype)}, not {array.dtype}")
-        shape = list(spec.shape)
-        if len(shape) != array.ndim or any(n not in {-1, m} for n, m in zip(shape, array.shape, strict=True)):
-            raise errors.DataInvalid(shape_path, f"{name!r} takes {shape} (-1: any), not {list(array.shape)}")
-
-    def close(self) -> int:
-        """Frees the memory, and returns how many bytes went back to the system. Nothing may run in it any more. Blocks."""
+    def _close(self) -> int:
         before = resident_bytes()
         self._session = None
         release_memory()
         return max(0, before - resident_bytes())
+
+
+def dtype_from_onnx(kind: str) -> tensor_pb2.DataType.ValueType:
+    """Of ONNX Runtime's words for a type. UNSPECIFIED: not a tensor that the wire has."""
+    return _DTYPES.get(kind, tensor_pb2.DATA_TYPE_UNSPECIFIED)
 
 
 def _spec(value: Any) -> tensor_pb2.TensorSpec:
@@ -162,15 +146,29 @@ def _spec(value: Any) -> tensor_pb2.TensorSpec:
     )
 
 
-def zeros(spec: tensor_pb2.TensorSpec, sizes: Sequence[int] = ()) -> Array | None:
-    """An input of zeros to try a model with, free dimensions 1, or as `sizes` says. None: the type does not allow it."""
-    dtype = numpy_dtype(spec.dtype)
-    if dtype is None:
-        return None
-    shape = [n if n >= 0 else 1 for n in spec.shape]
-    if len(sizes) == len(shape):
-        shape = [n if n >= 0 else max(size, 1) for n, size in zip(spec.shape, sizes, strict=True)]
-    return np.full(shape, "", object) if dtype.kind == "O" else np.zeros(shape, dtype)
+def opener(default_threads: int) -> Open:
+    """How a load makes a session of a model's file."""
+
+    async def open_model(material: Material, config: model_pb2.ModelConfig, report: Report) -> Served:
+        return await asyncio.to_thread(open_material, material, config, default_threads)
+
+    return open_model
+
+
+def open_material(material: Material, config: model_pb2.ModelConfig, default_threads: int) -> Served:
+    """Loads a model and checks the config against it. Blocks.
+
+    Raises:
+        DataInvalid, FieldInvalid, BackendCapabilityMissing: with the path in the config.
+    """
+    assert material.path is not None
+    check_model_file(material.path, external_data=config.source.HasField("path"))
+    return open_served(material.path, config, material.labels, default_threads)
+
+
+def open_served(path: Path, config: model_pb2.ModelConfig, labels: Sequence[str], default_threads: int) -> Served:
+    """The same for a file that is known to be a model."""
+    return served_of(OnnxSession(path, session_options(config, default_threads)), config, labels)
 
 
 def check_model_file(path: Path, *, external_data: bool) -> None:
@@ -229,12 +227,6 @@ def _node_tensors(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
                 yield sparse.indices
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _graph_tensors(graph)
-
-
-def class_count(session: Session, classification: model_pb2.Classification) -> int | None:
-    """How many classes the declared output has. None: the model does not say before it runs."""
-    spec = session.output(classification.output)
-    return spec.shape[-1] if spec is not None and spec.shape and spec.shape[-1] > 0 else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,9 +14,8 @@ import platformdirs
 import pytest
 from google.protobuf import any_pb2
 from onecontainer_driver_onnx import OnnxDriver, built_in
-from onecontainer_driver_onnx.config import checked
-from onecontainer_driver_onnx.labels import well_known
-from onecontainer_driver_onnx.served import Served, open_served
+from onecontainer_driver_onnx.config import rules
+from onecontainer_driver_onnx.session import open_served
 
 from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2
 from onecontainer.api.artifact.v1 import artifact_pb2
@@ -24,6 +23,9 @@ from onecontainer.api.job.v1 import job_lease_service_pb2
 from onecontainer.api.type.v1 import progress_pb2
 from onecontainer.driver import Attachment, Context, JobAttempt, errors
 from onecontainer.driver.context import CallFacts
+from onecontainer.driver.models.config import checked
+from onecontainer.driver.models.labels import well_known
+from onecontainer.driver.models.served import Served
 from onecontainer.rpc.manifest import Manifest, load_manifest
 
 FOLDER = Path(__file__).parents[1]
@@ -54,7 +56,7 @@ def model_file() -> Path:
 
 @pytest.fixture(scope="session")
 def lite0(model_file: Path) -> Served:
-    return open_served(model_file, checked(built_in.config()), well_known("imagenet-1k"), 1)
+    return open_served(model_file, checked(built_in.config(), rules()), well_known("imagenet-1k"), 1)
 
 
 class FakeArtifacts:

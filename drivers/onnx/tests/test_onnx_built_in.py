@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from onecontainer_driver_onnx import built_in
-from onecontainer_driver_onnx.labels import parse, well_known
 from onecontainer_driver_onnx.torch_file import MAGIC_NUMBER, PROTOCOL_VERSION, TorchFileError, read_state_dict
 
 from onecontainer.api.ai.v1 import inference_service_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.models.labels import parse, well_known
 
 
 class Phases(list[int]):

@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 import pytest
 from onecontainer_driver_onnx import built_in
-from onecontainer_driver_onnx.tensors import tensor_from_array
 
 from onecontainer.api.ai.v1 import inference_pb2, model_pb2, tensor_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import errors
+from onecontainer.driver.models.tensors import tensor_from_array
 
 READY, FAILED, UNLOADED, LOADING = (
     model_pb2.MODEL_STATE_READY,
@@ -352,7 +352,7 @@ async def test_what_is_no_model(bench: Any, data: bytes) -> None:
     assert caught.value.violations[0].field == "config.source"
     found = (await state(bench, "m")).versions[0]
     assert (found.state, found.error.message) == (FAILED, caught.value.message)
-    with pytest.raises(errors.ModelNotReady, match="could not be loaded"):
+    with pytest.raises(errors.ModelNotReady, match="has failed"):
         await bench.predict(tensor([[1]]), model="m")
 
 

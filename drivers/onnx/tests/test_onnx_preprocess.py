@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onecontainer_driver_onnx.images import ImageError, open_image
-from onecontainer_driver_onnx.preprocess import ImagePipeline
-from onecontainer_driver_onnx.served import Served
 from PIL import Image
 
 from onecontainer.api.ai.v1 import model_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.models.images import ImageError, open_image
+from onecontainer.driver.models.preprocess import ImagePipeline
+from onecontainer.driver.models.served import Served
 
 PIXELS = 50_000_000
 TORCHVISION: dict[str, Any] = {
@@ -108,7 +108,7 @@ def test_probabilities_are_those_of_the_reference(lite0: Served, cat: bytes, wid
     for data in (cat, jpeg(resized)):
         probabilities = []
         for array in (lite0.image.run(data, max_pixels=PIXELS), lite0.image.reference(data, max_pixels=PIXELS)):
-            scores = lite0.session.run({"images": array}, ["logits"])[0][0].astype(np.float64)
+            scores = lite0.session.run({"images": array}, ["logits"])["logits"][0].astype(np.float64)
             powers = np.exp(scores - scores.max())
             probabilities.append(powers / powers.sum())
         fast, slow = probabilities

@@ -13,13 +13,13 @@ import grpc
 import numpy as np
 import pytest
 from onecontainer_driver_onnx import OnnxDriver, built_in
-from onecontainer_driver_onnx.tensors import tensor_from_array
 
 from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2_grpc, model_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
 from onecontainer.api.job.v1 import job_lease_service_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.models.tensors import tensor_from_array
 from onecontainer.driver.serve import serving
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.rpc import status

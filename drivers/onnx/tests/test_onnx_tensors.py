@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onecontainer_driver_onnx.tensors import array_from_tensor, tensor_from_array
 
 from onecontainer.api.ai.v1 import tensor_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.models.tensors import array_from_tensor, tensor_from_array
 
 NUMBERS = st.sampled_from(["?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8", ">f4", ">i8"])
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
@@ -19,18 +14,13 @@ from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.type.v1 import progress_pb2
 from onecontainer.driver.context import Context
 from onecontainer.driver.methods import DriverMethod
-from onecontainer.driver.processes.frames import READ_AHEAD_BYTES, Frame, Kind, receive, send
-from onecontainer.driver.processes.output import Output
+from onecontainer.driver.processes.frames import Frame, Kind, receive, send
 from onecontainer.driver.processes.recipe import Recipe
+from onecontainer.driver.processes.warded import Link, WardedProcess, end_of, spawn
 from onecontainer.errors import DriverUnreachable, OneContainerError
 from onecontainer.rpc import status
 
-WARDEN = Path(__file__).with_name("warden.py")
 CHILD_MODULE = "onecontainer.driver.processes.child"
-GRACE_SECONDS = 0.3
-"""Between SIGTERM and SIGKILL: for an async handler's `finally`, and for tools that tidy up after themselves."""
-EXIT_SECONDS = 1.0
-"""What a child gets to be gone after it has closed its socket, and its last lines to arrive after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +32,11 @@ class Outcome:
     reusable: bool
 
 
-class ChildProcess:
+class ChildProcess(WardedProcess):
     """A warden and the child in its care. Everything in the loop's thread."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process = process
-        self._reader = reader
-        self._writer = writer
-        self._output = Output()
-        assert process.stdout is not None
-        self._pump = asyncio.create_task(self._output.pump(process.stdout))
+    def __init__(self, link: Link) -> None:
+        super().__init__(link)
         self._attached = asyncio.create_task(self._wait_attached())
         # Looked at even if nobody comes to take this child.
         self._attached.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -62,30 +45,12 @@ class ChildProcess:
 
     @classmethod
     async def start(cls, recipe: Recipe) -> ChildProcess:
-        """Starts one; it becomes ready by itself. To be called in the thread whose end is the sidecar's: the kernel ties children to it.
+        """Starts one; it becomes ready by itself. To be called in the thread whose end is the sidecar's, as `spawn`.
 
         Raises DriverUnreachable if there is no room for another process.
         """
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                handle = str(theirs.fileno())
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-S", str(WARDEN), str(os.getpid()), str(GRACE_SECONDS), handle),
-                    *(sys.executable, "-P", "-m", CHILD_MODULE, handle),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                    pass_fds=[theirs.fileno()],
-                    # Out of the sidecar's group: what kills that must leave somebody to end the child.
-                    start_new_session=True,
-                )
-            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=READ_AHEAD_BYTES)
-        except OSError as error:
-            ours.close()
-            raise DriverUnreachable(f"no process could be started for the handler: {error}", retry_after=1.0) from error
-        child = cls(process, reader, writer)
-        send(writer, Frame(Kind.ATTACH, facts=recipe.to_facts()))
+        child = cls(await spawn(("-P", "-m", CHILD_MODULE)))
+        send(child._writer, Frame(Kind.ATTACH, facts=recipe.to_facts()))
         return child
 
     # --- state ---------------------------------------------------------------------------------------------------------
@@ -94,7 +59,7 @@ class ChildProcess:
     def alive(self) -> bool:
         """Whether it can be used, or will be."""
         broken = self._attached.done() and (self._attached.cancelled() or self._attached.exception() is not None)
-        return not broken and self._process.returncode is None and not self._reader.at_eof()
+        return not broken and self.running
 
     @property
     def attached(self) -> bool:
@@ -162,47 +127,18 @@ class ChildProcess:
         await self.kill()
 
     async def kill(self) -> None:
-        """Ends it and all that it started: SIGTERM, and SIGKILL after GRACE_SECONDS. Returns when nothing is left of it."""
-        # The warden does it, in its own time: even if we are interrupted here, it is under way.
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
-        await self._gone()
-
-    async def _gone(self) -> None:
-        await self._process.wait()
-        with contextlib.suppress(TimeoutError):
-            # The warden has seen to it that nobody else holds the pipe; whatever it says is here at once.
-            await asyncio.wait_for(asyncio.shield(self._pump), EXIT_SECONDS)
-        self._pump.cancel()
+        """Ends it and all that it started. Returns when nothing is left of it."""
+        await super().kill()
         self._attached.cancel()
-        self._writer.close()
 
     async def _died(self, where: str) -> DriverUnreachable:
-        try:
-            async with asyncio.timeout(EXIT_SECONDS):
-                await self._process.wait()
-        except TimeoutError:
-            # Its socket is closed, but it lives.
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
-            await self._process.wait()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._pump), EXIT_SECONDS)
+        await self.ended()
         return died(self._process.returncode or 0, where, self._output.lines())
 
 
 def died(return_code: int, where: str, last_lines: list[str]) -> DriverUnreachable:
     """The error for a child that ended without an outcome; minus the signal's number if a signal ended it. It may be tried again."""
-    if return_code < 0:
-        try:
-            name = signal.Signals(-return_code).name
-        except ValueError:
-            name = f"signal {-return_code}"
-        how, facts = f"was killed by {name}", {"signal": name}
-        if -return_code == signal.SIGKILL:
-            how += " (the kernel's, if memory was short)"
-    else:
-        how, facts = f"exited with code {return_code}", {"exit_code": str(return_code)}
+    how, facts = end_of(return_code)
     said = "\n".join(["; its last lines:", *last_lines]) if last_lines else ""
     return DriverUnreachable(
         f"the handler's process {how} {where}{said}", metadata=facts, retry_after=1.0, hop="sidecar"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onecontainer.driver.conformance import Report, render
-from tests.conformance.subjects import RUNTIMES, SUBJECTS, Subject
+from tests.conformance.subjects import SUBJECTS, Subject
 
 
 def _params() -> list[object]:
@@ -20,7 +20,7 @@ def _params() -> list[object]:
             marks=[] if runtime in subject.quick else [pytest.mark.slow],
         )
         for subject in SUBJECTS
-        for runtime in RUNTIMES
+        for runtime in subject.runtimes
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onecontainer.driver.processes.process import WARDEN
+from onecontainer.driver.processes.warded import WARDEN
 
 PATIENCE = 30.0
 SHIELDED = "trap '' TERM; echo $$ > {0}/shielded.part; mv {0}/shielded.part {0}/shielded; while :; do sleep 600; done"

@@ -504,9 +504,10 @@ class TorchHubSource(_message.Message):
     KWARGS_FIELD_NUMBER: _builtins.int
     WEIGHTS_ARTIFACT_FIELD_NUMBER: _builtins.int
     FORCE_RELOAD_FIELD_NUMBER: _builtins.int
+    REPO_ARTIFACT_FIELD_NUMBER: _builtins.int
     repo: _builtins.str
-    """REQUIRED. `owner/name` or `owner/name:ref` on GitHub, or the absolute path of a folder with a `hubconf.py` inside the folder that the
-    service's settings allow. Its code runs in the model's process: serve only what you trust.
+    """REQUIRED, unless `repo_artifact` is given. `owner/name` or `owner/name:ref` on GitHub, or the absolute path of a folder with a
+    `hubconf.py` inside the folder that the service's settings allow. Its code runs in the model's process: serve only what you trust.
     """
     entrypoint: _builtins.str
     """REQUIRED. Name of the function in `hubconf.py`."""
@@ -516,6 +517,10 @@ class TorchHubSource(_message.Message):
     """
     force_reload: _builtins.bool
     """OPTIONAL. True: fetch the repository again, though a copy of it is in the cache. Absent: use the copy."""
+    repo_artifact: _builtins.str
+    """OPTIONAL. Instead of `repo`, where the service's settings allow it: a zip or tar file of a folder with a `hubconf.py`, or a `hubconf.py`
+    alone, `artifacts/{artifact}`. The driver keeps its own copy. Absent: `repo` is given.
+    """
     @_builtins.property
     def kwargs(self) -> _struct_pb2.Struct:
         """OPTIONAL. Keyword arguments of the function. What is written is passed, nothing is forced. Absent: none."""
@@ -528,10 +533,11 @@ class TorchHubSource(_message.Message):
         kwargs: _struct_pb2.Struct | None = ...,
         weights_artifact: _builtins.str = ...,
         force_reload: _builtins.bool = ...,
+        repo_artifact: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kwargs", b"kwargs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entrypoint", b"entrypoint", "force_reload", b"force_reload", "kwargs", b"kwargs", "repo", b"repo", "weights_artifact", b"weights_artifact"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entrypoint", b"entrypoint", "force_reload", b"force_reload", "kwargs", b"kwargs", "repo", b"repo", "repo_artifact", b"repo_artifact", "weights_artifact", b"weights_artifact"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,10 +13,10 @@ from google.protobuf import struct_pb2
 
 from onecontainer.api.ai.v1 import inference_pb2, model_pb2, tensor_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_onnx.request import Limits, Plan
-from onecontainer_driver_onnx.served import Served
-from onecontainer_driver_onnx.statistics import CallTimes
-from onecontainer_driver_onnx.tensors import tensor_from_array
+from onecontainer.driver.models.request import Limits, Plan
+from onecontainer.driver.models.served import Served, scores_of
+from onecontainer.driver.models.statistics import CallTimes
+from onecontainer.driver.models.tensors import tensor_from_array
 
 Array = npt.NDArray[Any]
 
@@ -72,7 +72,7 @@ def _feeds(served: Served, plan: Plan, index: int, limits: Limits) -> dict[str, 
     return feeds
 
 
-def _run(served: Served, plan: Plan, feeds: dict[str, Array], size: int, times: CallTimes) -> list[Array]:
+def _run(served: Served, plan: Plan, feeds: dict[str, Array], size: int, times: CallTimes) -> dict[str, Array]:
     started = time.perf_counter()
     results = served.session.run(feeds, plan.outputs)
     seconds = time.perf_counter() - started
@@ -93,7 +93,7 @@ def _rows(served: Served, feeds: dict[str, Array]) -> int:
 
 def _run_items(
     served: Served, plan: Plan, feeds: Sequence[dict[str, Array]], times: CallTimes
-) -> Iterator[list[Array]]:
+) -> Iterator[dict[str, Array]]:
     """The results of each item by itself, whether they went through the model together or one by one."""
     name = served.image_input
     spec = served.session.input(name) if name else None
@@ -109,29 +109,28 @@ def _run_items(
     )
     if together:
         results = _run(served, plan, {name: np.concatenate([feed[name] for feed in feeds])}, len(feeds), times)
-        if all(value.ndim and value.shape[0] == len(feeds) for value in results):
+        if all(value.ndim and value.shape[0] == len(feeds) for value in results.values()):
             for index in range(len(feeds)):
-                yield [value[index : index + 1] for value in results]
+                yield {output: value[index : index + 1] for output, value in results.items()}
             return
     for feed in feeds:
         yield _run(served, plan, feed, 1, times)
 
 
-def _answers(served: Served, plan: Plan, results: Sequence[Array]) -> Iterator[inference_pb2.Prediction]:
+def _answers(served: Served, plan: Plan, results: dict[str, Array]) -> Iterator[inference_pb2.Prediction]:
     match plan.kind:
         case inference_pb2.OUTPUT_KIND_CLASSIFICATION:
             assert served.classification is not None
-            scores = np.asarray(results[0])
+            scores = np.asarray(scores_of(results, served.classification))
             for row in scores.reshape(-1, scores.shape[-1]) if scores.ndim else scores.reshape(1, 1):
                 yield inference_pb2.Prediction(classification=classify(row, served.classification, served.labels, plan))
         case inference_pb2.OUTPUT_KIND_TENSORS:
             tensors = [
-                tensor_pb2.NamedTensor(name=name, tensor=tensor_from_array(value))
-                for name, value in zip(plan.outputs, results, strict=True)
+                tensor_pb2.NamedTensor(name=name, tensor=tensor_from_array(value)) for name, value in results.items()
             ]
             yield inference_pb2.Prediction(tensors=inference_pb2.TensorResult(tensors=tensors))
         case _:
-            fields = {name: json_value(value.tolist()) for name, value in zip(plan.outputs, results, strict=True)}
+            fields = {name: json_value(value.tolist()) for name, value in results.items()}
             yield inference_pb2.Prediction(json=struct_pb2.Value(struct_value=struct_pb2.Struct(fields=fields)))
 
 

@@ -11,8 +11,8 @@ from google.protobuf import timestamp_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.api.ai.v1 import model_pb2
 from onecontainer.driver import errors, to_status
-from onecontainer_driver_onnx.repository import Repository
-from onecontainer_driver_onnx.version import Version
+from onecontainer.driver.models.repository import Repository
+from onecontainer.driver.models.version import Version
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 _FILTER = re.compile(r'\s*state\s*=\s*"?(READY|LOADING|FAILED|UNLOADED)"?\s*')
@@ -47,7 +47,7 @@ def version_to_proto(found: Version) -> model_pb2.ModelVersion:
         built_in=found.brought is not None,
     )
     if found.served is not None:
-        message.config.execution.intra_op_threads = found.served.session.options.threads
+        message.config.execution.intra_op_threads = found.served.session.threads
     if found.error is not None:
         message.error.CopyFrom(to_status(found.error))
     if found.state == model_pb2.MODEL_STATE_LOADING:

@@ -17,10 +17,10 @@ from google.protobuf import json_format, struct_pb2
 
 from onecontainer.api.ai.v1 import inference_pb2, tensor_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_onnx.config import MAX_TOP_K
-from onecontainer_driver_onnx.images import ImageError
-from onecontainer_driver_onnx.served import Served
-from onecontainer_driver_onnx.tensors import array_from_tensor, numpy_dtype
+from onecontainer.driver.models.config import MAX_TOP_K
+from onecontainer.driver.models.images import ImageError
+from onecontainer.driver.models.served import Served
+from onecontainer.driver.models.tensors import array_from_tensor, numpy_dtype
 
 Array = npt.NDArray[Any]
 
@@ -56,6 +56,8 @@ class Item:
         if self.kind == "image":
             return self._image(served, name, limits)
         spec = served.session.input(name)
+        if spec is None and self.kind == "json":
+            return self._json(name, None, None)
         dtype = numpy_dtype(spec.dtype) if spec is not None else None
         if spec is None or dtype is None:
             raise errors.FieldInvalid(self.path, f"the input {name!r} takes neither text nor JSON")
@@ -63,7 +65,7 @@ class Item:
             if dtype.kind != "O":
                 raise errors.FieldInvalid(self.path, f"the input {name!r} takes numbers, not text")
             return np.full([1] * len(spec.shape), self.value, object)
-        return self._json(spec, dtype)
+        return self._json(name, spec, dtype)
 
     def _image(self, served: Served, name: str, limits: Limits) -> Array:
         assert isinstance(self.value, bytes)
@@ -78,12 +80,19 @@ class Item:
         except ImageError as error:
             raise errors.DataInvalid(self.path, str(error)) from error
 
-    def _json(self, spec: tensor_pb2.TensorSpec, dtype: np.dtype[Any]) -> Array:
+    def _json(self, name: str, spec: tensor_pb2.TensorSpec | None, dtype: np.dtype[Any] | None) -> Array:
+        """`spec` None: the model does not say what it takes; the numbers do then."""
         assert isinstance(self.value, struct_pb2.Value)
+        value = json_format.MessageToDict(self.value)
         try:
-            array = np.array(json_format.MessageToDict(self.value), dtype)
+            array = np.array(value, dtype)
         except (ValueError, TypeError, OverflowError) as error:
-            raise errors.DataInvalid(self.path, f"is no array that the input {spec.name!r} takes: {error}") from error
+            raise errors.DataInvalid(self.path, f"is no array that the input {name!r} takes: {error}") from error
+        if spec is None:
+            if array.dtype.kind not in "bif":
+                raise errors.DataInvalid(self.path, f"is no array of numbers, which the input {name!r} takes")
+            # JSON has one kind of numbers; models have weights of 32 bits as a rule.
+            return array.astype(np.float32) if array.dtype.kind == "f" else array
         # One item of a batched input may come without the dimension that counts items.
         return array[None] if spec.batched and array.ndim == len(spec.shape) - 1 else array
 
@@ -100,6 +109,7 @@ class Plan:
     top_k: int
     min_probability: float
     outputs: Sequence[str]
+    """Empty: all that the model gives."""
 
     @property
     def item_count(self) -> int:
@@ -147,8 +157,8 @@ def plan(
         path = f"{root}[{index}]"
         item = _tensor_or_item(served, value, path, fetched)
         name = value.name or _only_input(served, item, path)
-        if served.session.input(name) is None:
-            names = ", ".join(spec.name for spec in served.session.inputs)
+        if name not in served.session.input_names:
+            names = ", ".join(served.session.input_names)
             raise errors.FieldInvalid(f"{path}.name", f"the model has no input {name!r}; it has {names}")
         if name in tensors or (name in items and not isinstance(item, Item)):
             raise errors.FieldInvalid(path, f"the input {name!r} has a tensor already; a tensor holds its whole batch")
@@ -199,10 +209,10 @@ def _item_of_artifact(served: Served, artifact: Fetched, path: str) -> Item:
 def _only_input(served: Served, item: Item | Array, path: str) -> str:
     if isinstance(item, Item) and item.kind == "image" and served.image_input:
         return served.image_input
-    if len(served.session.inputs) != 1:
-        names = ", ".join(spec.name for spec in served.session.inputs)
+    if len(served.session.required) != 1:
+        names = ", ".join(served.session.input_names)
         raise errors.FieldRequired(f"{path}.name", f"the model has several inputs: {names}")
-    return served.session.inputs[0].name
+    return served.session.required[0]
 
 
 def _check_complete(
@@ -211,7 +221,7 @@ def _check_complete(
     counts = {name: len(values) for name, values in items.items()}
     if len(set(counts.values())) > 1:
         raise errors.FieldInvalid(root, f"items must come as often for each input, not {counts}")
-    missing = [spec.name for spec in served.session.inputs if spec.name not in tensors and spec.name not in items]
+    missing = [name for name in served.session.required if name not in tensors and name not in items]
     if missing:
         raise errors.FieldRequired(root, f"the model also needs {', '.join(missing)}")
 
@@ -232,14 +242,14 @@ def _output(
     if not 0 <= output.min_probability <= 1:
         raise errors.FieldInvalid("output.min_probability", "must be 0 to 1")
     for index, name in enumerate(output.names):
-        if served.session.output(name) is None:
+        if served.session.outputs and served.session.output(name) is None:
             there = ", ".join(spec.name for spec in served.session.outputs)
             raise errors.FieldInvalid(f"output.names[{index}]", f"the model has no output {name!r}; it has {there}")
     # Without an activation scores may be anything; only who asks for a bound gets one.
     least = output.min_probability if output.HasField("min_probability") else -math.inf
     top_k = output.top_k or (classifier.top_k if classifier is not None else 0)
     if kind == inference_pb2.OUTPUT_KIND_CLASSIFICATION and classifier is not None:
-        return kind, top_k, least, [classifier.output]
+        return kind, top_k, least, [classifier.output] if classifier.output else []
     # Maps and sequences, which classic machine learning models give, have no tensor: they are in JSON only.
     tensors_only = kind == inference_pb2.OUTPUT_KIND_TENSORS
     names = list(output.names) or [s.name for s in served.session.outputs if s.dtype or not tensors_only]

@@ -7,15 +7,16 @@ and unloads of it in order: who waits for a running load of the same config has 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 
 from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_onnx.served import Served, open_served, try_out
-from onecontainer_driver_onnx.session import check_model_file
-from onecontainer_driver_onnx.store import Catalog, Record, Store
-from onecontainer_driver_onnx.version import Fetch, Material, Report, Version
+from onecontainer.driver.models.recording import material_of, record_of
+from onecontainer.driver.models.served import Served, try_out
+from onecontainer.driver.models.store import Catalog, Store
+from onecontainer.driver.models.version import Fetch, Material, Open, Report, Version, no_report
 
 Clock = Callable[[], float]
 WarmUp = Callable[[Served], None]
@@ -23,27 +24,28 @@ FIRST_VERSION = "1"
 MAX_VERSIONS = 1000
 
 
-def _no_report(
-    phase: inference_service_pb2.ServeModelPhase.ValueType,
-    message: str = "",
-    fetched: int = 0,
-    total: int | None = None,
-) -> None:
-    """For loads that nobody asked for."""
-
-
 class Repository:
     """Models by name, and their versions in the order in which they were served."""
 
     def __init__(
-        self, store: Store, default_threads: int, reload: Fetch, max_loaded: int = 0, clock: Clock = time.time
+        self,
+        store: Store,
+        opener: Open,
+        reload: Fetch,
+        max_loaded: int = 0,
+        clock: Clock = time.time,
+        idle_timeout: float = 0.0,
     ) -> None:
-        """`reload` gets the material of versions that are loaded again. `max_loaded` versions are in memory at most; 0: no cap."""
+        """`opener` makes material into a model that runs; `reload` gets the material of versions that are loaded again. At most
+        `max_loaded` versions are in memory; 0: no cap. `idle_timeout`: seconds, for versions that are served without one and not pinned;
+        0: they stay.
+        """
         self._store = store
-        self._threads = default_threads
+        self._open = opener
         self._reload = reload
         self.max_loaded = max_loaded
         self._clock = clock
+        self._idle_timeout = idle_timeout
         self._models: dict[str, dict[str, Version]] = {}
         self._default_version: dict[str, str] = {}
         self.default_model = ""
@@ -51,6 +53,8 @@ class Repository:
         self._room = asyncio.Lock()
         self._coming: set[Version] = set()
         """Versions that have got room and are being loaded into it."""
+        self._retiring: set[asyncio.Task[int]] = set()
+        """Models that nobody gets any more, and that go when the calls inside have ended."""
 
     # --- looking -------------------------------------------------------------------------------------------------------
 
@@ -100,12 +104,7 @@ class Repository:
         for record in catalog.records:
             found = self.announce(record.model, record.version, record.config)
             found.recorded = True
-            found.material = Material(
-                self._store.path(record.sha256),
-                record.labels,
-                record.sha256,
-                record.config.classification.labels.HasField("artifact"),
-            )
+            found.material = material_of(record, self._store)
             if record.default_version:
                 self._default_version[record.model] = record.version
             if record.loaded:
@@ -132,7 +131,7 @@ class Repository:
         """Loads a version as it was. Raises what the load raises; the version is FAILED with it."""
         async with found.lock:
             if found.served is None and (found.comes_back or found.state != model_pb2.MODEL_STATE_UNLOADED):
-                await self._load(found, found.config, self._reload, _no_report, try_out)
+                await self._load(found, found.config, self._reload, no_report, try_out)
                 self._let_go(found)
 
     # --- loading -------------------------------------------------------------------------------------------------------
@@ -191,8 +190,7 @@ class Repository:
                     self._let_go(found)
             if old is not None:
                 # Calls that began with the old model end with it.
-                await old.wait_idle()
-                await asyncio.to_thread(old.session.close)
+                await asyncio.shield(self._retire(old))
         return found, already
 
     def _make_default(self, found: Version, *, of_model: bool, of_service: bool) -> None:
@@ -213,6 +211,7 @@ class Repository:
         if found.served is None:
             found.error = None
         material: Material | None = None
+        served: Served | None = None
 
         def told(
             phase: inference_service_pb2.ServeModelPhase.ValueType,
@@ -230,10 +229,12 @@ class Repository:
                 await self._make_room(found)
             material = await fetch(config, previous, told)
             told(inference_service_pb2.SERVE_MODEL_PHASE_LOADING)
-            served = await asyncio.to_thread(_open, material, config, self._threads)
+            served = await self._open(material, config, told)
             told(inference_service_pb2.SERVE_MODEL_PHASE_WARMING_UP)
             await asyncio.to_thread(warm_up, served)
         except BaseException as error:
+            if served is not None:
+                self._retire(served)
             if isinstance(error, errors.OneContainerError):
                 found.error = error
                 found.loads += 1
@@ -248,8 +249,8 @@ class Repository:
                 found.state = model_pb2.MODEL_STATE_FAILED
             if not found.recorded:
                 found.config = config
-            if material is not None:
-                self._store.let_go(material.sha256)
+            for digest in material.digests if material is not None else ():
+                self._store.let_go(digest)
             raise
         finally:
             self._coming.discard(found)
@@ -258,11 +259,33 @@ class Repository:
         old = found.served
         found.became_ready(served, material, config, self._clock())
         found.loads += 1
+        served.session.watch(functools.partial(self._lost, found, served))
         return old
 
+    def _lost(self, found: Version, served: Served, error: errors.OneContainerError) -> None:
+        """A model has ended by itself: it is FAILED, and whoever wants it serves it again."""
+        if found.served is served:
+            found.served, found.error, found.memory_bytes = None, error, 0
+            found.statistics.unloaded()
+            if found.loading is None:
+                found.state = model_pb2.MODEL_STATE_FAILED
+            self._retire(served)
+
+    def _retire(self, served: Served) -> asyncio.Task[int]:
+        """Closes a model when the calls inside have ended, whether or not somebody waits for that."""
+
+        async def retire() -> int:
+            await served.wait_idle()
+            return await served.session.close()
+
+        task = asyncio.create_task(retire())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return task
+
     def _let_go(self, found: Version) -> None:
-        if found.material is not None:
-            self._store.let_go(found.material.sha256)
+        for digest in found.material.digests if found.material is not None else ():
+            self._store.let_go(digest)
 
     async def _make_room(self, wanted: Version) -> None:
         """Unloads the least recently used versions until there is room for this one. Raises LimitExceeded."""
@@ -314,7 +337,10 @@ class Repository:
     async def unload_idle(self) -> None:
         """Unloads the versions that nobody has called for their `idle_timeout`."""
         for found in self._all():
-            timeout = found.config.residency.idle_timeout.ToNanoseconds() / 1e9
+            residency = found.config.residency
+            timeout = 0.0 if residency.pinned else self._idle_timeout
+            if residency.HasField("idle_timeout"):
+                timeout = residency.idle_timeout.ToNanoseconds() / 1e9
             if timeout and self._is_idle(found, timeout) and not found.lock.locked():
                 async with found.lock:
                     if self._is_idle(found, timeout):
@@ -331,12 +357,13 @@ class Repository:
                 await served.wait_idle()
             finally:
                 found.draining = False
-            found.served = None
-            found.statistics.unloaded()
+            if found.served is served:
+                found.served = None
+                found.statistics.unloaded()
         found.state = model_pb2.MODEL_STATE_UNLOADED
         found.unload_reason = reason
         found.memory_bytes, found.error = 0, None
-        return 0 if served is None else await asyncio.to_thread(served.session.close)
+        return 0 if served is None else await asyncio.shield(self._retire(served))
 
     def _forget(self, found: Version) -> None:
         found.recorded = False
@@ -355,30 +382,18 @@ class Repository:
         for found in self._all():
             served, found.served = found.served, None
             if served is not None:
-                await asyncio.to_thread(served.session.close)
+                self._retire(served)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
 
     # --- recording -----------------------------------------------------------------------------------------------------
 
     async def save(self) -> None:
         """Records what is served, for the next start."""
         async with self._saving:
-            records = [self._record(found) for found in self._all() if found.worth_recording]
+            records = [
+                record_of(found, default_version=self._default_version.get(found.model) == found.version)
+                for found in self._all()
+                if found.worth_recording
+            ]
             catalog = Catalog(records, self.default_model)
             await asyncio.to_thread(self._store.save, catalog)
-
-    def _record(self, found: Version) -> Record:
-        material = found.material
-        return Record(
-            model=found.model,
-            version=found.version,
-            config=found.config,
-            loaded=not found.stays_out,
-            default_version=self._default_version.get(found.model) == found.version,
-            sha256=material.sha256 if material is not None else "",
-            labels=material.labels if material is not None and material.label_artifact else (),
-        )
-
-
-def _open(material: Material, config: model_pb2.ModelConfig, threads: int) -> Served:
-    check_model_file(material.path, external_data=config.source.HasField("path"))
-    return open_served(material.path, config, material.labels, threads)

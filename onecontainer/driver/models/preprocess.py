@@ -15,7 +15,7 @@ from PIL import Image
 
 from onecontainer.api.ai.v1 import model_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_onnx.images import flatten, open_image
+from onecontainer.driver.models.images import flatten, open_image
 
 Array = npt.NDArray[Any]
 

@@ -15,12 +15,12 @@ from google.protobuf import struct_pb2
 from onecontainer.api.ai.v1 import inference_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import Context, errors, to_status
-from onecontainer_driver_onnx import predict as prediction
-from onecontainer_driver_onnx.config import model_id, version_id
-from onecontainer_driver_onnx.repository import Repository
-from onecontainer_driver_onnx.request import Fetched, Limits, artifact_names, plan
-from onecontainer_driver_onnx.served import Served
-from onecontainer_driver_onnx.statistics import CallTimes
+from onecontainer.driver.models import predict as prediction
+from onecontainer.driver.models.config import model_id, version_id
+from onecontainer.driver.models.repository import Repository
+from onecontainer.driver.models.request import Fetched, Limits, artifact_names, plan
+from onecontainer.driver.models.served import Served
+from onecontainer.driver.models.statistics import CallTimes
 
 T = TypeVar("T")
 

@@ -32,6 +32,12 @@ class Record:
     sha256: str = ""
     labels: tuple[str, ...] = ()
     """Names that came from an artifact, which may be gone by now."""
+    weights_sha256: str = ""
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the files that it refers to."""
+        return tuple(one for one in (self.sha256, self.weights_sha256) if one)
 
 
 @dataclass(slots=True)
@@ -45,10 +51,12 @@ class Catalog:
 class Store:
     """The driver's part of the sidecar's state folder. All methods block."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, suffix: str = "") -> None:
+        """`suffix`: what names of model files end in."""
         self._folder = folder
         self._index = folder / "models.json"
         self.files = folder / "files"
+        self._suffix = suffix
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
         self._recorded: set[str] = set()
@@ -104,6 +112,14 @@ class Store:
         part.replace(self.path(digest))
         return digest
 
+    def hold(self, sha256: str) -> bool:
+        """Keeps a file that is there as `adopt` does. False: it is not there."""
+        with self._lock:
+            if not self.path(sha256).is_file():
+                return False
+            self._held[sha256] += 1
+            return True
+
     def let_go(self, sha256: str) -> None:
         """From now on the file stays only if the record refers to it, or another load holds it. Empty: nothing happens."""
         with self._lock:
@@ -115,14 +131,14 @@ class Store:
                 self.path(sha256).unlink(missing_ok=True)
 
     def path(self, sha256: str) -> Path:
-        return self.files / f"{sha256}.onnx"
+        return self.files / f"{sha256}{self._suffix}"
 
     def _collect(self, catalog: Catalog) -> None:
         with self._lock:
-            self._recorded = {record.sha256 for record in catalog.records if record.sha256}
+            self._recorded = {digest for record in catalog.records for digest in record.digests}
             keep = {self.path(digest) for digest in (*self._recorded, *self._held)}
-            for path in self.files.glob("*.onnx"):
-                if path not in keep:
+            for path in self.files.glob(f"*{self._suffix}"):
+                if path not in keep and path.suffix != ".part":
                     path.unlink(missing_ok=True)
 
 
@@ -135,6 +151,7 @@ def _record_to_json(record: Record) -> dict[str, Any]:
         "default_version": record.default_version,
         "sha256": record.sha256,
         "labels": list(record.labels),
+        "weights_sha256": record.weights_sha256,
     }
 
 
@@ -148,6 +165,7 @@ def _record_from_json(data: dict[str, Any]) -> Record:
         default_version=data["default_version"],
         sha256=data["sha256"],
         labels=tuple(data["labels"]),
+        weights_sha256=data.get("weights_sha256", ""),
     )
 
 

@@ -17,10 +17,10 @@ from google.protobuf import json_format
 
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import Context, errors, to_status
-from onecontainer_driver_onnx import batch_source
-from onecontainer_driver_onnx.batch_source import BatchItem
-from onecontainer_driver_onnx.calls import Calls
-from onecontainer_driver_onnx.config import model_id, version_id
+from onecontainer.driver.models import batch_source
+from onecontainer.driver.models.batch_source import BatchItem
+from onecontainer.driver.models.calls import Calls
+from onecontainer.driver.models.config import model_id, version_id
 
 MAX_PARALLELISM = 64
 MAX_ARTIFACTS = 100_000

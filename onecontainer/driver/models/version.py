@@ -9,20 +9,28 @@ from typing import Protocol
 
 from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2, tensor_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_onnx.served import Served
-from onecontainer_driver_onnx.statistics import Statistics
+from onecontainer.driver.models.served import Served
+from onecontainer.driver.models.statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
     """What a load reads: the model's file, and names of classes."""
 
-    path: Path
+    path: Path | None
+    """None: what runs it fetches it itself."""
     labels: tuple[str, ...] = ()
     sha256: str = ""
     """Set: the file is the store's."""
+    weights_sha256: str = ""
+    """Set: weights of their own, a file in the store."""
     label_artifact: bool = False
     """The names came from an artifact, so that they must be recorded."""
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of the files in the store."""
+        return tuple(one for one in (self.sha256, self.weights_sha256) if one)
 
 
 class Report(Protocol):
@@ -37,6 +45,15 @@ class Report(Protocol):
     ) -> None: ...
 
 
+def no_report(
+    phase: inference_service_pb2.ServeModelPhase.ValueType,
+    message: str = "",
+    fetched: int = 0,
+    total: int | None = None,
+) -> None:
+    """For loads that nobody asked for."""
+
+
 class Fetch(Protocol):
     """Gets the material of a load. What it raises is the reason that the version is FAILED for.
 
@@ -44,6 +61,13 @@ class Fetch(Protocol):
     """
 
     async def __call__(self, config: model_pb2.ModelConfig, previous: Material | None, report: Report) -> Material: ...
+
+
+class Open(Protocol):
+    """Makes material into a model that runs, and checks the config against it. What it raises is the reason that the version is FAILED
+    for; cancelled, it leaves nothing behind."""
+
+    async def __call__(self, material: Material, config: model_pb2.ModelConfig, report: Report) -> Served: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +142,7 @@ class Version:
         elif self.state == model_pb2.MODEL_STATE_LOADING:
             message = f"{name} is loading ({self.phase or 'it waits for its turn'}); wait for its job"
         elif self.state == model_pb2.MODEL_STATE_FAILED:
-            message = f"{name} could not be loaded: {self.error}"
+            message = f"{name} has failed: {self.error}"
         else:
             message = f"{name} is not in memory; load it with ServeModel"
         return errors.ModelNotReady(message, metadata={"model_state": state})

@@ -13,7 +13,7 @@ from onecontainer.driver import errors
 
 Array = npt.NDArray[Any]
 
-# bfloat16 is not here: ONNX Runtime's Python interface cannot take it.
+# bfloat16 is not here: numpy does not have it.
 _DTYPES: dict[tensor_pb2.DataType.ValueType, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_BOOL: np.dtype("?"),
     tensor_pb2.DATA_TYPE_UINT8: np.dtype("<u1"),
@@ -30,29 +30,8 @@ _DTYPES: dict[tensor_pb2.DataType.ValueType, np.dtype[Any]] = {
     tensor_pb2.DATA_TYPE_BYTES: np.dtype(object),
 }
 _FROM_NUMPY = {dtype: number for number, dtype in _DTYPES.items()}
-_FROM_ONNX = {
-    "tensor(bool)": tensor_pb2.DATA_TYPE_BOOL,
-    "tensor(uint8)": tensor_pb2.DATA_TYPE_UINT8,
-    "tensor(uint16)": tensor_pb2.DATA_TYPE_UINT16,
-    "tensor(uint32)": tensor_pb2.DATA_TYPE_UINT32,
-    "tensor(uint64)": tensor_pb2.DATA_TYPE_UINT64,
-    "tensor(int8)": tensor_pb2.DATA_TYPE_INT8,
-    "tensor(int16)": tensor_pb2.DATA_TYPE_INT16,
-    "tensor(int32)": tensor_pb2.DATA_TYPE_INT32,
-    "tensor(int64)": tensor_pb2.DATA_TYPE_INT64,
-    "tensor(float16)": tensor_pb2.DATA_TYPE_FLOAT16,
-    "tensor(bfloat16)": tensor_pb2.DATA_TYPE_BFLOAT16,
-    "tensor(float)": tensor_pb2.DATA_TYPE_FLOAT32,
-    "tensor(double)": tensor_pb2.DATA_TYPE_FLOAT64,
-    "tensor(string)": tensor_pb2.DATA_TYPE_BYTES,
-}
 MAX_RANK = 32
 MAX_ELEMENTS = 2**40
-
-
-def dtype_from_onnx(kind: str) -> tensor_pb2.DataType.ValueType:
-    """Of ONNX Runtime's words for a type. UNSPECIFIED: not a tensor that the wire has."""
-    return _FROM_ONNX.get(kind, tensor_pb2.DATA_TYPE_UNSPECIFIED)
 
 
 def numpy_dtype(dtype: tensor_pb2.DataType.ValueType) -> np.dtype[Any] | None:
@@ -111,7 +90,7 @@ def _split_bytes(data: bytes, count: int, path: str) -> Array:
         if at + 4 > len(data) or end > len(data):
             raise errors.DataInvalid(f"{path}.data", f"ends inside element {index}")
         try:
-            # ONNX Runtime takes str only; its strings are UTF-8.
+            # Runtimes of models take str only.
             values[index] = data[at + 4 : end].decode()
         except UnicodeDecodeError as error:
             raise errors.DataInvalid(f"{path}.data", f"element {index} is not UTF-8") from error

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onecontainer.api.ai.v1 import model_pb2
+from onecontainer.api.ai.v1 import model_pb2, tensor_pb2
 from onecontainer.driver import errors
-from onecontainer_driver_onnx.config import session_options
-from onecontainer_driver_onnx.preprocess import ImagePipeline
-from onecontainer_driver_onnx.session import Session, class_count, zeros
-from onecontainer_driver_onnx.tensors import dtype_name, numpy_dtype
+from onecontainer.driver.models.preprocess import ImagePipeline
+from onecontainer.driver.models.session import Session, class_count, zeros
+from onecontainer.driver.models.tensors import dtype_name, numpy_dtype
 
 Array = npt.NDArray[Any]
 
@@ -49,40 +47,57 @@ class Served:
             await self._idle.wait()
 
 
-def open_served(path: Path, config: model_pb2.ModelConfig, labels: Sequence[str], default_threads: int) -> Served:
-    """Loads a model and checks the config against it. Blocks.
+def served_of(
+    session: Session, config: model_pb2.ModelConfig, labels: Sequence[str], default_concurrency: int = 0
+) -> Served:
+    """Checks the config against a model that declares what it takes. `default_concurrency` 0: no limit.
 
     Raises:
-        DataInvalid, FieldInvalid, BackendCapabilityMissing: with the path in the config.
+        DataInvalid, FieldInvalid: with the path in the config.
     """
-    session = Session(path, session_options(config, default_threads))
     image, image_input = None, ""
     if config.HasField("image"):
         image, image_input = _image_pipeline(session, config.image)
     classification = None
     if config.HasField("classification"):
         classification = _classification(session, config.classification, labels)
-    limit = config.execution.max_concurrency
+    limit = config.execution.max_concurrency or default_concurrency
     return Served(session, image, image_input, classification, labels, asyncio.Semaphore(limit) if limit else None)
+
+
+def image_input(session: Session, spec: model_pb2.ImagePreprocess) -> str:
+    """The name of the input that images are for. Raises FieldRequired or FieldInvalid."""
+    path = "config.image"
+    name = spec.input
+    if not name:
+        if len(session.required) != 1:
+            raise errors.FieldRequired(f"{path}.input", f"the model has several: {', '.join(session.input_names)}")
+        name = session.required[0]
+    if name not in session.input_names:
+        raise errors.FieldInvalid(
+            f"{path}.input", f"the model has no input {name!r}; it has {', '.join(session.input_names)}"
+        )
+    return name
+
+
+def pixel_dtype(dtype: int, name: str) -> np.dtype[Any]:
+    """Raises FieldInvalid if pixels cannot be of that type."""
+    found = numpy_dtype(tensor_pb2.DataType.ValueType(dtype))
+    if found is None or found.kind not in "fiu":
+        raise errors.FieldInvalid(
+            "config.image.dtype", f"{name!r} takes {dtype_name(dtype)}: not numbers that pixels can be"
+        )
+    return found
 
 
 def _image_pipeline(session: Session, spec: model_pb2.ImagePreprocess) -> tuple[ImagePipeline, str]:
     path = "config.image"
-    name = spec.input
-    if not name:
-        if len(session.inputs) != 1:
-            raise errors.FieldRequired(
-                f"{path}.input", f"the model has several: {', '.join(s.name for s in session.inputs)}"
-            )
-        name = session.inputs[0].name
+    name = image_input(session, spec)
     declared = session.input(name)
     if declared is None:
-        raise errors.FieldInvalid(f"{path}.input", f"the model has no input {name!r}")
-    dtype = numpy_dtype(spec.dtype or declared.dtype)
-    if dtype is None or dtype.kind not in "fiu":
-        raise errors.FieldInvalid(
-            f"{path}.dtype", f"{name!r} takes {dtype_name(declared.dtype)}: not numbers that pixels can be"
-        )
+        # A model that does not say what it takes is given what the config says.
+        return ImagePipeline(spec, pixel_dtype(spec.dtype or tensor_pb2.DATA_TYPE_FLOAT32, name)), name
+    dtype = pixel_dtype(spec.dtype or declared.dtype, name)
     if spec.dtype and spec.dtype != declared.dtype:
         raise errors.FieldInvalid(f"{path}.dtype", f"{name!r} takes {dtype_name(declared.dtype)}")
     pipeline = ImagePipeline(spec, dtype)
@@ -98,6 +113,9 @@ def _classification(
     path = "config.classification"
     result = model_pb2.Classification()
     result.CopyFrom(declared)
+    if not session.outputs:
+        # It is seen when the model has run.
+        return result
     if not result.output:
         if len(session.outputs) != 1:
             raise errors.FieldRequired(
@@ -124,6 +142,22 @@ def check_label_count(labels: Sequence[str], classes: int | None) -> None:
         )
 
 
+def scores_of(results: dict[str, Array], classification: model_pb2.Classification) -> Array:
+    """The output that holds the scores. Raises DataInvalid if the model does not give it."""
+    path = "config.classification.output"
+    if classification.output:
+        if classification.output not in results:
+            raise errors.DataInvalid(path, f"the model gives {', '.join(results)}, no {classification.output!r}")
+        scores = results[classification.output]
+    elif len(results) == 1:
+        (scores,) = results.values()
+    else:
+        raise errors.DataInvalid(path, f"is needed: the model gives {', '.join(results)}")
+    if scores.dtype.kind not in "fiu":
+        raise errors.DataInvalid(path, f"is not scores: {scores.dtype}")
+    return scores
+
+
 def try_out(served: Served) -> None:
     """Runs the model once with zeros, where it declares its inputs well enough for that. Blocks.
 
@@ -131,19 +165,22 @@ def try_out(served: Served) -> None:
         DataInvalid: the model fails, or has another number of classes than labels.
     """
     feeds: dict[str, Array] = {}
-    for spec in served.session.inputs:
-        sizes = served.image.shape if served.image is not None and spec.name == served.image_input else ()
+    for name in served.session.required:
+        spec = served.session.input(name)
+        # What the model does not declare proves nothing.
+        if spec is None:
+            return
+        sizes = served.image.shape if served.image is not None and name == served.image_input else ()
         free = [n for n, size in zip(spec.shape, sizes or spec.shape, strict=False) if n == -1 and size == -1]
         array = zeros(spec, sizes)
         # More than the batch is free: a size out of thin air proves nothing, and may well fail.
         if array is None or len(free) > 1:
             return
-        feeds[spec.name] = array
-    outputs = [spec.name for spec in served.session.outputs]
+        feeds[name] = array
     try:
-        results = served.session.run(feeds, outputs)
+        results = served.session.run(feeds, [spec.name for spec in served.session.outputs])
     except errors.BackendExecutionFailed as error:
         raise errors.DataInvalid("config.source", f"the model does not run on zeros: {error.message}") from error
     if served.classification is not None:
-        scores = np.asarray(results[outputs.index(served.classification.output)])
+        scores = np.asarray(scores_of(results, served.classification))
         check_label_count(served.labels, scores.shape[-1] if scores.ndim else None)

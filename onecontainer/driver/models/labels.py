@@ -8,8 +8,8 @@ from importlib import resources
 
 from onecontainer.driver import errors
 
-# name → file in assets/
-WELL_KNOWN = {"imagenet-1k": "imagenet-1k.txt"}
+# name → file beside this one, an array of names
+WELL_KNOWN = {"imagenet-1k": "imagenet-1k.json"}
 MAX_LABELS = 1_000_000
 MAX_FILE_BYTES = 32 * 1024 * 1024
 
@@ -21,8 +21,9 @@ def well_known(name: str) -> tuple[str, ...]:
         raise errors.FieldInvalid(
             "config.classification.labels.well_known", f"there is no set {name!r}; there is {', '.join(WELL_KNOWN)}"
         )
-    text = resources.files(__package__).joinpath("assets", WELL_KNOWN[name]).read_text(encoding="utf-8")
-    return tuple(text.splitlines())
+    return tuple(
+        json.loads(resources.files("onecontainer.driver.models").joinpath(WELL_KNOWN[name]).read_text(encoding="utf-8"))
+    )
 
 
 def parse(data: bytes) -> tuple[str, ...]:
