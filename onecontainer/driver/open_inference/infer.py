@@ -27,6 +27,7 @@ CLASSIFICATION = "classification"
 _PATHS = (
     (re.compile(r"^model$"), "model_name"),
     (re.compile(r"^version$"), "model_version"),
+    (re.compile(r"^(inputs\[\d+\])\.tensor\.dtype$"), r"\1.datatype"),
     (re.compile(r"^(inputs\[\d+\])\.tensor(\.data)?"), r"\1"),
     (re.compile(r"^output\.names(\[\d+\])"), r"outputs\1.name"),
     (re.compile(r"^output\.(kind|top_k)$"), "outputs[0].parameters.classification"),
@@ -147,12 +148,19 @@ def infer_response(request: oip.ModelInferRequest, answer: pb.PredictResponse) -
     for one in tensors:
         name = NAMES.get(one.tensor.dtype, "")
         output = response.outputs.add(name=one.name, datatype=name, shape=one.tensor.shape)
-        contents = None if raw else contents_of(name, one.tensor.data, one.name)
+        contents = None if raw else _contents(name, one)
         if contents is None:
             response.raw_output_contents.append(one.tensor.data)
         else:
             output.contents.CopyFrom(contents)
     return response
+
+
+def _contents(datatype: str, one: tensor_pb2.NamedTensor) -> oip.InferTensorContents | None:
+    try:
+        return contents_of(datatype, one.tensor.data, one.name)
+    except errors.DataInvalid as error:
+        raise errors.DriverMisimplemented(f"the driver's answer is broken: {error}") from error
 
 
 def _joined(predictions: Sequence[inference_pb2.Prediction]) -> list[tensor_pb2.NamedTensor]:
