@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from onecontainer.cli.driver_new import SCOPES, new_driver
 from onecontainer.driver.conformance import Folder, Kit, Result, ServiceSpec, Starter
@@ -13,7 +14,9 @@ from onecontainer.driver.conformance.examples import examples_of
 from tests.conformance.containers import Container, relayed
 from tests.drivers import build
 from tests.fixtures.cassandra import private_cassandra
+from tests.fixtures.open_inference.place import MLServer
 from tests.fixtures.postgresql import private_postgresql
+from tests.fixtures.processes import running
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "127.0.0.1:1"
@@ -100,6 +103,18 @@ def _cassandra(reach: Reach) -> Iterator[ServiceSpec]:
         )
 
 
+@contextmanager
+def _inference_server(reach: Reach) -> Iterator[ServiceSpec]:
+    with TemporaryDirectory() as folder:
+        server = MLServer(Path(folder))
+        with running(server), reach(server.address) as reached:
+            yield ServiceSpec(
+                endpoints={"one": reached},
+                options={"default_model": "double"},
+                broken_endpoints={"one": NOWHERE},
+            )
+
+
 GONE = f"postgresql://nobody@{NOWHERE}/none"
 BOTH, NEITHER = frozenset({"process", "docker"}), frozenset[str]()
 
@@ -113,6 +128,7 @@ SUBJECTS = (
     Subject("sql-postgresql", bundled("sql"), _postgresql, quick=NEITHER),
     Subject("cassandra", bundled("cassandra"), _cassandra, quick=NEITHER),
     Subject("onnx", bundled("onnx"), given(ServiceSpec(options={"default_model": "none"}))),
+    Subject("oip", bundled("oip"), _inference_server, quick=NEITHER),
     Subject("ffmpeg", bundled("ffmpeg"), given(ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"}))),
     *(Subject(f"scaffold-{scope}", scaffold(scope)) for scope in SCOPES),
     # As the reference of the faults it is tested in any case.

@@ -46,6 +46,13 @@ def floats(response: pb.PredictResponse) -> list[float]:
     return list(struct.unpack(f"<{len(one.tensor.data) // 4}f", one.tensor.data))
 
 
+def innermost(value: struct_pb2.Value) -> struct_pb2.Value:
+    """The one element of a nested array."""
+    while value.HasField("list_value"):
+        (value,) = value.list_value.values
+    return value
+
+
 def call(seconds: float = PATIENCE) -> Context:
     """The context of a call that has so long."""
     loop = asyncio.get_running_loop()
@@ -55,5 +62,6 @@ def call(seconds: float = PATIENCE) -> Context:
 async def until(condition: Callable[[], bool]) -> None:
     """Returns when it is true. Raises TimeoutError if it never is."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        # What is waited for is a file of another process.
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)

@@ -1,13 +1,16 @@
-"""As a user has it: a service in a gateway in front of a real MLServer, asked by our client and, over the façade, by its own protocol."""
+"""As a user has it: a service in a gateway in front of a real MLServer, asked by ours and, over the façade, by its own protocol;
+and the server comes back."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from drivers.oip.tests.asking import floats, question, tensor
+from drivers.oip.tests.asking import PATIENCE, floats, question, tensor
 from onecontainer import errors
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.api.ai.v1 import inference_service_pb2_grpc, model_pb2
@@ -21,10 +24,10 @@ from tests.fixtures.processes import GatewayProcess, running
 SERVE = "onecontainer.api.ai.v1.InferenceService/ServeModel"
 
 
-def test_a_service_of_a_gateway(tmp_path: Path) -> None:
-    server, gateway = MLServer(tmp_path / "mlserver"), GatewayProcess(tmp_path / "data")
-    with running(server), running(gateway), Client(gateway.address) as client:
-        client.services.create("models", "oip", endpoints={"one": server.address})
+def test_a_service_of_a_gateway(upstream: MLServer, tmp_path: Path) -> None:
+    gateway = GatewayProcess(tmp_path / "data")
+    with running(gateway), Client(gateway.address) as client:
+        client.services.create("models", "oip", endpoints={"one": upstream.address})
         client.services.wait_ready("models", timeout=120)
         with grpc.insecure_channel(gateway.address) as channel:
             ai = inference_service_pb2_grpc.InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -43,9 +46,26 @@ def test_a_service_of_a_gateway(tmp_path: Path) -> None:
             one.contents.fp32_contents.extend([1, 2, 3])
             answer = theirs.ModelInfer(request, timeout=60)
             assert list(answer.outputs[0].contents.fp32_contents) == [2, 4, 6]
-            server.kill()
-            with pytest.raises(grpc.RpcError) as caught:
-                ai.Predict(question("double", tensor((1, 2, 3))), timeout=60)
-            error = status.from_rpc_error(caught.value)  # type: ignore[arg-type]
-            assert isinstance(error, errors.BackendUnreachable)
-            assert error.metadata["hop"] == "backend"
+            upstream.kill()
+            try:
+                with pytest.raises(grpc.RpcError) as caught:
+                    ai.Predict(question("double", tensor((1, 2, 3))), timeout=60)
+                error = status.from_rpc_error(caught.value)  # type: ignore[arg-type]
+                assert isinstance(error, errors.BackendUnreachable)
+                assert error.metadata["hop"] == "backend"
+            finally:
+                upstream.start()
+            assert floats(predicted(ai)) == [2, 4, 6]
+
+
+def predicted(ai: Any) -> pb.PredictResponse:
+    """The answer, once the connection is made again."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ai.Predict(question("double", tensor((1, 2, 3))), timeout=60)
+        except grpc.RpcError as error:
+            unavailable = error.code() == grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            if not unavailable or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)

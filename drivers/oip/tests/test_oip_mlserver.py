@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from onecontainer_driver_oip import OipDriver
 
-from drivers.oip.tests.asking import JSON, SERVICE, Attached, call, floats, json, question, tensor, until
+from drivers.oip.tests.asking import JSON, SERVICE, Attached, call, floats, innermost, json, question, tensor, until
 from onecontainer.api.ai.v1 import inference_pb2, model_pb2, tensor_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import errors
@@ -75,10 +75,10 @@ async def test_texts_and_images_are_bytes(driver: OipDriver) -> None:
     texts = [inference_pb2.Input(text=text) for text in ("ab", "äbc", "")]
     answer = await driver.predict(question("shout", *texts, output=JSON), call())
     fields = [prediction.json.struct_value.fields for prediction in answer.predictions]
-    assert [one["shouted"].list_value.values[0].string_value for one in fields] == ["AB", "ÄBC", ""]
-    assert [one["length"].list_value.values[0].number_value for one in fields] == [2, 3, 0]
+    assert [innermost(one["shouted"]).string_value for one in fields] == ["AB", "ÄBC", ""]
+    assert [innermost(one["length"]).number_value for one in fields] == [2, 3, 0]
     image = await driver.predict(question("shout", inference_pb2.Input(image=b"pixels"), output=JSON), call())
-    assert image.predictions[0].json.struct_value.fields["shouted"].list_value.values[0].string_value == "PIXELS"
+    assert innermost(image.predictions[0].json.struct_value.fields["shouted"]).string_value == "PIXELS"
     only = inference_pb2.OutputOptions(names=["length"])
     length = await driver.predict(question("shout", texts[0], output=only), call())
     assert "length" in [one.name for one in length.predictions[0].tensors.tensors]
