@@ -46,6 +46,10 @@ def test_a_service_of_a_gateway(upstream: MLServer, tmp_path: Path) -> None:
             one.contents.fp32_contents.extend([1, 2, 3])
             answer = theirs.ModelInfer(request, timeout=60)
             assert list(answer.outputs[0].contents.fp32_contents) == [2, 4, 6]
+            # A job of it: field 1 of its request is not the service.
+            asked = client.jobs.create("models", "inference.GRPCInferenceService/ModelInfer", request)
+            answer = asked.result(oip.ModelInferResponse, timeout=60)
+            assert list(answer.outputs[0].contents.fp32_contents) == [2, 4, 6]
             upstream.kill()
             try:
                 with pytest.raises(grpc.RpcError) as caught:
