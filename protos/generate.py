@@ -4,7 +4,9 @@
     python protos/generate.py check      buf lint, buf breaking, and would the above change a file? (make check-protos)
     python protos/generate.py baseline   today's contracts become what `breaking` compares to (make protos-baseline)
 
-google/* comes from the googleapis-common-protos and grpcio-tools wheels: not compiled into our package, not fetched.
+What lies under protos/third_party is the contract of somebody else, which the SDK serves: it is compiled as onecontainer/api/third_party/,
+and neither linted nor held to a baseline. google/* comes from the googleapis-common-protos and grpcio-tools wheels: not compiled into
+our package, not fetched.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
+THIRD_PARTY = PROTOS / "third_party"
+THIRD_PARTY_PATH = "onecontainer/api/third_party"
 BASELINE = PROTOS / "baseline.binpb"
 GOOGLE_APIS = Path(next(iter(google.api.__path__))).parent.parent
 WELL_KNOWN = Path(str(importlib.resources.files("grpc_tools"))) / "_proto"
@@ -46,7 +50,14 @@ def tool(name: str) -> str:
 
 
 def sources() -> list[str]:
-    return sorted(path.relative_to(PROTOS).as_posix() for path in PROTOS.rglob("*.proto"))
+    return sorted(_import_path(path) for path in PROTOS.rglob("*.proto"))
+
+
+def _import_path(path: Path) -> str:
+    """The name by which other files import it."""
+    if path.is_relative_to(THIRD_PARTY):
+        return f"{THIRD_PARTY_PATH}/{path.relative_to(THIRD_PARTY).as_posix()}"
+    return path.relative_to(PROTOS).as_posix()
 
 
 def run_protoc(*options: str) -> None:
@@ -58,6 +69,7 @@ def run_protoc(*options: str) -> None:
         "-m",
         "grpc_tools.protoc",
         f"-I{PROTOS}",
+        f"-I{THIRD_PARTY_PATH}={THIRD_PARTY}",
         f"-I{GOOGLE_APIS}",
         f"-I{WELL_KNOWN}",
         *options,

@@ -1,4 +1,4 @@
-"""Descriptors of our own contracts, for drivers that serve nothing else: they need not ship what the gateway has already."""
+"""Descriptors of the contracts that come along, for drivers that serve nothing else: they need not ship what the gateway has already."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 CONTRACTS = "onecontainer.api."
+THIRD_PARTY = f"{CONTRACTS}third_party."
+"""What the contracts of others are generated into, each in a Python package of its proto package's name."""
 
 
 def own_descriptor_set(services: Iterable[str]) -> bytes | None:
-    """The files that define the services, imports first, as a serialised FileDescriptorSet. None if one is not ours."""
+    """The files that define the services, imports first, as a serialised FileDescriptorSet. None if one is not among ours."""
     found: dict[str, FileDescriptorProto] = {}
     for service in services:
         package, _, name = service.rpartition(".")
-        file = _files_of(package).get(name) if service.startswith(CONTRACTS) else None
+        file = _files_of(package if service.startswith(CONTRACTS) else THIRD_PARTY + package).get(name)
         if file is None:
             return None
         add_with_imports(file, found)

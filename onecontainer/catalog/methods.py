@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 
+import onecontainer
 from onecontainer.api.options.v1 import options_pb2
 from onecontainer.errors import DataInvalid, FieldViolation
 
@@ -36,6 +37,18 @@ class LongRunning:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodRoute:
+    """The option `route` of a method whose request has no `string service = 1`.
+
+    `field` is the number of the request's text field that begins with the service's id, 0 if there is none; `answer` is what the gateway
+    answers to a call that names no service, None if that is an error.
+    """
+
+    field: int
+    answer: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """One method of a service API. `full_name` is `package.Service/Method`; types are full message names."""
 
@@ -46,6 +59,8 @@ class Method:
     server_streaming: bool
     idempotent: bool
     long_running: LongRunning | None
+    route: MethodRoute | None = None
+    """None: the request has `string service = 1`."""
 
     @property
     def result_type(self) -> str:
@@ -58,8 +73,8 @@ class MethodTable:
 
     With `services` (full names) only those count and each must be there; without it all services in the set do. Raises
     DataInvalid with every violation (`descriptor_set`): bytes that do not decode, a file without its imports, and
-    methods that break the rules for service APIs (`string service = 1`; long-running ones take JobOptions as field 2
-    and return Job).
+    methods that break the rules for service APIs (`string service = 1`, or the option `route`; long-running ones take JobOptions as
+    field 2 and return Job).
     """
 
     def __init__(self, descriptor_set: bytes, services: Iterable[str] | None = None) -> None:
@@ -82,8 +97,12 @@ class MethodTable:
                     continue
                 for proto in service.method:
                     method = _method(name, proto)
+                    problems += self._rule_problems(method, routed=proto.options.HasExtension(options_pb2.route))
+                    if proto.options.HasExtension(options_pb2.route):
+                        route, found = self._route(method, proto.options.Extensions[options_pb2.route])
+                        method = replace(method, route=route)
+                        problems += found
                     methods[method.full_name] = method
-                    problems += self._rule_problems(method)
         if problems:
             raise DataInvalid(violations=[FieldViolation("descriptor_set", problem) for problem in problems])
         self.services: tuple[str, ...] = tuple(wanted)
@@ -100,12 +119,36 @@ class MethodTable:
     def _message(self, name: str) -> Descriptor:
         return self.pool.FindMessageTypeByName(name)
 
-    def _rule_problems(self, method: Method) -> list[str]:
+    def _route(self, method: Method, told: options_pb2.MethodRoute) -> tuple[MethodRoute, list[str]]:
+        """The route, and what is wrong with it."""
+        problems, number, answer = [], 0, None
+        if told.field:
+            field = self._message(method.request_type).fields_by_name.get(told.field)
+            if field is None or field.type != field.TYPE_STRING or field.is_repeated:
+                problems.append(
+                    f"{method.full_name}: the request has no text field {told.field!r}, which `route` names"
+                )
+            else:
+                number = field.number
+        if told.answer and (told.field or method.client_streaming or method.server_streaming):
+            problems.append(f"{method.full_name}: an `answer` of `route` is for unary methods, without `field`")
+        elif told.answer:
+            text = told.answer.replace("{gateway_version}", onecontainer.__version__)
+            try:
+                answer = json_format.Parse(text, self.message_class(method.response_type)()).SerializeToString()
+            except json_format.ParseError as error:
+                problems.append(f"{method.full_name}: the `answer` of `route` is no {method.response_type}: {error}")
+        return MethodRoute(number, answer), problems
+
+    def _rule_problems(self, method: Method, *, routed: bool) -> list[str]:
         request = self._message(method.request_type)
         problems = []
-        route = request.fields_by_number.get(1)
-        if route is None or route.name != "service" or route.type != route.TYPE_STRING:
+        first = request.fields_by_number.get(1)
+        own = first is not None and first.name == "service" and first.type == first.TYPE_STRING
+        if not own and not routed:
             problems.append(f"{method.full_name}: the request needs `string service = 1`")
+        if routed and (own or method.long_running):
+            problems.append(f"{method.full_name}: `route` is for requests of others, without `string service = 1`")
         if method.long_running:
             options = request.fields_by_number.get(2)
             if options is None or options.message_type is None or options.message_type.full_name != JOB_OPTIONS_TYPE:

@@ -10,14 +10,21 @@ from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.api.ai.v1 import model_pb2, usage_pb2
 from onecontainer.driver.context import Context
 from onecontainer.driver.driver import Answer, Answers, Driver
+from onecontainer.driver.facade import Facade
 from onecontainer.driver.isolation import Requests
 from onecontainer.driver.methods import not_implemented
+from onecontainer.driver.open_inference.facade import OpenInference
 
 
 class InferenceDriver(Driver):
-    """Serves models and asks them. What each method does and raises is told in the proto."""
+    """Serves models and asks them. What each method does and raises is told in the proto.
+
+    With `inference.GRPCInferenceService` among the services of its metadata.json it also speaks the Open Inference Protocol, without a
+    line of its own.
+    """
 
     services: ClassVar[tuple[ServiceDescriptor, ...]] = (pb.DESCRIPTOR.services_by_name["InferenceService"],)
+    facades: ClassVar[tuple[type[Facade], ...]] = (OpenInference,)
 
     @not_implemented
     def get_usage(self, request: pb.GetUsageRequest, context: Context) -> Answer[usage_pb2.Usage]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,11 +16,12 @@ from onecontainer.driver.artifacts import ArtifactLink, Metadata
 from onecontainer.driver.auth import INSTANCE_KEY, SidecarAuthenticator
 from onecontainer.driver.context import CallFacts, Context, EventSink
 from onecontainer.driver.driver import Attachment, Driver, ProbeResult
-from onecontainer.driver.isolation import run_in_thread
-from onecontainer.driver.methods import DriverMethod, methods_of
+from onecontainer.driver.facade import Behind, Facade
+from onecontainer.driver.isolation import Isolation, run_in_thread
+from onecontainer.driver.methods import DriverMethod, methods_of, snake_case
 from onecontainer.driver.processes.pool import InProcess, ProcessPool
 from onecontainer.driver.processes.recipe import Gateway, Recipe, entry_of
-from onecontainer.driver.runs import Execution, missing, unforeseen
+from onecontainer.driver.runs import Execution, isolation_of, missing, unforeseen
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.driver.state_folder import StateFolder
 from onecontainer.errors import (
@@ -93,12 +94,14 @@ class Sidecar:
         self.settings = settings
         self.authenticator = SidecarAuthenticator(settings.token(), settings.instance, registers=bool(settings.gateway))
         self._named = settings.instance
-        served = {service.full_name for service in driver.services}
+        facades = [facade for facade in driver.facades if facade.service.full_name in manifest.services]
+        served = {service.full_name for service in (*driver.services, *(facade.service for facade in facades))}
         if served != set(manifest.services):
             raise DriverMisimplemented(
                 f"metadata.json lists the services {sorted(manifest.services)}, but {type(driver).__name__} has {sorted(served)}"
             )
-        self.methods: Mapping[str, DriverMethod] = methods_of(driver, driver.services)
+        own = methods_of(driver, driver.services)
+        self.methods: Mapping[str, DriverMethod] = {**own, **self._facade_methods(own, facades)}
         self._isolates = any(method.isolated for method in self.methods.values())
         if self._isolates:
             entry_of(driver, manifest)
@@ -119,6 +122,16 @@ class Sidecar:
         self._start_jobs = start_jobs
         self._worker: JobWorker | None = None
         self._pool: ProcessPool | None = None
+
+    def _facade_methods(
+        self, own: Mapping[str, DriverMethod], facades: Iterable[type[Facade]]
+    ) -> Mapping[str, DriverMethod]:
+        found: dict[str, DriverMethod] = {}
+        for facade in facades:
+            handlers = {snake_case(name.rpartition("/")[2]): method for name, method in own.items()}
+            made = facade(Behind(self.manifest, handlers, self.probe, self._isolation))
+            found.update(methods_of(made, (facade.service,)))
+        return found
 
     # --- what it is ----------------------------------------------------------------------------------------------------
 
@@ -356,11 +369,15 @@ class Sidecar:
             artifacts=self._artifacts,
             scratch_root=self.settings.scratch_dir,
         )
-        isolation = InProcess(self._pool) if method.isolated and self._pool is not None else None
-        execution = Execution(method, context, self.facts, isolation)
+        execution = Execution(method, context, self.facts, self._isolation(method))
         self._running.add(execution)
         self._idle.clear()
         return execution
+
+    def _isolation(self, method: DriverMethod) -> Isolation:
+        if method.isolated and self._pool is not None:
+            return InProcess(self._pool)
+        return isolation_of(method)
 
     def check_open(self) -> None:
         """Raises Draining or NotAttached if nothing new may begin."""

@@ -17,6 +17,7 @@ from onecontainer.errors import DriverMisimplemented
 
 if TYPE_CHECKING:
     from onecontainer.driver.driver import Driver
+    from onecontainer.driver.facade import Facade
 
 LIFE_CYCLE = frozenset({"attach", "detach", "probe"})
 _MARK = "__onecontainer_not_implemented__"
@@ -86,7 +87,7 @@ def handler_name(service: str, method: str) -> str:
     return f"{name}_{snake_case(service.removesuffix('Service'))}" if name in LIFE_CYCLE else name
 
 
-def methods_of(driver: Driver, services: Iterable[ServiceDescriptor]) -> Mapping[str, DriverMethod]:
+def methods_of(driver: Driver | Facade, services: Iterable[ServiceDescriptor]) -> Mapping[str, DriverMethod]:
     """All methods of the services by full name, each with the driver's handler.
 
     Raises DriverMisimplemented for a handler of the wrong kind: this is found when the sidecar starts, not at the first call.
@@ -106,7 +107,7 @@ def _check_isolated(owner: type, handlers: set[str]) -> None:
             raise DriverMisimplemented(f"{owner.__name__}.{name} is declared isolated, but it handles no method")
 
 
-def _method_of(driver: Driver, service: ServiceDescriptor, method: MethodDescriptor) -> DriverMethod:
+def _method_of(driver: Driver | Facade, service: ServiceDescriptor, method: MethodDescriptor) -> DriverMethod:
     options = method.GetOptions()
     long_running = options.HasExtension(options_pb2.long_running)
     declared = options.Extensions[options_pb2.long_running]

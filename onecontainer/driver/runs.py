@@ -34,6 +34,11 @@ BACKEND_REASONS = frozenset(
 )
 
 
+def isolation_of(method: DriverMethod) -> Isolation:
+    """In the loop or in a thread, by what the handler is."""
+    return IN_THREAD if method.threaded else IN_LOOP
+
+
 class Execution:
     """One run of a handler, from its start to its real end, which for a thread may come long after it was told to stop."""
 
@@ -46,7 +51,7 @@ class Execution:
         self.facts = facts
         """Metadata of its errors: service, driver, job, attempt."""
         self.stop_error: OneContainerError | None = None
-        self._isolation: Isolation = isolation or (IN_THREAD if method.threaded else IN_LOOP)
+        self._isolation: Isolation = isolation or isolation_of(method)
         self._task: asyncio.Task[Any] | None = None
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._handler_over = False

@@ -17,6 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from onecontainer.api.type.v1 import route_pb2
+from onecontainer.catalog.methods import MethodRoute
 from onecontainer.errors import (
     CapabilityMissing,
     DataInvalid,
@@ -26,6 +27,7 @@ from onecontainer.errors import (
     MethodUnknown,
 )
 from onecontainer.gateway import onward
+from onecontainer.gateway.foreign import service_of
 from onecontainer.jobs.directory import Entry
 from onecontainer.rpc.server import Authenticator, Call, Context, end, header
 from onecontainer.rpc.streams import confirmed
@@ -45,6 +47,10 @@ class Router(Protocol):
 
     def shape(self, method: str) -> Shape | None:
         """The shape of a method in any driver's descriptors; None: there is no such method."""
+        ...
+
+    def rule(self, method: str) -> MethodRoute | None:
+        """How calls of the method name their service; None: by `string service = 1`."""
         ...
 
     def entry(self, service: str) -> Entry:
@@ -133,7 +139,10 @@ class Relay(grpc.GenericRpcHandler):
         metadata: Any = context.invocation_metadata()
         call = self._authenticator.authenticate(metadata)
         self._admit(name, request)
-        entry = self._route(request, metadata)
+        rule = self._router.rule(name)
+        if rule is not None and rule.answer is not None and not header(metadata, SERVICE_KEY):
+            return rule.answer
+        entry = self._route(name, request, metadata)
         method = entry.methods.get(name) if entry.methods is not None else None
         if method is not None and method.long_running is not None:
             if not named_inside(request):
@@ -169,7 +178,7 @@ class Relay(grpc.GenericRpcHandler):
             if first is None:
                 raise FieldRequired("service", "is required: in the first message, or as metadata onecontainer-service")
         self._admit(name, first)
-        entry = self._route(first, metadata)
+        entry = self._route(name, first, metadata)
         endpoint = self._endpoint(entry, name, metadata)
         multicallable: Any = endpoint.calls.get(path)
         if multicallable is None:
@@ -217,8 +226,11 @@ class Relay(grpc.GenericRpcHandler):
                 metadata={"limit_bytes": str(self._limit)},
             )
 
-    def _route(self, request: bytes | None, metadata: Any) -> Entry:
+    def _route(self, name: str, request: bytes | None, metadata: Any) -> Entry:
         named = header(metadata, SERVICE_KEY)
+        rule = self._router.rule(name)
+        if rule is not None:
+            return self._router.entry(named or service_of(rule, request))
         field = ""
         if request is not None:
             try:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from onecontainer.catalog.catalog import Catalog
-from onecontainer.catalog.methods import Method
+from onecontainer.catalog.methods import Method, MethodRoute
 from onecontainer.catalog.model import ServiceRecord
 from onecontainer.errors import DriverNotAvailable, DriverUnreachable, OneContainerError
 from onecontainer.gateway.relay import Shape
@@ -40,20 +40,28 @@ class Routes:
         self._registrations = registrations
         self._entries: dict[str, tuple[ServiceRecord, Entry]] = {}
         self._shapes: Mapping[str, Shape] = {}
+        self._rules: Mapping[str, MethodRoute] = {}
         self.update()
 
     def update(self) -> None:
         """The drivers have changed."""
         shapes: dict[str, Shape] = {}
+        rules: dict[str, MethodRoute] = {}
         for driver in self._catalog.drivers.values():
             if driver.methods is not None:
                 for name, method in driver.methods.methods.items():
-                    shapes.setdefault(name, (method.client_streaming, method.server_streaming))
-        self._shapes = shapes
+                    if name not in shapes:
+                        shapes[name] = (method.client_streaming, method.server_streaming)
+                        if method.route is not None:
+                            rules[name] = method.route
+        self._shapes, self._rules = shapes, rules
         self._entries.clear()
 
     def shape(self, method: str) -> Shape | None:
         return self._shapes.get(method)
+
+    def rule(self, method: str) -> MethodRoute | None:
+        return self._rules.get(method)
 
     def entry(self, service: str) -> Entry:
         record = self._catalog.resolve(service)

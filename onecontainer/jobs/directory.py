@@ -32,6 +32,10 @@ class CatalogMethod(Protocol):
     def result_type(self) -> str: ...
     @property
     def long_running(self) -> LongRunningMethod | None: ...
+    @property
+    def route(self) -> object | None:
+        """None: the request has `string service = 1`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

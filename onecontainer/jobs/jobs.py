@@ -356,6 +356,9 @@ def _inputs(payload: bytes, artifact: str) -> tuple[str, ...]:
 
 def _addressed(payload: bytes, service: str, method: CatalogMethod) -> tuple[bytes, job_options_pb2.JobOptions | None]:
     """The request with its service filled in, and the options inside it, if there are any."""
+    if method.route is not None:
+        # Field 1 is not the service: the sidecar knows what it is attached to.
+        return payload, None
     try:
         route = route_pb2.LongRunningRoute() if method.long_running is not None else route_pb2.Route()
         route.ParseFromString(payload)

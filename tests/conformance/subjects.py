@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from onecontainer.cli.driver_new import SCOPES, new_driver
 from onecontainer.driver.conformance import Folder, Kit, Result, ServiceSpec, Starter
@@ -14,7 +15,9 @@ from onecontainer.driver.conformance.examples import examples_of
 from tests.conformance.containers import Container, relayed
 from tests.drivers import build
 from tests.fixtures.cassandra import private_cassandra
+from tests.fixtures.open_inference.place import MLServer
 from tests.fixtures.postgresql import private_postgresql
+from tests.fixtures.processes import running
 from tests.fixtures.torch_image import torch_image
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +106,18 @@ def _cassandra(reach: Reach) -> Iterator[ServiceSpec]:
         )
 
 
+@contextmanager
+def _inference_server(reach: Reach) -> Iterator[ServiceSpec]:
+    with TemporaryDirectory() as folder:
+        server = MLServer(Path(folder))
+        with running(server), reach(server.address) as reached:
+            yield ServiceSpec(
+                endpoints={"one": reached},
+                options={"default_model": "double"},
+                broken_endpoints={"one": NOWHERE},
+            )
+
+
 GONE = f"postgresql://nobody@{NOWHERE}/none"
 BOTH, NEITHER = frozenset({"process", "docker"}), frozenset[str]()
 
@@ -124,6 +139,7 @@ SUBJECTS = (
         quick=NEITHER,
         runtimes={"docker": Runtime(partial(Container, image=torch_image), relayed)},
     ),
+    Subject("oip", bundled("oip"), _inference_server, quick=NEITHER),
     Subject("ffmpeg", bundled("ffmpeg"), given(ServiceSpec(broken_options={"ffmpeg_path": "/bin/false"}))),
     *(Subject(f"scaffold-{scope}", scaffold(scope)) for scope in SCOPES),
     # As the reference of the faults it is tested in any case.

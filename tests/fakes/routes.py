@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from onecontainer.catalog.methods import MethodRoute
 from onecontainer.errors import DriverUnreachable, ResourceNotFound
 from onecontainer.gateway.relay import Shape
 from onecontainer.jobs.directory import CatalogMethod, Entry
@@ -25,6 +26,7 @@ class FakeMethod:
     server_streaming: bool = False
     idempotent: bool = False
     long_running: FakeLongRunning | None = None
+    route: MethodRoute | None = None
 
 
 @dataclass
@@ -37,6 +39,10 @@ class FakeRouter:
     def shape(self, method: str) -> Shape | None:
         found = self.methods.get(method)
         return (found.client_streaming, found.server_streaming) if found is not None else None
+
+    def rule(self, method: str) -> MethodRoute | None:
+        found = self.methods.get(method)
+        return found.route if isinstance(found, FakeMethod) else None
 
     def entry(self, service: str) -> Entry:
         if service not in self.endpoints:

@@ -20,6 +20,7 @@ OWN_CONTRACTS = (
     "onecontainer.api.ai.v1.inference_service_pb2",
     "onecontainer.api.db.v1.database_pb2",
     "onecontainer.api.media.v1.media_pb2",
+    "onecontainer.api.third_party.inference.grpc_service_pb2",
 )
 
 
@@ -124,7 +125,7 @@ def _method(
 
 
 def own_methods(service: str) -> list[Method]:
-    """The methods of one of our own contracts. Raises ContractUnknown."""
+    """The methods of one of the contracts that come along. Raises ContractUnknown."""
     for module in OWN_CONTRACTS:
         file = importlib.import_module(module).DESCRIPTOR
         if service.rpartition(".")[0] == file.package and service.rpartition(".")[2] in file.services_by_name:

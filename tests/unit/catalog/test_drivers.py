@@ -129,7 +129,7 @@ def test_the_bundled_drivers_are_found_and_ready() -> None:
     assert BUNDLED is not None
     records, descriptors = scan([(BUNDLED, DriverSource.BUNDLED)], now=7)
     found = {record.manifest.name: record for record in records if record.manifest is not None}
-    assert {"sql", "cassandra", "onnx", "torchhub", "ffmpeg"} <= set(found)
+    assert {"sql", "cassandra", "onnx", "torchhub", "oip", "ffmpeg"} <= set(found)
     for record in found.values():
         assert record.state is DriverState.READY, record.error
         assert record.descriptor_digest in descriptors
@@ -186,7 +186,7 @@ def metadata_of(name: str) -> dict[str, object]:
     return {key: value for key, value in content.items() if key != "descriptor_set"}
 
 
-@pytest.mark.parametrize("name", ["sql", "cassandra", "onnx", "torchhub", "ffmpeg"])
+@pytest.mark.parametrize("name", ["sql", "cassandra", "onnx", "torchhub", "oip", "ffmpeg"])
 def test_without_a_descriptor_set_our_own_contracts_are_those_of_the_package(name: str, tmp_path: Path) -> None:
     assert BUNDLED is not None
     shipped, _data = read_driver(BUNDLED / name, DriverSource.BUNDLED, 1)

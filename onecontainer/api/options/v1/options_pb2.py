@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)onecontainer/api/options/v1/options.proto\x12\x1bonecontainer.api.options.v1\x1a google/protobuf/descriptor.proto\"M\n\x0bLongRunning\x12\x13\n\x0bresult_type\x18\x01 \x01(\t\x12\x15\n\rprogress_type\x18\x02 \x01(\t\x12\x12\n\nfinishable\x18\x03 \x01(\x08:c\n\x0clong_running\x12\x1e.google.protobuf.MethodOptions\x18\x81\x90\x03 \x01(\x0b\x32(.onecontainer.api.options.v1.LongRunning\x88\x01\x01:5\n\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\x82\x90\x03 \x01(\x08\x88\x01\x01\x42\x84\x01\n\x1f\x64\x65v.onecontainer.api.options.v1B\x0cOptionsProtoP\x01ZQgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/options/v1;optionsv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)onecontainer/api/options/v1/options.proto\x12\x1bonecontainer.api.options.v1\x1a google/protobuf/descriptor.proto\"M\n\x0bLongRunning\x12\x13\n\x0bresult_type\x18\x01 \x01(\t\x12\x15\n\rprogress_type\x18\x02 \x01(\t\x12\x12\n\nfinishable\x18\x03 \x01(\x08\",\n\x0bMethodRoute\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\t:c\n\x0clong_running\x12\x1e.google.protobuf.MethodOptions\x18\x81\x90\x03 \x01(\x0b\x32(.onecontainer.api.options.v1.LongRunning\x88\x01\x01:\\\n\x05route\x12\x1e.google.protobuf.MethodOptions\x18\x83\x90\x03 \x01(\x0b\x32(.onecontainer.api.options.v1.MethodRoute\x88\x01\x01:5\n\tsensitive\x12\x1d.google.protobuf.FieldOptions\x18\x82\x90\x03 \x01(\x08\x88\x01\x01\x42\x84\x01\n\x1f\x64\x65v.onecontainer.api.options.v1B\x0cOptionsProtoP\x01ZQgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/options/v1;optionsv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,4 +35,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\037dev.onecontainer.api.options.v1B\014OptionsProtoP\001ZQgithub.com/onecontainer/onecontainer/gen/go/onecontainer/api/options/v1;optionsv1'
   _globals['_LONGRUNNING']._serialized_start=108
   _globals['_LONGRUNNING']._serialized_end=185
+  _globals['_METHODROUTE']._serialized_start=187
+  _globals['_METHODROUTE']._serialized_end=231
 # @@protoc_insertion_point(module_scope)

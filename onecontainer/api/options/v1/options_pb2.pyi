@@ -60,9 +60,47 @@ class LongRunning(_message.Message):
 
 Global___LongRunning: _TypeAlias = LongRunning  # noqa: Y015
 
+@_typing.final
+class MethodRoute(_message.Message):
+    """How calls of a method find their service, put on the method with `option (onecontainer.api.options.v1.route) = {…}`. It is for contracts that
+    are not ours to change: a contract of our own has `string service = 1` in its requests, and does not need it.
+
+    The metadata `onecontainer-service` names the service as for every method, and goes before what is told here.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """OPTIONAL. Name of a text field of the request, not inside another message. What it holds up to the first `/` is the service's id; the whole,
+    if it is a resource name that begins with `services/`, names it too. Absent: the request does not name a service.
+    """
+    answer: _builtins.str
+    """OPTIONAL. What the gateway itself answers to a call that names no service, after it has authenticated the caller: the response in proto3
+    JSON, in which `{gateway_version}` stands for the gateway's version. Only for methods with one request and one response, and without
+    `field`. Absent: such a call is INVALID_ARGUMENT / FIELD_REQUIRED.
+    """
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        answer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MethodRoute: _TypeAlias = MethodRoute  # noqa: Y015
+
 LONG_RUNNING_FIELD_NUMBER: _builtins.int
+ROUTE_FIELD_NUMBER: _builtins.int
 SENSITIVE_FIELD_NUMBER: _builtins.int
 long_running: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___LongRunning]
 """OPTIONAL. Present: the method takes long and is run as a job. Absent: an ordinary call."""
+route: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___MethodRoute]
+"""OPTIONAL. Present: the request has no `string service = 1`, and this tells how its service is found. Absent: it has."""
 sensitive: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
 """OPTIONAL. True: the value is secret or personal. It is never logged, shown or put into an error."""
