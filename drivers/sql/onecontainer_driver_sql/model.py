@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import sqlalchemy as sa
+from sqlalchemy import Column
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec, unknown_column
 from onecontainer_driver_sql.names import quoted
-
 
 EXPIRY = "onecontainer_expire_time"
 """The column with a record's end, null for none: a table that has one of type TIMESTAMP has records that expire."""
@@ -94,7 +94,7 @@ class TableInfo:
     sa: sa.Table = field(init=False)
 
     def __post_init__(self) -> None:
-        columns: list[sa.Column[Any]] = [
+        columns = [
             sa.Column(
                 quoted(column.name),
                 column.storage.type,
@@ -115,7 +115,7 @@ class TableInfo:
         return self.expiry is not None
 
     @property
-    def visible(self) -> list[sa.Column[Any]]:
+    def visible(self) -> list[Column[Any]]:
         """SQLAlchemy's columns of ``columns``, in order."""
         return [self.sa.columns[name] for name in self.columns]
 

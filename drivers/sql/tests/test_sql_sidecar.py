@@ -39,14 +39,6 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
         yield opened
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def options(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Those of a database without tables."""
-    if request.param == "sqlite":
-        return {}
-    return {"url": request.getfixturevalue("postgres"), "schema": request.getfixturevalue("schema")}
-
-
 @pytest.fixture
 async def stub(channel: grpc.aio.Channel, options: dict[str, str]) -> Any:
     await attach(channel, "sql", "1", {}, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from onecontainer_driver_sql import SqlDriver
 
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.driver.conformance import Examples, Report, ServiceSpec, render
-from onecontainer.rpc.manifest import load_manifest
+from onecontainer.rpc.manifest import Manifest, load_manifest
 from tests.contract.conformance.fault import Answer, edited
 from tests.contract.conformance.proxy import Faults, Told
 from tests.contract.conformance.reference import InProcess, examined
@@ -83,11 +83,21 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
-def report_of(faults: Faults) -> Report:
-    manifest = load_manifest(FOLDER)
+def report_of(faults: Faults, manifest: Manifest | None = None) -> Report:
+    manifest = manifest or load_manifest(FOLDER)
     descriptors = (FOLDER / manifest.descriptor_set).read_bytes()
     starter = InProcess(SqlDriver, manifest, faults, Faults(), descriptors)
     return asyncio.run(examined(starter, ServiceSpec(), Examples()))
+
+
+def declaring(change: Callable[[list[str]], list[str]]) -> Manifest:
+    """The sql driver's manifest with other features of SQLite."""
+    manifest = load_manifest(FOLDER)
+    changed = [
+        one.model_copy(update={"features": change(one.features)}) if one.name == "SQLite" else one
+        for one in manifest.backends
+    ]
+    return manifest.model_copy(update={"backends": changed})
 
 
 @pytest.mark.usefixtures("quiet")
@@ -95,3 +105,28 @@ def report_of(faults: Faults) -> Report:
 def test_it_fails_by_what_it_does_not_do(check: str) -> None:
     report = report_of(LIES[check])
     assert [result.id for result in report.failures] == [check], render.text(report)
+
+
+FALSE_CLAIMS: dict[str, tuple[str, Callable[[list[str]], list[str]]]] = {
+    "what it refuses": ("SelectRecords", lambda features: [*features, "SelectRecords.consistency"]),
+    "not what it does": ("UpdateRecords", lambda features: [one for one in features if one != "UpdateRecords.add"]),
+    "not a type that it has": (
+        "CreateTable",
+        lambda features: [one for one in features if one != "CreateTable.type.JSON"],
+    ),
+}
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("claim", FALSE_CLAIMS)
+def test_it_fails_by_a_feature_that_is_not_as_declared(claim: str) -> None:
+    method, change = FALSE_CLAIMS[claim]
+    report = report_of(Faults(), declaring(change))
+    assert [result.id for result in report.failures] == [f"features.DatabaseService.{method}"], render.text(report)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_feature_that_nobody_knows_fails_them_all() -> None:
+    report = report_of(Faults(), declaring(lambda features: [*features, "SelectRecords.magic"]))
+    assert {result.id.partition(".")[0] for result in report.failures} == {"features"}
+    assert all("SelectRecords.magic" in result.came for result in report.failures)
