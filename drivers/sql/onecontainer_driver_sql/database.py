@@ -46,11 +46,15 @@ class Database:
         await self._engine.dispose()
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes: committed at the end, undone by any exception, `Rollback` being a silent one."""
+    async def transaction(self, *, one_write: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A transaction that writes: committed at the end, undone by any exception, `Rollback` being a silent one.
+
+        With ``one_write`` there is but one statement that writes, and nothing after it undoes it: a server is told so, which saves
+        the round trips of BEGIN and COMMIT.
+        """
         async with self._writer if self.backend.single_writer else contextlib.nullcontext():
             with contextlib.suppress(Rollback):
-                async with self._begun(write=True) as connection:
+                async with self._begun(write=True, one_write=one_write) as connection:
                     yield connection
 
     @contextlib.asynccontextmanager
@@ -60,10 +64,13 @@ class Database:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def _begun(self, *, write: bool, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
+    async def _begun(
+        self, *, write: bool, snapshot: bool = False, one_write: bool = False
+    ) -> AsyncIterator[AsyncConnection]:
+        options = self.backend.transaction_options(write=write, snapshot=snapshot, one_write=one_write)
         with self._translated():
             async with self._engine.connect() as connection:
-                await connection.execution_options(**self.backend.transaction_options(write=write, snapshot=snapshot))
+                await connection.execution_options(**options)
                 async with connection.begin():
                     yield connection
 
@@ -87,6 +94,11 @@ class Database:
 
     async def fresh_table(self, connection: AsyncConnection, table_id: str, field: str = "table") -> TableInfo:
         return self.tables.found(table_id, await self.backend.describe(connection, str(identifier(table_id, field))))
+
+    def is_plain(self, table_id: str) -> bool:
+        """Whether a write to the table is known to be one statement: its records do not expire, so nothing is swept before."""
+        known = self.tables.get(table_id)
+        return known is not None and not known.expires
 
     async def version(self) -> str:
         """Asks the backend, over a connection of its own if none is free. Raises what `reading` raises."""

@@ -92,6 +92,8 @@ class TableInfo:
     schema: str | None = None
     expiry: Storage | None = None
     sa: sa.Table = field(init=False)
+    statements: dict[Any, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """Statements that were made of it, by what they are for."""
 
     def __post_init__(self) -> None:
         columns = [
@@ -145,7 +147,7 @@ class Backend(Protocol):
 
     def create_engine(self) -> AsyncEngine: ...
 
-    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+    def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
         """SQLAlchemy's execution options of a connection for that use."""
         ...
 

@@ -72,8 +72,8 @@ class PostgresBackend:
         moment = sa.func.now()
         return moment + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds) if seconds else moment
 
-    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
-        if write:
+    def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
+        if write and not one_write:
             return {}
         if snapshot:
             return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}

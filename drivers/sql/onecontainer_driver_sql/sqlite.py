@@ -61,7 +61,7 @@ class SqliteBackend:
         moment = ["now", f"+{seconds} seconds"] if seconds else ["now"]
         return sa.func.strftime("%Y-%m-%d %H:%M:%f000Z", *moment)
 
-    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+    def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
         return {"begin": "BEGIN IMMEDIATE" if write else "BEGIN" if snapshot else ""}
 
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:

@@ -29,7 +29,8 @@ MAX_RETURNED = 10_000
 async def insert_records(
     database: Database, request: database_pb2.InsertRecordsRequest
 ) -> database_pb2.InsertRecordsResponse:
-    async with database.transaction() as connection:
+    one_write = len(request.records) == 1 and not request.dry_run and database.is_plain(request.table)
+    async with database.transaction(one_write=one_write) as connection:
         response = await insert(database, connection, request, "")
         if request.dry_run:
             raise Rollback
@@ -37,7 +38,7 @@ async def insert_records(
 
 
 async def update_records(database: Database, request: Update) -> database_pb2.UpdateRecordsResponse:
-    async with database.transaction() as connection:
+    async with database.transaction(one_write=_is_one_write(database, request)) as connection:
         response = await update(database, connection, request, "")
         if request.dry_run:
             raise Rollback
@@ -45,11 +46,17 @@ async def update_records(database: Database, request: Update) -> database_pb2.Up
 
 
 async def delete_records(database: Database, request: Delete) -> database_pb2.DeleteRecordsResponse:
-    async with database.transaction() as connection:
+    async with database.transaction(one_write=_is_one_write(database, request)) as connection:
         response = await delete(database, connection, request, "")
         if request.dry_run:
             raise Rollback
     return response
+
+
+def _is_one_write(database: Database, request: Update | Delete) -> bool:
+    """Whether what it wrote is never taken back: nothing is counted, and nothing but the write itself depends on a condition."""
+    counted = request.HasField("max_affected") or request.returning
+    return not (request.dry_run or counted) and database.is_plain(request.table)
 
 
 # --- update and delete -------------------------------------------------------------------------------------------
