@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from drivers.cassandra.tests.conftest import ACCOUNT
 from onecontainer.driver.conformance import Folder, Kit, Outcome, Selection, ServiceSpec, render
 from tests.fixtures.cassandra import CassandraNode
 
@@ -14,7 +15,7 @@ DRIVER = Path(__file__).parents[1]
 
 
 async def test_features(node: CassandraNode) -> None:
-    options = {"keyspace": "conformance", "request_timeout": "50s", "connect_timeout": "50s"}
+    options = ACCOUNT | {"keyspace": "conformance", "request_timeout": "50s", "connect_timeout": "50s"}
     spec = ServiceSpec(app_version="5.0", endpoints={"one": node.address}, options=options)
     report = await Kit(Folder(DRIVER), spec, selection=Selection(only=["features.*"]), timeout=60).run()
     assert report.passed, render.text(report)

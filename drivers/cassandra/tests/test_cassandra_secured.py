@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ from onecontainer_driver_cassandra.database import Database
 from onecontainer_driver_cassandra.settings import read_settings
 
 from drivers.cassandra.tests.calls import INT, TEXT, create, select, typed
+from drivers.cassandra.tests.conftest import ACCOUNT
 from onecontainer.client import Client
 from onecontainer.driver import errors
-from onecontainer.rpc.tls import KeyPair
 from onecontainer.sidecars.authority import Authority
-from tests.fixtures.cassandra import SUPERUSER, CassandraNode, Secured, private_cassandra
+from tests.fixtures.cassandra import CassandraNode, Secured
 from tests.fixtures.processes import GatewayProcess, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -26,43 +24,12 @@ APP, PASSWORD = "app", "O'Brien's"
 TIMEOUT = 60.0
 
 
-def client_certificate(folder: Path) -> KeyPair:
-    """One that signs itself, which is enough for the node to know it."""
-    key, cert = folder / "client.key", folder / "client.crt"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "2", "-subj", "/CN=client", "-keyout", str(key), "-out", str(cert)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return KeyPair(cert.read_bytes(), key.read_bytes())
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("authority") / "ca")
-
-
-@pytest.fixture(scope="module")
-def secured(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Secured:
-    return Secured(authority.issue(["127.0.0.1"]), client_certificate(tmp_path_factory.mktemp("client")))
-
-
-@pytest.fixture(scope="module")
-def guarded(secured: Secured) -> Iterator[CassandraNode]:
-    with private_cassandra(secured=secured, heap="256m") as running_node:
-        yield running_node
-
-
 @pytest.fixture(scope="module")
 def options(authority: Authority, secured: Secured) -> dict[str, Any]:
     """Those of the superuser, who is let in."""
     return {
         "keyspace": "guarded",
-        "user": SUPERUSER,
-        "password": SUPERUSER,
+        **ACCOUNT,
         "tls": True,
         "tls_ca": authority.ca_pem().decode(),
         "tls_certificate": secured.client.cert.decode(),
@@ -77,24 +44,23 @@ def connected(node: CassandraNode, options: dict[str, Any], **more: Any) -> Data
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def account(guarded: CassandraNode, options: dict[str, Any]) -> None:
-    """An account that may use the keyspace, and nothing else; the cluster makes its superuser a while after it listens."""
-    async with connected(guarded, options) as admin:
+async def account(node: CassandraNode, options: dict[str, Any]) -> None:
+    """An account that may use the keyspace, and nothing else."""
+    async with connected(node, options) as admin:
         await admin.version()
         quoted = PASSWORD.replace("'", "''")
         await admin.session.define(f"CREATE ROLE IF NOT EXISTS {APP} WITH PASSWORD = '{quoted}' AND LOGIN = true")
         await admin.session.define(f"GRANT ALL PERMISSIONS ON KEYSPACE guarded TO {APP}")
-        await admin.session.define("CREATE TABLE IF NOT EXISTS guarded.others (id int PRIMARY KEY)")
 
 
 async def test_an_account_that_may_use_the_keyspace(
-    guarded: CassandraNode, options: dict[str, Any], account: None
+    node: CassandraNode, options: dict[str, Any], account: None
 ) -> None:
-    async with connected(guarded, options, user=APP, password=PASSWORD) as database:
+    async with connected(node, options, user=APP, password=PASSWORD) as database:
         await create(database, "own", typed("id", INT), typed("name", TEXT), key=["id"])
         assert await select(database, "own") == []
     # It may not make another one, and is told that it lacks the right.
-    async with connected(guarded, options, user=APP, password=PASSWORD, keyspace="elsewhere") as database:
+    async with connected(node, options, user=APP, password=PASSWORD, keyspace="elsewhere") as database:
         with pytest.raises(errors.BackendExecutionFailed) as raised:
             await database.version()
         assert raised.value.code is errors.Code.PERMISSION_DENIED
@@ -102,25 +68,23 @@ async def test_an_account_that_may_use_the_keyspace(
 
 @pytest.mark.parametrize("user", [APP, "nobody", ""])
 async def test_who_has_not_the_password_is_not_let_in(
-    guarded: CassandraNode, options: dict[str, Any], account: None, user: str
+    node: CassandraNode, options: dict[str, Any], account: None, user: str
 ) -> None:
     password = "not-this-one" if user else ""
-    async with connected(guarded, options, user=user, password=password) as database:
+    async with connected(node, options, user=user, password=password) as database:
         with pytest.raises(errors.BackendExecutionFailed) as raised:
             await database.version()
     assert raised.value.code is errors.Code.PERMISSION_DENIED
     assert "not-this-one" not in str(raised.value)
 
 
-@pytest.mark.parametrize("wrong", ["no tls", "another authority", "no certificate", "another address"])
+@pytest.mark.parametrize("wrong", ["another authority", "no certificate", "another address"])
 async def test_connections_are_checked_from_both_sides(
-    guarded: CassandraNode, options: dict[str, Any], authority: Authority, wrong: str, tmp_path: Path
+    node: CassandraNode, options: dict[str, Any], authority: Authority, wrong: str, tmp_path: Path
 ) -> None:
     given = dict(options, connect_timeout=10.0)
-    place = guarded.address
+    place = node.address
     match wrong:
-        case "no tls":
-            given = {name: one for name, one in given.items() if not name.startswith("tls")}
         case "another authority":
             given["tls_ca"] = Authority(tmp_path / "other").ca_pem().decode()
         case "no certificate":
@@ -136,7 +100,7 @@ async def test_connections_are_checked_from_both_sides(
 
 
 async def test_a_service_with_its_password_and_key_by_reference(
-    guarded: CassandraNode, options: dict[str, Any], account: None, tmp_path: Path
+    node: CassandraNode, options: dict[str, Any], account: None, tmp_path: Path
 ) -> None:
     secrets = tmp_path / "secrets"
     secrets.mkdir(mode=0o700)
@@ -149,7 +113,7 @@ async def test_a_service_with_its_password_and_key_by_reference(
         gateway = GatewayProcess(tmp_path / "data", secrets_dir=str(secrets))
         with running(gateway), Client(gateway.address) as client:
             shown = client.services.create(
-                "guarded", "cassandra", app_version="5.0.9", endpoints={"one": guarded.address}, options=given
+                "guarded", "cassandra", app_version="5.0.9", endpoints={"one": node.address}, options=given
             )
             assert PASSWORD not in str(shown)
             client.services.wait_ready("guarded", timeout=120)

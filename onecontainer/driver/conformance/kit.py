@@ -105,7 +105,7 @@ def _closure(wanted: set[str], checks: Sequence[Check]) -> set[str]:
             continue
         found.add(name)
         todo += needs_of(by_id[name])
-        if by_id[name].attached and not name.startswith(WORKS):
+        if by_id[name].attached and not name.startswith((WORKS, FEATURES)):
             # What works is what the others call.
             todo += [one for one in by_id if one.startswith(WORKS)]
     return found
