@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 
@@ -25,7 +27,7 @@ from tests.fixtures.records import (
     updating,
     value,
 )
-from tests.fixtures.sidecar import attach, details, sidecar
+from tests.fixtures.sidecar import TIMEOUT, attach, details, sidecar
 
 DRIVER = Path(__file__).parents[1]
 PEOPLE = table_pb2.Table(
@@ -124,6 +126,42 @@ async def test_errors(stub: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stream.read()
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_deadline_ends_the_statement_in_postgresql(
+    channel: grpc.aio.Channel, postgres: str, schema: str
+) -> None:
+    await attach(channel, "sql", "1", {}, {"url": postgres, "schema": schema})
+    stub: Any = database_pb2_grpc.DatabaseServiceStub(channel)
+    await create(stub)
+    await stub.InsertRecords(insertion("people", record(id=1, name="a")))
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'onecontainer' AND state <> 'idle' "
+        "AND query LIKE '%' || $1 || '%'"
+    )
+    # Two: inside a transaction the view stays as it was first seen.
+    other, watching = await asyncpg.connect(postgres), await asyncpg.connect(postgres)
+    try:
+        async with other.transaction():
+            await other.execute(f"SELECT * FROM {schema}.people WHERE id = 1 FOR UPDATE")
+            call = stub.UpdateRecords(updating("people", equals("id", 1), setting("name", "b")), timeout=3)
+            seen = 0
+            while not call.done():
+                seen = max(seen, await watching.fetchval(waiting, schema))
+                await asyncio.sleep(0.02)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert seen == 1  # it was there, and waited for the lock that is still held
+            async with asyncio.timeout(TIMEOUT):
+                while True:
+                    if await watching.fetchval(waiting, schema) == 0:
+                        break
+                    await asyncio.sleep(0.02)
+    finally:
+        await asyncio.gather(other.close(), watching.close())
+    selected = await stub.SelectRecords(pb.SelectRecordsRequest(service=SERVICE, table="people"))
+    assert selected.records[0].fields["name"] == value("a")
 
 
 async def test_a_stream_that_is_left_lets_go_of_its_connection(stub: Any) -> None:
