@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onecontainer.driver import errors
 from onecontainer.driver.records.known import KnownTables
@@ -30,6 +30,8 @@ class Database:
     def __init__(self, backend: Backend, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.backend = backend
         self._engine = backend.create_engine()
+        self._engines: dict[tuple[bool, bool, bool], AsyncEngine] = {}
+        """The same one, as each use of it wants its connections."""
         # Calls are one transaction, so what failed has left nothing.
         self.tables: KnownTables[TableInfo] = KnownTables(
             lambda error: error.metadata.get("backend_code") in STALE, monotonic
@@ -67,12 +69,17 @@ class Database:
     async def _begun(
         self, *, write: bool, snapshot: bool = False, one_write: bool = False
     ) -> AsyncIterator[AsyncConnection]:
-        options = self.backend.transaction_options(write=write, snapshot=snapshot, one_write=one_write)
+        use = (write, snapshot, one_write)
+        if use not in self._engines:
+            options = self.backend.transaction_options(write=write, snapshot=snapshot, one_write=one_write)
+            self._engines[use] = self._engine.execution_options(**options)
+        begins = snapshot or (write and (self.backend.single_writer or not one_write))
         with self._translated():
-            async with self._engine.connect() as connection:
-                await connection.execution_options(**options)
-                async with connection.begin():
-                    yield connection
+            async with (
+                self._engines[use].connect() as connection,
+                connection.begin() if begins else contextlib.nullcontext(),
+            ):
+                yield connection
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
