@@ -10,10 +10,11 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
+import pytest_asyncio
 
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import database_pb2_grpc, query_pb2, record_pb2, table_pb2
-from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
 from tests.fixtures.records import (
     SERVICE,
     K,
@@ -29,21 +30,31 @@ from tests.fixtures.records import (
 )
 from tests.fixtures.sidecar import TIMEOUT, attach, details, sidecar
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 DRIVER = Path(__file__).parents[1]
 PEOPLE = table_pb2.Table(
     columns=[column("id", K.TYPE_KIND_INT64), column("name", K.TYPE_KIND_TEXT, not_null=True)], partition_key=["id"]
 )
 
 
-@pytest.fixture
-async def channel() -> AsyncIterator[grpc.aio.Channel]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def process() -> AsyncIterator[grpc.aio.Channel]:
     async with sidecar(DRIVER) as opened:
         yield opened
 
 
-@pytest.fixture
-async def stub(channel: grpc.aio.Channel, options: dict[str, str]) -> Any:
-    await attach(channel, "sql", "1", {}, options)
+@pytest_asyncio.fixture(loop_scope="module")
+async def channel(process: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]:
+    """The same sidecar for each test, attached to nothing."""
+    yield process
+    driver: Any = driver_pb2_grpc.DriverServiceStub(process)
+    await driver.Detach(driver_pb2.DetachRequest())
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def stub(channel: grpc.aio.Channel, options: dict[str, str], tmp_path: Path) -> Any:
+    # Not the state folder's file, which is the same for all tests.
+    await attach(channel, "sql", "1", {}, options or {"url": f"sqlite:///{tmp_path}/own.sqlite3"})
     return database_pb2_grpc.DatabaseServiceStub(channel)
 
 
