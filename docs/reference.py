@@ -31,7 +31,7 @@ from onecontainer.cli.main import cli
 from onecontainer.cli.readme import cell, with_options
 from onecontainer.driver.conformance.kit import AFTER, BEFORE
 from onecontainer.driver.conformance.model import Check
-from onecontainer.driver.conformance.scenarios.database_record_features import RECORDS
+from onecontainer.driver.conformance.scenarios.database_features import RECORDS
 from onecontainer.driver.conformance.scenarios.database_table_features import TABLES, TYPES
 from onecontainer.driver.entry_point import load_driver_class
 from onecontainer.driver.methods import methods_of

@@ -11,12 +11,14 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.driver.conformance.expect import refused, require
 from onecontainer.driver.conformance.model import Failed, Skipped
 from onecontainer.driver.conformance.scenarios.database import NAME, creation
-from onecontainer.driver.conformance.scenarios.database_record_features import RECORDS
+from onecontainer.driver.conformance.scenarios.database_read_features import READS
 from onecontainer.driver.conformance.scenarios.database_stand import FIRST_KEY, Feature, Refusal, Stand
 from onecontainer.driver.conformance.scenarios.database_table_features import TABLES, TYPES
+from onecontainer.driver.conformance.scenarios.database_write_features import WRITES
 from onecontainer.driver.conformance.session import SERVICE, Session
 from onecontainer.errors import Code, Reason
 
+RECORDS = (*WRITES, *READS)
 FEATURES: tuple[Feature, ...] = (*TABLES, *TYPES, *RECORDS)
 """All of them, by method in the order of the contract."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 from google.protobuf.message import Message
 
 from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
 from onecontainer.driver.conformance.expect import require
-from onecontainer.driver.conformance.scenarios.database import KEY, NAME, TEXT, record, value, where
+from onecontainer.driver.conformance.scenarios.database import KEY, NAME, TEXT, column, record, value, where
 from onecontainer.driver.conformance.session import SERVICE, Session
 from onecontainer.driver.conformance.wire import Answer
 
 FIRST_KEY = 100_000
+CONTENT = "content"
 _RESPONSES: dict[str, Callable[[bytes], Any]] = {
     "CreateTable": table_pb2.Table.FromString,
     "InsertRecords": pb.InsertRecordsResponse.FromString,
@@ -76,6 +78,20 @@ class Stand:
         answer = await self.session.one_as(f"{NAME}/SelectRecords", request, pb.SelectRecordsResponse)
         return answer.records[0] if answer.records else None
 
+    async def other_table(self, content: table_pb2.ColumnType) -> str:
+        """A table `id`, `content` of this type; empty where the backend does not have the type."""
+        table_id = f"conformance_{secrets.token_hex(4)}"
+        columns = [column(KEY, table_pb2.TYPE_KIND_INT64), table_pb2.Column(name=CONTENT, type=content)]
+        table = table_pb2.Table(columns=columns, partition_key=[KEY])
+        request = pb.CreateTableRequest(service=SERVICE, table_id=table_id, table=table)
+        answer = await self.session.call(f"{NAME}/CreateTable", request)
+        if not answer.ok:
+            return ""
+        if self.session.claims(f"{NAME}/DropTable"):
+            gone = pb.DropTableRequest(service=SERVICE, table=table_id, if_exists=True)
+            self.session.cleaning.append((f"{NAME}/DropTable", gone))
+        return table_id
+
     # --- requests ------------------------------------------------------------------------------------------------------
 
     def insert(self, key: int, text: str = "new", **more: Any) -> pb.InsertRecordsRequest:
@@ -118,3 +134,46 @@ class Feature:
     @property
     def method(self) -> str:
         return self.name.partition(".")[0]
+
+
+# --- parts of requests -------------------------------------------------------------------------------------------------
+
+Show = Callable[[Stand], Awaitable[None]]
+LIST = table_pb2.ColumnType(
+    kind=table_pb2.TYPE_KIND_LIST, elements=[table_pb2.ColumnType(kind=table_pb2.TYPE_KIND_INT64)]
+)
+
+
+def collecting(features: list[Feature]) -> Callable[[str, str, str], Callable[[Show], Show]]:
+    """A decorator that keeps what it stands before as a feature of that name, title and field."""
+
+    def feature(name: str, title: str, field: str) -> Callable[[Show], Show]:
+        def keep(show: Show) -> Show:
+            features.append(Feature(name, title, field, show))
+            return show
+
+        return keep
+
+    return feature
+
+
+def compared(operator: query_pb2.Operator.ValueType, text: str) -> query_pb2.Filter:
+    comparison = query_pb2.Comparison(column=TEXT, operator=operator, value=value(text))
+    return query_pb2.Filter(comparison=comparison)
+
+
+def list_of(*numbers: int) -> value_pb2.Value:
+    return value_pb2.Value(list_value=value_pb2.ListValue(values=[value(number) for number in numbers]))
+
+
+def text_is(text: str) -> query_pb2.Filter:
+    return compared(query_pb2.OPERATOR_EQUAL, text)
+
+
+def either(*filters: query_pb2.Filter) -> query_pb2.Filter:
+    return query_pb2.Filter(any_of=query_pb2.FilterList(filters=filters))
+
+
+async def put_list(stand: Stand, table: str, key: int, *numbers: int) -> None:
+    made = record_pb2.Record(fields={KEY: value(key), CONTENT: list_of(*numbers)})
+    await stand.ask("InsertRecords", pb.InsertRecordsRequest(service=SERVICE, table=table, records=[made]))

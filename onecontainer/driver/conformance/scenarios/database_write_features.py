@@ -1,46 +1,35 @@
-"""Features of reads and writes of records."""
+"""Features of writes of records, one by one and in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from google.protobuf import duration_pb2, timestamp_pb2
 from google.protobuf.message import Message
 
 from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import query_pb2, record_pb2
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2
 from onecontainer.driver.conformance.expect import require
 from onecontainer.driver.conformance.scenarios.database import NUMBER, TEXT, value, where
-from onecontainer.driver.conformance.scenarios.database_stand import Feature, Stand
+from onecontainer.driver.conformance.scenarios.database_stand import (
+    CONTENT,
+    LIST,
+    Feature,
+    Stand,
+    collecting,
+    either,
+    list_of,
+    put_list,
+    text_is,
+)
 from onecontainer.driver.conformance.session import SERVICE
 from onecontainer.driver.conformance.waiting import until
 
-Show = Callable[[Stand], Awaitable[None]]
-RECORDS: list[Feature] = []
+WRITES: list[Feature] = []
+_feature = collecting(WRITES)
 OLD, NEW = timestamp_pb2.Timestamp(seconds=1_000_000_000), timestamp_pb2.Timestamp(seconds=4_000_000_000)
 Write = Callable[..., Message]
-
-
-def _feature(name: str, title: str, field: str) -> Callable[[Show], Show]:
-    def keep(show: Show) -> Show:
-        RECORDS.append(Feature(name, title, field, show))
-        return show
-
-    return keep
-
-
-def _text(operator: query_pb2.Operator.ValueType, text: str) -> query_pb2.Filter:
-    comparison = query_pb2.Comparison(column=TEXT, operator=operator, value=value(text))
-    return query_pb2.Filter(comparison=comparison)
-
-
-def _is(text: str) -> query_pb2.Filter:
-    return _text(query_pb2.OPERATOR_EQUAL, text)
-
-
-def _either(*filters: query_pb2.Filter) -> query_pb2.Filter:
-    return query_pb2.Filter(any_of=query_pb2.FilterList(filters=filters))
+_COUNTER = table_pb2.ColumnType(kind=table_pb2.TYPE_KIND_COUNTER)
 
 
 def _set(text: str) -> record_pb2.Assignment:
@@ -129,7 +118,7 @@ async def _upsert(stand: Stand) -> None:
 async def _update_where(stand: Stand) -> None:
     mark = f"mark-{stand.key()}"
     keys = [await stand.put(text=mark) for _ in range(2)]
-    answer = await stand.ask("UpdateRecords", stand.update(0, where=_is(mark)))
+    answer = await stand.ask("UpdateRecords", stand.update(0, where=text_is(mark)))
     require(answer.affected == 2, "UpdateRecords that chooses two records", f"affected {answer.affected}")
     for key in keys:
         await stand.holds(key, text="new")
@@ -162,12 +151,12 @@ async def _update_add(stand: Stand) -> None:
 
 @_feature("UpdateRecords.condition", "`condition`: the record is there, or a column has a value", "condition")
 async def _update_condition(stand: Stand) -> None:
-    await _conditional(stand, "UpdateRecords", stand.update, _is("there"), _is("elsewhere"))
+    await _conditional(stand, "UpdateRecords", stand.update, text_is("there"), text_is("elsewhere"))
 
 
 @_feature("UpdateRecords.condition.any_of", "any filter as a `condition`", "condition")
 async def _update_any_condition(stand: Stand) -> None:
-    held, refused = _either(_is("a"), _is("there")), _either(_is("a"), _is("b"))
+    held, refused = either(text_is("a"), text_is("there")), either(text_is("a"), text_is("b"))
     await _conditional(stand, "UpdateRecords", stand.update, held, refused)
 
 
@@ -186,6 +175,22 @@ async def _conditional(
         require(answer.applied, f"{method} under a condition that holds", f"{{{answer}}}")
 
 
+@_feature("UpdateRecords.add.LIST", "`add` to a list", "assignments[0].add")
+async def _update_add_list(stand: Stand) -> None:
+    table = await stand.other_table(LIST)
+    key = stand.key()
+    added = record_pb2.Assignment(column=CONTENT if table else TEXT, add=list_of(2))
+    if not table:  # no lists: nothing can be added to a text either
+        await stand.ask("UpdateRecords", stand.update(await stand.put(), assignments=[added]))
+        return
+    await put_list(stand, table, key, 1)
+    request = pb.UpdateRecordsRequest(service=SERVICE, table=table, assignments=[added], where=where(key))
+    await stand.ask("UpdateRecords", request)
+    page = await stand.ask("SelectRecords", pb.SelectRecordsRequest(service=SERVICE, table=table))
+    shown = [one.fields[CONTENT] for one in page.records]
+    require(shown == [list_of(1, 2)], "UpdateRecords that adds 2 to the list [1]", f"{shown}")
+
+
 # --- deletes -----------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +198,7 @@ async def _conditional(
 async def _delete_where(stand: Stand) -> None:
     mark = f"mark-{stand.key()}"
     keys = [await stand.put(text=mark) for _ in range(2)]
-    answer = await stand.ask("DeleteRecords", stand.delete(0, where=_is(mark)))
+    answer = await stand.ask("DeleteRecords", stand.delete(0, where=text_is(mark)))
     require(answer.affected == 2, "DeleteRecords that chooses two records", f"affected {answer.affected}")
     for key in keys:
         require(await stand.found(key) is None, "SelectRecords of what was deleted", "it is still there")
@@ -227,103 +232,7 @@ async def _delete_returning(stand: Stand) -> None:
 
 @_feature("DeleteRecords.condition", "`condition`: the record is there, or a column has a value", "condition")
 async def _delete_condition(stand: Stand) -> None:
-    await _conditional(stand, "DeleteRecords", stand.delete, _is("there"), _is("elsewhere"))
-
-
-# --- reads -------------------------------------------------------------------------------------------------------------
-
-
-def _selects(name: str, title: str, field: str, query: Callable[[str, str], query_pb2.Query]) -> None:
-    """Of three records the query chooses the first two."""
-
-    @_feature(f"SelectRecords.{name}", title, f"query.{field}")
-    async def show(stand: Stand) -> None:
-        texts = [f"{letter}-{stand.key()}" for letter in "abc"]
-        keys = [await stand.put(text=text) for text in texts]
-        made = query(texts[0], texts[1])
-        chosen = set(await stand.select(made)) & set(keys)
-        require(chosen == set(keys[:2]), f"SelectRecords {{{made}}}", f"{len(chosen)} records, not the two of three")
-
-
-def _member(*texts: str) -> query_pb2.Filter:
-    return query_pb2.Filter(membership=query_pb2.Membership(column=TEXT, values=[value(text) for text in texts]))
-
-
-def _range(lower: str, upper: str) -> query_pb2.Filter:
-    return query_pb2.Filter(range=query_pb2.Range(column=TEXT, lower=value(lower), upper=value(upper)))
-
-
-def _like(text: str) -> query_pb2.Filter:
-    return query_pb2.Filter(pattern=query_pb2.Pattern(column=TEXT, like=f"%{text[1:]}"))
-
-
-_selects(
-    "where",
-    "`where` on any column without `allow_filtering`",
-    "where",
-    lambda first, second: query_pb2.Query(where=_range(first, second)),
-)
-_selects(
-    "where.allow_filtering",
-    "comparisons of any column with `allow_filtering`",
-    "where",
-    lambda first, second: query_pb2.Query(where=_range(first, second), allow_filtering=True),
-)
-_selects(
-    "where.any_of",
-    "`any_of`",
-    "where.any_of",
-    lambda first, second: query_pb2.Query(where=_either(_is(first), _is(second)), allow_filtering=True),
-)
-_selects(
-    "where.negation",
-    "`negation`",
-    "where",
-    lambda first, second: query_pb2.Query(
-        where=query_pb2.Filter(negation=query_pb2.Filter(negation=_member(first, second))), allow_filtering=True
-    ),
-)
-_selects(
-    "where.pattern",
-    "`pattern`",
-    "where",
-    lambda first, second: query_pb2.Query(where=_either(_like(first), _like(second)), allow_filtering=True),
-)
-
-
-@_feature("SelectRecords.where.null_check", "`null_check`", "query.where.null_check")
-async def _null_check(stand: Stand) -> None:
-    key = await stand.put()
-    node = query_pb2.Filter(null_check=query_pb2.NullCheck(column=TEXT, negated=True))
-    query = query_pb2.Query(where=node, allow_filtering=True)
-    require(key in await stand.select(query), f"SelectRecords {{{query}}}", "without a record that is not null")
-
-
-@_feature("SelectRecords.order_by", "`order_by` any column", "query.order_by")
-async def _order_by(stand: Stand) -> None:
-    keys = [await stand.put(text=text) for text in ("order-b", "order-a", "order-c")]
-    found = await stand.select(query_pb2.Query(order_by=[query_pb2.OrderBy(column=TEXT)]))
-    order = [keys.index(key) for key in found if key in keys]
-    require(order == [1, 0, 2], f"SelectRecords ordered by {TEXT}", f"the order {order} instead of [1, 0, 2]")
-
-
-@_feature("SelectRecords.distinct", "`distinct` of any columns", "query.distinct")
-async def _distinct(stand: Stand) -> None:
-    mark = f"mark-{stand.key()}"
-    for _ in range(2):
-        await stand.put(text=mark)
-    query = query_pb2.Query(columns=[TEXT], distinct=True)
-    request = pb.SelectRecordsRequest(service=SERVICE, table=stand.table, query=query, page_size=10_000)
-    page: Any = await stand.ask("SelectRecords", request)
-    count = sum(one.fields[TEXT] == value(mark) for one in page.records)
-    require(count == 1, f"SelectRecords of each {TEXT} once", f"{count} times")
-
-
-@_feature("SelectRecords.consistency", "`consistency`", "query.consistency")
-async def _select_consistency(stand: Stand) -> None:
-    key = await stand.put()
-    query = query_pb2.Query(where=where(key), consistency=query_pb2.CONSISTENCY_ONE)
-    require(await stand.select(query) == [key], f"SelectRecords {{{query}}}", "without the record")
+    await _conditional(stand, "DeleteRecords", stand.delete, text_is("there"), text_is("elsewhere"))
 
 
 # --- batches -----------------------------------------------------------------------------------------------------------
@@ -345,3 +254,19 @@ def _batch(kind: pb.BatchKind.ValueType, name: str, title: str) -> None:
 _batch(pb.BATCH_KIND_TRANSACTION, "TRANSACTION", "kind TRANSACTION: all or nothing, and nobody sees a part")
 _batch(pb.BATCH_KIND_LOGGED, "LOGGED", "kind LOGGED: all or nothing in the end")
 _batch(pb.BATCH_KIND_UNLOGGED, "UNLOGGED", "kind UNLOGGED: sent together")
+
+
+@_feature("ExecuteBatch.COUNTER", "kind COUNTER: changes of counters", "kind")
+async def _counter_batch(stand: Stand) -> None:
+    table = await stand.other_table(_COUNTER)
+    added = record_pb2.Assignment(column=CONTENT if table else NUMBER, add=value(3))
+    update = pb.UpdateRecordsRequest(
+        service=SERVICE, table=table or stand.table, assignments=[added], where=where(stand.key())
+    )
+    request = pb.ExecuteBatchRequest(
+        service=SERVICE, statements=[pb.BatchStatement(update=update)], kind=pb.BATCH_KIND_COUNTER
+    )
+    await stand.ask("ExecuteBatch", request)
+    page = await stand.ask("SelectRecords", pb.SelectRecordsRequest(service=SERVICE, table=table or stand.table))
+    shown = [one.fields[CONTENT] for one in page.records]
+    require(shown == [value(3)], "ExecuteBatch that adds 3 to a counter", f"{shown}")
