@@ -53,6 +53,8 @@ class ProbeResult:
     message: str = ""
     backend_version: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    backend: str = ""
+    """Which of the manifest's backends it is; empty: the only one."""
 
 
 class Driver:

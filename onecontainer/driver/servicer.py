@@ -63,6 +63,7 @@ class DriverServicer:
             message=sendable(result.message),
             backend_version=sendable(result.backend_version),
             details={sendable(key): sendable(value) for key, value in result.details.items()},
+            backend=sendable(result.backend),
         )
 
     async def Run(self, request: pb.RunRequest, context: Context) -> AsyncIterator[pb.RunResponse]:

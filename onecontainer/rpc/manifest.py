@@ -135,6 +135,15 @@ class Resources(_Strict):
     """Devices that it needs."""
 
 
+class Backend(_Strict):
+    """A kind of backend that the driver drives, and what of it can be used."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    """For people, `PostgreSQL`; `probe` says which one a service has."""
+    features: list[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.]*$")]] = Field(default_factory=list)
+    """What it can do of that which the contracts of its services leave open, `UpdateRecords.returning`; what is not listed is refused."""
+
+
 class Manifest(_Strict):
     """metadata.json of a driver."""
 
@@ -166,6 +175,8 @@ class Manifest(_Strict):
     """How many jobs a sidecar runs at once."""
     resources: Resources = Resources()
     """What a container of it may use."""
+    backends: list[Backend] = Field(default_factory=list)
+    """What it can do with each kind of backend; none listed: it does not say."""
 
     @field_validator("version")
     @classmethod
@@ -191,10 +202,10 @@ class Manifest(_Strict):
             raise ValueError(f"write it without an image tag: {bare_app(value)!r}")
         return value
 
-    @field_validator("options")
+    @field_validator("options", "backends")
     @classmethod
-    def _option_names_differ(cls, value: list[Option]) -> list[Option]:
-        names = [option.name for option in value]
+    def _names_differ(cls, value: list[Any]) -> list[Any]:
+        names = [one.name for one in value]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"named twice: {', '.join(twice)}")
@@ -223,8 +234,8 @@ def requirements_of(folder: Path) -> list[str]:
 def metadata_schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of metadata.json, for editors and for other languages.
 
-    Beyond it only code can tell: `version` is a PEP 440 version and `app_version` a specifier, `app` has no image tag, and option
-    names differ.
+    Beyond it only code can tell: `version` is a PEP 440 version and `app_version` a specifier, `app` has no image tag, and names of
+    options and of backends differ.
     """
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -414,6 +425,7 @@ def manifest_to_proto(manifest: Manifest) -> driver_pb2.DriverManifest:
         replicable=manifest.replicable,
         exclusive_state=manifest.exclusive_state,
         job_slots=manifest.job_slots,
+        backends=[driver_pb2.DriverBackend(name=one.name, features=one.features) for one in manifest.backends],
     )
     if resources != Resources():
         message.resources.memory_bytes = resources.memory_bytes

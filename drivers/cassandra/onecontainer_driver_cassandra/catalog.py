@@ -123,6 +123,7 @@ def _table(
         proto.properties[name].CopyFrom(codecs.integer(32).read(cell))
     proto.properties["compaction"].CopyFrom(_OPTIONS.read(options[3]))
     proto.indexes.extend(_index(*row) for row in indexes)
+    proto.expires = all(column.type.kind != table_pb2.TYPE_KIND_COUNTER for column in proto.columns)
     return TableInfo(table_id, keyspace, columns, proto)
 
 

@@ -12,7 +12,6 @@ from onecontainer.driver.records.requests import check_options
 from onecontainer_driver_cassandra import codecs
 from onecontainer_driver_cassandra.wire import Cell
 
-MAX_TTL = 630_720_000  # seconds, 20 years
 _INT32, _INT64 = codecs.integer(32), codecs.integer(64)
 _SERIAL = (query_pb2.CONSISTENCY_SERIAL, query_pb2.CONSISTENCY_LOCAL_SERIAL)
 _PREFIX = "CONSISTENCY_"
@@ -37,8 +36,6 @@ def write_options(given: record_pb2.WriteOptions, path: str, *, conditional: boo
     using: list[str] = []
     values: list[Cell] = []
     if given.HasField("ttl"):
-        if given.ttl.nanos or not 1 <= given.ttl.seconds <= MAX_TTL:
-            raise errors.FieldInvalid(f"{path}.ttl", "must be whole seconds, from 1 s to 20 years")
         using.append("TTL ?")
         values.append(_INT32.load(given.ttl.seconds))
     if given.HasField("timestamp"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from drivers.cassandra.tests.conftest import ACCOUNT
 from onecontainer import errors
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.client import Client
@@ -18,7 +19,7 @@ SELECT = "onecontainer.api.db.v1.DatabaseService/SelectRecords"
 def test_a_service_of_a_gateway(node: CassandraNode, tmp_path: Path) -> None:
     gateway = GatewayProcess(tmp_path / "data")
     with running(gateway), Client(gateway.address) as client:
-        options = {"keyspace": "e2e", "request_timeout": "50s", "replication": {"datacenter1": 1}}
+        options = ACCOUNT | {"keyspace": "e2e", "request_timeout": "50s", "replication": {"datacenter1": 1}}
         client.services.create(
             "events", "cassandra", app_version="5.0.9", endpoints={"one": node.address}, options=options
         )

@@ -20,6 +20,7 @@ from onecontainer_driver_cassandra.database import Database
 from onecontainer_driver_cassandra.settings import read_settings
 
 from drivers.cassandra.tests.calls import INT, TEXT, create, definition, load, select, typed
+from drivers.cassandra.tests.conftest import ACCOUNT
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import database_pb2_grpc, record_pb2
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
@@ -51,7 +52,7 @@ async def channel(node: CassandraNode) -> AsyncIterator[grpc.aio.Channel]:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await attach(opened, "cassandra", "5.0", place, {"keyspace": "not a name"})
         assert details(raised.value)[1] == ["options.keyspace"]
-        await attach(opened, "cassandra", "5.0", place, {"keyspace": "wire", "request_timeout": "20s"})
+        await attach(opened, "cassandra", "5.0", place, ACCOUNT | {"keyspace": "wire", "request_timeout": "20s"})
         yield opened
 
 
@@ -123,7 +124,7 @@ async def test_the_asyncio_reactor_serves_where_libev_is_missing(
     """Python 3.12 and later have no asyncore, so without libev it is the only one."""
     monkeypatch.setattr(session_module, "connection_class", lambda: AsyncioConnection)
     async with Database(
-        read_settings({"keyspace": "Tests", "request_timeout": TIMEOUT}, {"one": node.address})
+        read_settings(ACCOUNT | {"keyspace": "Tests", "request_timeout": TIMEOUT}, {"one": node.address})
     ) as other:
         await create(other, table, typed("id", INT), typed("name", TEXT), key=["id"])
         assert (await load(other, table, ["id", "name"], [[n, str(n)] for n in range(1000)])).inserted == 1000
@@ -147,7 +148,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
 
 async def test_what_is_not_answered_in_time_ends_in_time(db: Database, node: CassandraNode, stub: Any) -> None:
     """A node that hangs holds no call longer than its deadline, or without one the service's timeout."""
-    hasty = Database(read_settings({"keyspace": "Tests", "request_timeout": 1.0}, {"one": node.address}))
+    hasty = Database(read_settings(ACCOUNT | {"keyspace": "Tests", "request_timeout": 1.0}, {"one": node.address}))
     async with hasty:
         await hasty.version()
         select_one = pb.SelectRecordsRequest(service=SERVICE, table="people", page_size=1)

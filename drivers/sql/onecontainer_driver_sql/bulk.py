@@ -14,9 +14,10 @@ from onecontainer.driver import to_status
 from onecontainer.driver.records import bulk
 from onecontainer.driver.records.bulk import NOT_TRIED, Chunk, Outcome, Request, Row, TooManyFailures, is_of_a_row
 from onecontainer.driver.records.model import Column
+from onecontainer_driver_sql import expiry
 from onecontainer_driver_sql.database import Database
 from onecontainer_driver_sql.inserting import check_mode, insert_statement
-from onecontainer_driver_sql.model import TableInfo
+from onecontainer_driver_sql.model import EXPIRY, TableInfo
 from onecontainer_driver_sql.options import refuse_options
 
 
@@ -26,17 +27,19 @@ async def bulk_insert(database: Database, requests: AsyncIterator[Request]) -> d
         table = await database.fresh_table(connection, first.table)
     check_mode(table, first.mode, "mode")
     conditional = first.mode == record_pb2.INSERT_MODE_IF_NOT_EXISTS
-    refuse_options(first.options, "options", conditional=conditional, delete=False)
-    return await bulk.insert_all(table, first, requests, Writer(database, table, first.mode, max_failures))
+    refuse_options(table, first.options, "options", conditional=conditional)
+    return await bulk.insert_all(table, first, requests, Writer(database, table, first, max_failures))
 
 
 class Writer:
     """Writes chunks into one table and keeps the outcome of every row."""
 
-    def __init__(self, database: Database, table: TableInfo, mode: int, max_failures: int) -> None:
+    def __init__(self, database: Database, table: TableInfo, first: Request, max_failures: int) -> None:
         self._database = database
         self._table = table
-        self._mode = mode
+        self._mode = first.mode
+        self._options = first.options
+        self._end: Any = None
         self._max_failures = max_failures
         self.outcome = Outcome()
 
@@ -47,6 +50,9 @@ class Writer:
         enough = False
         written: list[tuple[int, status_pb2.Status | None, bool]] = []
         async with self._database.transaction() as connection:
+            if self._table.expires:
+                await expiry.sweep(self._database.backend, connection, self._table)
+                self._end = await expiry.moment(self._database.backend, connection, self._table, self._options)
             try:
                 for index in [*sorted(chunk.failed), len(chunk.rows)]:
                     await self._halving(connection, chunk.columns, chunk.rows[start:index], written)
@@ -103,6 +109,9 @@ class Writer:
         """For each row whether it was left alone; empty: none was."""
         backend, table = self._database.backend, self._table
         names = [column.name for column in columns]
+        if table.expires:
+            names.append(EXPIRY)
+            rows = [(*row, self._end) for row in rows]
         plain = self._mode in (record_pb2.INSERT_MODE_UNSPECIFIED, record_pb2.INSERT_MODE_FAIL)
         if plain and await backend.copy(connection, table, names, rows):
             return []

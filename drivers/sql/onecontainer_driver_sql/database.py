@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onecontainer.driver import errors
 from onecontainer.driver.records.known import KnownTables
@@ -30,6 +30,8 @@ class Database:
     def __init__(self, backend: Backend, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.backend = backend
         self._engine = backend.create_engine()
+        self._engines: dict[tuple[bool, bool, bool], AsyncEngine] = {}
+        """The same one, as each use of it wants its connections."""
         # Calls are one transaction, so what failed has left nothing.
         self.tables: KnownTables[TableInfo] = KnownTables(
             lambda error: error.metadata.get("backend_code") in STALE, monotonic
@@ -46,11 +48,15 @@ class Database:
         await self._engine.dispose()
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes: committed at the end, undone by any exception, `Rollback` being a silent one."""
+    async def transaction(self, *, one_write: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A transaction that writes: committed at the end, undone by any exception, `Rollback` being a silent one.
+
+        With ``one_write`` there is but one statement that writes, and nothing after it undoes it: a server is told so, which saves
+        the round trips of BEGIN and COMMIT.
+        """
         async with self._writer if self.backend.single_writer else contextlib.nullcontext():
             with contextlib.suppress(Rollback):
-                async with self._begun(write=True) as connection:
+                async with self._begun(write=True, one_write=one_write) as connection:
                     yield connection
 
     @contextlib.asynccontextmanager
@@ -60,12 +66,20 @@ class Database:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def _begun(self, *, write: bool, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
+    async def _begun(
+        self, *, write: bool, snapshot: bool = False, one_write: bool = False
+    ) -> AsyncIterator[AsyncConnection]:
+        use = (write, snapshot, one_write)
+        if use not in self._engines:
+            options = self.backend.transaction_options(write=write, snapshot=snapshot, one_write=one_write)
+            self._engines[use] = self._engine.execution_options(**options)
+        begins = snapshot or (write and (self.backend.single_writer or not one_write))
         with self._translated():
-            async with self._engine.connect() as connection:
-                await connection.execution_options(**self.backend.transaction_options(write=write, snapshot=snapshot))
-                async with connection.begin():
-                    yield connection
+            async with (
+                self._engines[use].connect() as connection,
+                connection.begin() if begins else contextlib.nullcontext(),
+            ):
+                yield connection
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -87,6 +101,11 @@ class Database:
 
     async def fresh_table(self, connection: AsyncConnection, table_id: str, field: str = "table") -> TableInfo:
         return self.tables.found(table_id, await self.backend.describe(connection, str(identifier(table_id, field))))
+
+    def is_plain(self, table_id: str) -> bool:
+        """Whether a write to the table is known to be one statement: its records do not expire, so nothing is swept before."""
+        known = self.tables.get(table_id)
+        return known is not None and not known.expires
 
     async def version(self) -> str:
         """Asks the backend, over a connection of its own if none is free. Raises what `reading` raises."""

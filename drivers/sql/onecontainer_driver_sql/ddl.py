@@ -11,7 +11,7 @@ from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import MissingKindError
 from onecontainer.driver.records.requests import check_columns, key_columns
-from onecontainer_driver_sql.model import Backend, Storage, Stored
+from onecontainer_driver_sql.model import EXPIRY, Backend, ColumnInfo, Storage, Stored
 from onecontainer_driver_sql.names import identifier, quoted
 
 K = table_pb2.TypeKind
@@ -45,12 +45,17 @@ def build_table(
     bounds: list[sa.CheckConstraint] = []
     for index, column in enumerate(table.columns):
         path = f"table.columns[{index}]"
+        if column.name == EXPIRY:
+            raise errors.FieldInvalid(f"{path}.name", "is the column of records' time; set `table.expires` instead")
         built = _column(backend, column, key, path, comments=comments, identity=identity)
         columns.append(built)
         if checks and column.type.kind in checks:
             low, high = checks[column.type.kind]
             typed = sa.and_(sa.func.typeof(built) == "integer", built.between(sa.literal(low), sa.literal(high)))
             bounds.append(sa.CheckConstraint(sa.or_(built.is_(None), typed)))
+    if table.expires:
+        kept = backend.storage(table_pb2.ColumnType(kind=K.TYPE_KIND_TIMESTAMP), "table.expires")
+        columns.append(sa.Column(quoted(EXPIRY), Stored(kept.ddl)))
     parts = [sa.PrimaryKeyConstraint(*(quoted(name) for name in key))] if key else []
     return sa.Table(
         identifier(table_id, "table_id"),
@@ -174,6 +179,27 @@ def create_index(built: sa.Table, index: table_pb2.Index, path: str, **options: 
     return sa.schema.CreateIndex(
         sa.Index(named, *columns, unique=index.unique, **{key: option for key, option in options.items() if option})
     )
+
+
+# --- expiry ------------------------------------------------------------------------------------------------------
+
+
+def expiry_index(built: sa.Table) -> sa.schema.CreateIndex:
+    """By which what is over is found."""
+    name = f"{str(built.name)[:50]}_expire_idx"
+    return sa.schema.CreateIndex(sa.Index(quoted(name), built.columns[EXPIRY]))
+
+
+def take_expiry(columns: dict[str, ColumnInfo]) -> Storage | None:
+    """Takes the column of records' time out of those that are shown. None: records do not expire."""
+    found = columns.get(EXPIRY)
+    if found is None or found.proto.type.kind != K.TYPE_KIND_TIMESTAMP:
+        return None
+    return columns.pop(EXPIRY).storage
+
+
+def is_of_expiry(index: table_pb2.Index) -> bool:
+    return [column.column for column in index.columns] == [EXPIRY]
 
 
 def known_properties(

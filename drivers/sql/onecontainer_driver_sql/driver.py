@@ -38,7 +38,7 @@ class SqlDriver(DatabaseDriver):
 
     async def probe(self) -> ProbeResult:
         version = await self._db.version()
-        return ProbeResult(ready=True, backend_version=version, details={"backend": self._db.backend.name})
+        return ProbeResult(ready=True, backend_version=version, backend=self._db.backend.name)
 
     @property
     def _db(self) -> Database:

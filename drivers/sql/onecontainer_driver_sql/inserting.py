@@ -12,12 +12,15 @@ from onecontainer.api.db.v1 import database_pb2, record_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records import requests
 from onecontainer.driver.records.model import record
+from onecontainer_driver_sql import expiry
 from onecontainer_driver_sql.database import Database
-from onecontainer_driver_sql.model import Backend, TableInfo
+from onecontainer_driver_sql.model import EXPIRY, Backend, TableInfo
 from onecontainer_driver_sql.options import refuse_options, returned_columns
 from onecontainer_driver_sql.values import record_parameters
 
 Parameters = dict[str, Any]
+MAX_STATEMENTS = 100
+"""Of one table that are kept."""
 
 
 async def insert(
@@ -27,9 +30,13 @@ async def insert(
     requests.check_insert(request, at)
     check_mode(table, request.mode, f"{at}mode")
     conditional = request.mode == record_pb2.INSERT_MODE_IF_NOT_EXISTS
-    refuse_options(request.options, f"{at}options", conditional=conditional, delete=False)
+    refuse_options(table, request.options, f"{at}options", conditional=conditional)
     returning = returned_columns(table, request.returning, f"{at}returning")
     rows = [record_parameters(table, one, f"{at}records[{index}]") for index, one in enumerate(request.records)]
+    if table.expires:
+        await expiry.sweep(database.backend, connection, table)
+        end = await expiry.moment(database.backend, connection, table, request.options)
+        rows = [{**row, EXPIRY: end} for row in rows]
     alike = len({tuple(row) for row in rows}) == 1
     if len(rows) > 1 and alike and not returning and not conditional:
         await _insert_alike(database.backend, connection, table, rows, request.mode, at)
@@ -44,7 +51,7 @@ async def insert(
             )
             found = done.first() if columns else None
             if conditional and (found is None if columns else done.rowcount == 0):
-                current = await _current(connection, table, row)
+                current = await _current(database.backend, connection, table, row)
                 results.append(database_pb2.InsertResult(applied=False, current=current))
             else:
                 shown = None if found is None else record(returning, found)
@@ -60,7 +67,16 @@ def check_mode(table: TableInfo, mode: int, path: str) -> None:
 
 
 def insert_statement(backend: Backend, table: TableInfo, columns: list[str], mode: int) -> Any:
-    """An INSERT of these columns, whose parameters are given when it is executed."""
+    """An INSERT of these columns, whose parameters are given when it is executed. Made once for each table as it is known."""
+    known = (*columns, mode)
+    if known not in table.statements:
+        if len(table.statements) >= MAX_STATEMENTS:
+            table.statements.clear()
+        table.statements[known] = _insert_statement(backend, table, columns, mode)
+    return table.statements[known]
+
+
+def _insert_statement(backend: Backend, table: TableInfo, columns: list[str], mode: int) -> Any:
     statement = backend.insert(table.sa).values(
         {table.sa.columns[name]: sa.bindparam(name, type_=table.sa.columns[name].type) for name in columns}
     )
@@ -104,17 +120,20 @@ async def _located(
         raise found from error
 
 
-async def _current(connection: AsyncConnection, table: TableInfo, row: Parameters) -> record_pb2.Record | None:
+async def _current(
+    backend: Backend, connection: AsyncConnection, table: TableInfo, row: Parameters
+) -> record_pb2.Record | None:
     if any(name not in row for name in table.primary_key):
         return None
     found = (
         await connection.execute(
-            sa.select(table.sa).where(
+            sa.select(*table.visible).where(
+                expiry.alive(backend, table),
                 *(
                     table.sa.columns[name]
                     == sa.bindparam(None, row[name], type_=table.sa.columns[name].type, unique=True)
                     for name in table.primary_key
-                )
+                ),
             )
         )
     ).first()

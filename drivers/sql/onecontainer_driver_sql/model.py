@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import sqlalchemy as sa
+from sqlalchemy import Column
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec, unknown_column
 from onecontainer_driver_sql.names import quoted
+
+EXPIRY = "onecontainer_expire_time"
+"""The column with a record's end, null for none: a table that has one of type TIMESTAMP has records that expire."""
 
 
 class Stored(sa.types.UserDefinedType[Any]):
@@ -76,14 +80,20 @@ class ColumnInfo:
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """A table as the backend has it. ``proto`` has no name: that needs the service's."""
+    """A table as the backend has it. ``proto`` has no name: that needs the service's.
+
+    ``sa`` has one column more than ``columns`` where records expire.
+    """
 
     id: str
     columns: dict[str, ColumnInfo]
     primary_key: tuple[str, ...]
     proto: table_pb2.Table
     schema: str | None = None
+    expiry: Storage | None = None
     sa: sa.Table = field(init=False)
+    statements: dict[Any, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """Statements that were made of it, by what they are for."""
 
     def __post_init__(self) -> None:
         columns = [
@@ -97,8 +107,19 @@ class TableInfo:
             )
             for column in self.columns.values()
         ]
+        if self.expiry is not None:
+            columns.append(sa.Column(quoted(EXPIRY), self.expiry.type))
         schema = quoted(self.schema) if self.schema else None
         object.__setattr__(self, "sa", sa.Table(quoted(self.id), sa.MetaData(), *columns, schema=schema))
+
+    @property
+    def expires(self) -> bool:
+        return self.expiry is not None
+
+    @property
+    def visible(self) -> list[Column[Any]]:
+        """SQLAlchemy's columns of ``columns``, in order."""
+        return [self.sa.columns[name] for name in self.columns]
 
     def column(self, name: str, path: str) -> ColumnInfo:
         """The column of that name. Raises FieldRequired or FieldInvalid of ``path``."""
@@ -117,10 +138,16 @@ class Backend(Protocol):
     nulls_smallest: bool
     """True: nulls come first in an ascending order, unless asked otherwise."""
     max_parameters: int
+    skips_locked: bool
+    """True: FOR UPDATE SKIP LOCKED leaves out what others are changing."""
+
+    def now(self, seconds: int) -> sa.ColumnElement[Any]:
+        """So many seconds after now, by the backend's clock, as a TIMESTAMP column keeps it."""
+        ...
 
     def create_engine(self) -> AsyncEngine: ...
 
-    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+    def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
         """SQLAlchemy's execution options of a connection for that use."""
         ...
 

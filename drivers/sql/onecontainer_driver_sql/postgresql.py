@@ -16,7 +16,7 @@ from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.model import Storage, TableInfo
+from onecontainer_driver_sql.model import EXPIRY, Storage, TableInfo
 from onecontainer_driver_sql.postgresql_catalog import describe, table_ids
 from onecontainer_driver_sql.postgresql_faults import translate
 from onecontainer_driver_sql.postgresql_types import storage
@@ -32,6 +32,7 @@ class PostgresBackend:
     single_writer = False
     nulls_smallest = False
     max_parameters = 32_767
+    skips_locked = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -67,8 +68,12 @@ class PostgresBackend:
         event.listen(engine.sync_engine, "checkout", _on_checkout)
         return engine
 
-    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
-        if write:
+    def now(self, seconds: int) -> sa.ColumnElement[Any]:
+        moment = sa.func.now()
+        return moment + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds) if seconds else moment
+
+    def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
+        if write and not one_write:
             return {}
         if snapshot:
             return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -99,6 +104,8 @@ class PostgresBackend:
                     built, index, path, postgresql_using=index.method or None, postgresql_with=options or None
                 )
             )
+        if table.expires:
+            statements.append(ddl.expiry_index(built))
         if table.comment:
             statements.append(sa.schema.SetTableComment(built))
         statements += [sa.schema.SetColumnComment(column) for column in built.columns if column.comment]
@@ -122,7 +129,7 @@ class PostgresBackend:
     async def copy(
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
-        if any(table.columns[name].storage.as_text for name in columns):
+        if any(table.columns[name].storage.as_text for name in columns if name != EXPIRY):
             return False  # the binary form of such a type is not known here
         raw: Any = (await connection.get_raw_connection()).driver_connection
         await raw.copy_records_to_table(table.id, records=rows, columns=columns, schema_name=table.schema)

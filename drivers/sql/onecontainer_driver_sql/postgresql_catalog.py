@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver.records.names import is_identifier
 from onecontainer_driver_sql import codecs
+from onecontainer_driver_sql.ddl import is_of_expiry, take_expiry
 from onecontainer_driver_sql.model import ColumnInfo, Storage, TableInfo
 from onecontainer_driver_sql.postgresql_types import column_type, stored_as
 
@@ -69,10 +70,14 @@ async def describe(connection: AsyncConnection, schema: str | None, table_id: st
         if row.indisprimary:
             primary = tuple(numbers[number] for number in row.keys[: row.indnkeyatts])
         elif 0 not in row.keys:  # 0 stands for an expression
-            proto.indexes.append(_index(row, numbers))
+            index = _index(row, numbers)
+            if not is_of_expiry(index):
+                proto.indexes.append(index)
+    expiry = take_expiry(columns)
+    proto.expires = expiry is not None
     proto.columns.extend(column.proto for column in columns.values())
     proto.partition_key.extend(primary)
-    return TableInfo(table_id, columns, primary, proto, schema)
+    return TableInfo(table_id, columns, primary, proto, schema, expiry)
 
 
 async def _column(connection: AsyncConnection, row: Any) -> ColumnInfo:

@@ -14,7 +14,7 @@ from onecontainer.driver import errors
 from onecontainer.driver.records.model import Column, record
 from onecontainer.driver.records.requests import DEFAULT_PAGE, MAX_PAGE, chosen_columns, page_size
 from onecontainer.driver.records.streams import pace_of, responses, result_columns
-from onecontainer_driver_sql import paging
+from onecontainer_driver_sql import expiry, paging
 from onecontainer_driver_sql.database import Database
 from onecontainer_driver_sql.filters import condition
 from onecontainer_driver_sql.model import TableInfo
@@ -64,6 +64,9 @@ def plan(database: Database, table: TableInfo, query: query_pb2.Query) -> Plan:
             raise errors.FieldInvalid(path, "must be one of `columns` with distinct")
         order.append(_key(database, column, one.order == table_pb2.SORT_ORDER_DESCENDING, one.nulls))
     where = condition(table, query.where, "query.where") if query.HasField("where") else None
+    if table.expires:
+        alive = expiry.alive(database.backend, table)
+        where = alive if where is None else sa.and_(where, alive)
     return Plan(table, columns, order, where, query.distinct, query.limit or None)
 
 

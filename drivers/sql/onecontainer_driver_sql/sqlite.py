@@ -37,6 +37,7 @@ class SqliteBackend:
     single_writer = True
     nulls_smallest = True
     max_parameters = 32_766
+    skips_locked = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,7 +57,11 @@ class SqliteBackend:
         event.listen(engine.sync_engine, "begin", _on_begin)
         return engine
 
-    def transaction_options(self, *, write: bool, snapshot: bool) -> dict[str, Any]:
+    def now(self, seconds: int) -> sa.ColumnElement[Any]:
+        moment = ["now", f"+{seconds} seconds"] if seconds else ["now"]
+        return sa.func.strftime("%Y-%m-%d %H:%M:%f000Z", *moment)
+
+    def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
         return {"begin": "BEGIN IMMEDIATE" if write else "BEGIN" if snapshot else ""}
 
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
@@ -75,6 +80,8 @@ class SqliteBackend:
                 raise errors.BackendCapabilityMissing(f"{path}.method", "SQLite has one kind of index; leave it away")
             ddl.known_properties(index.options, frozenset(), f"{path}.options")
             statements.append(ddl.create_index(built, index, path))
+        if table.expires:
+            statements.append(ddl.expiry_index(built))
         return statements
 
     async def table_ids(self, connection: AsyncConnection) -> list[str]:
@@ -117,9 +124,14 @@ class SqliteBackend:
             columns[row.name] = ColumnInfo(
                 proto, kept, has_default=counts or row.dflt_value is not None, generated=row.hidden in (2, 3)
             )
-        described = table_pb2.Table(columns=[column.proto for column in columns.values()], partition_key=primary)
-        described.indexes.extend(await self._indexes(connection, table_id))
-        return TableInfo(table_id, columns, primary, described)
+        expiry = ddl.take_expiry(columns)
+        described = table_pb2.Table(
+            columns=[column.proto for column in columns.values()], partition_key=primary, expires=expiry is not None
+        )
+        described.indexes.extend(
+            index for index in await self._indexes(connection, table_id) if not ddl.is_of_expiry(index)
+        )
+        return TableInfo(table_id, columns, primary, described, expiry=expiry)
 
     async def _indexes(self, connection: AsyncConnection, table_id: str) -> list[table_pb2.Index]:
         rows = await connection.execute(

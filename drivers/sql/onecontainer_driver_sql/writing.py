@@ -15,12 +15,13 @@ from onecontainer.driver import errors
 from onecontainer.driver.records import requests
 from onecontainer.driver.records.model import Column, record
 from onecontainer.driver.records.requests import Delete, Update
+from onecontainer_driver_sql import expiry
 from onecontainer_driver_sql.assignments import assigned
 from onecontainer_driver_sql.database import Database, Rollback
 from onecontainer_driver_sql.filters import Condition, condition, fixes_primary_key
 from onecontainer_driver_sql.inserting import insert
-from onecontainer_driver_sql.model import TableInfo
-from onecontainer_driver_sql.options import refuse_options, returned_columns
+from onecontainer_driver_sql.model import EXPIRY, Backend, TableInfo
+from onecontainer_driver_sql.options import refuse_options, refuse_replicas, returned_columns
 
 MAX_RETURNED = 10_000
 
@@ -28,7 +29,8 @@ MAX_RETURNED = 10_000
 async def insert_records(
     database: Database, request: database_pb2.InsertRecordsRequest
 ) -> database_pb2.InsertRecordsResponse:
-    async with database.transaction() as connection:
+    one_write = len(request.records) == 1 and not request.dry_run and database.is_plain(request.table)
+    async with database.transaction(one_write=one_write) as connection:
         response = await insert(database, connection, request, "")
         if request.dry_run:
             raise Rollback
@@ -36,7 +38,7 @@ async def insert_records(
 
 
 async def update_records(database: Database, request: Update) -> database_pb2.UpdateRecordsResponse:
-    async with database.transaction() as connection:
+    async with database.transaction(one_write=_is_one_write(database, request)) as connection:
         response = await update(database, connection, request, "")
         if request.dry_run:
             raise Rollback
@@ -44,11 +46,17 @@ async def update_records(database: Database, request: Update) -> database_pb2.Up
 
 
 async def delete_records(database: Database, request: Delete) -> database_pb2.DeleteRecordsResponse:
-    async with database.transaction() as connection:
+    async with database.transaction(one_write=_is_one_write(database, request)) as connection:
         response = await delete(database, connection, request, "")
         if request.dry_run:
             raise Rollback
     return response
+
+
+def _is_one_write(database: Database, request: Update | Delete) -> bool:
+    """Whether what it wrote is never taken back: nothing is counted, and nothing but the write itself depends on a condition."""
+    counted = request.HasField("max_affected") or request.returning
+    return not (request.dry_run or counted) and database.is_plain(request.table)
 
 
 # --- update and delete -------------------------------------------------------------------------------------------
@@ -58,9 +66,14 @@ async def update(
     database: Database, connection: AsyncConnection, request: Update, at: str
 ) -> database_pb2.UpdateRecordsResponse:
     table = await database.table(connection, request.table, f"{at}table")
-    refuse_options(request.options, f"{at}options", conditional=request.HasField("condition"), delete=False)
+    refuse_options(table, request.options, f"{at}options", conditional=request.HasField("condition"))
     changes = assigned(database.backend, table, request.assignments, f"{at}assignments")
-    done = await _change(connection, table, sa.update(table.sa).values(changes), request, at)
+    await expiry.sweep(database.backend, connection, table)
+    if request.options.HasField("ttl"):
+        end = await expiry.moment(database.backend, connection, table, request.options)
+        target = table.sa.columns[EXPIRY]
+        changes[target] = sa.bindparam(None, end, type_=target.type, unique=True)
+    done = await _change(database.backend, connection, table, sa.update(table.sa).values(changes), request, at)
     response = database_pb2.UpdateRecordsResponse(applied=done.applied, affected=done.affected, records=done.records)
     if done.current is not None:
         response.current.CopyFrom(done.current)
@@ -71,7 +84,7 @@ async def delete(
     database: Database, connection: AsyncConnection, request: Delete, at: str
 ) -> database_pb2.DeleteRecordsResponse:
     table = await database.table(connection, request.table, f"{at}table")
-    refuse_options(request.options, f"{at}options", conditional=request.HasField("condition"), delete=True)
+    refuse_options(table, request.options, f"{at}options", conditional=request.HasField("condition"), delete=True)
     statement: sa.Update | sa.Delete = sa.delete(table.sa)
     if request.columns:
         nulls: dict[sa.Column[Any], Any] = {}
@@ -82,7 +95,7 @@ async def delete(
                 raise errors.FieldInvalid(path, f"{name!r} cannot be null")
             nulls[table.sa.columns[name]] = sa.null()
         statement = sa.update(table.sa).values(nulls)
-    done = await _change(connection, table, statement, request, at)
+    done = await _change(database.backend, connection, table, statement, request, at)
     response = database_pb2.DeleteRecordsResponse(applied=done.applied, affected=done.affected, records=done.records)
     if done.current is not None:
         response.current.CopyFrom(done.current)
@@ -98,11 +111,18 @@ class Done:
 
 
 async def _change(
-    connection: AsyncConnection, table: TableInfo, statement: sa.Update | sa.Delete, request: Update | Delete, at: str
+    backend: Backend,
+    connection: AsyncConnection,
+    table: TableInfo,
+    statement: sa.Update | sa.Delete,
+    request: Update | Delete,
+    at: str,
 ) -> Done:
     where = _where(table, request, at)
     if where is not None:
         statement = statement.where(where)
+    if table.expires:
+        statement = statement.where(expiry.alive(backend, table))
     if request.HasField("condition"):
         held = _condition(table, request, at)
         if held is not None:
@@ -126,7 +146,7 @@ async def _change(
     records = [record(returning, row) for row in rows]
     if request.HasField("condition") and not affected:
         assert where is not None
-        return Done(False, 0, current=await _current(connection, table, where))
+        return Done(False, 0, current=await _current(connection, table, where, expiry.alive(backend, table)))
     return Done(True, affected, records)
 
 
@@ -149,8 +169,8 @@ def _condition(table: TableInfo, request: Update | Delete, at: str) -> Condition
     return None if fields is None else condition(table, fields, f"{path}.if_fields")
 
 
-async def _current(connection: AsyncConnection, table: TableInfo, where: Condition) -> record_pb2.Record | None:
-    row = (await connection.execute(sa.select(table.sa).where(where))).first()
+async def _current(connection: AsyncConnection, table: TableInfo, *where: Condition) -> record_pb2.Record | None:
+    row = (await connection.execute(sa.select(*table.visible).where(*where))).first()
     return None if row is None else record(list(table.columns.values()), row)
 
 
@@ -166,7 +186,9 @@ async def execute_batch(
 ) -> database_pb2.ExecuteBatchResponse:
     if request.kind not in (database_pb2.BATCH_KIND_UNSPECIFIED, database_pb2.BATCH_KIND_TRANSACTION):
         raise errors.BackendCapabilityMissing("kind", f"{database.backend.name} has transactions only; use TRANSACTION")
-    refuse_options(request.options, "options", conditional=False, delete=False)
+    if request.options.HasField("ttl"):
+        raise errors.BackendCapabilityMissing("options.ttl", "is of a statement, not of a batch; set it there")
+    refuse_replicas(request.options, "options")
     requests.check_batch(request)
     response = database_pb2.ExecuteBatchResponse(applied=True)
     async with database.transaction() as connection:

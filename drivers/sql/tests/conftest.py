@@ -53,3 +53,11 @@ def db(request: pytest.FixtureRequest) -> Database:
     """Each test that takes it runs on both."""
     found: Database = request.getfixturevalue("lite" if request.param == "sqlite" else "pg")
     return found
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def options(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Of a service on each, whose database has no tables."""
+    if request.param == "sqlite":
+        return {}
+    return {"url": request.getfixturevalue("postgres"), "schema": request.getfixturevalue("schema")}

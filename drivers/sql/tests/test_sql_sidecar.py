@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
+import pytest_asyncio
 
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import database_pb2_grpc, query_pb2, record_pb2, table_pb2
-from onecontainer.api.driver.v1 import driver_pb2
+from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
 from tests.fixtures.records import (
     SERVICE,
     K,
@@ -25,31 +28,33 @@ from tests.fixtures.records import (
     updating,
     value,
 )
-from tests.fixtures.sidecar import attach, details, sidecar
+from tests.fixtures.sidecar import TIMEOUT, attach, details, sidecar
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 DRIVER = Path(__file__).parents[1]
 PEOPLE = table_pb2.Table(
     columns=[column("id", K.TYPE_KIND_INT64), column("name", K.TYPE_KIND_TEXT, not_null=True)], partition_key=["id"]
 )
 
 
-@pytest.fixture
-async def channel() -> AsyncIterator[grpc.aio.Channel]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def process() -> AsyncIterator[grpc.aio.Channel]:
     async with sidecar(DRIVER) as opened:
         yield opened
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def options(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Those of a database without tables."""
-    if request.param == "sqlite":
-        return {}
-    return {"url": request.getfixturevalue("postgres"), "schema": request.getfixturevalue("schema")}
+@pytest_asyncio.fixture(loop_scope="module")
+async def channel(process: grpc.aio.Channel) -> AsyncIterator[grpc.aio.Channel]:
+    """The same sidecar for each test, attached to nothing."""
+    yield process
+    driver: Any = driver_pb2_grpc.DriverServiceStub(process)
+    await driver.Detach(driver_pb2.DetachRequest())
 
 
-@pytest.fixture
-async def stub(channel: grpc.aio.Channel, options: dict[str, str]) -> Any:
-    await attach(channel, "sql", "1", {}, options)
+@pytest_asyncio.fixture(loop_scope="module")
+async def stub(channel: grpc.aio.Channel, options: dict[str, str], tmp_path: Path) -> Any:
+    # Not the state folder's file, which is the same for all tests.
+    await attach(channel, "sql", "1", {}, options or {"url": f"sqlite:///{tmp_path}/own.sqlite3"})
     return database_pb2_grpc.DatabaseServiceStub(channel)
 
 
@@ -132,6 +137,42 @@ async def test_errors(stub: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stream.read()
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_deadline_ends_the_statement_in_postgresql(
+    channel: grpc.aio.Channel, postgres: str, schema: str
+) -> None:
+    await attach(channel, "sql", "1", {}, {"url": postgres, "schema": schema})
+    stub: Any = database_pb2_grpc.DatabaseServiceStub(channel)
+    await create(stub)
+    await stub.InsertRecords(insertion("people", record(id=1, name="a")))
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'onecontainer' AND state <> 'idle' "
+        "AND query LIKE '%' || $1 || '%'"
+    )
+    # Two: inside a transaction the view stays as it was first seen.
+    other, watching = await asyncpg.connect(postgres), await asyncpg.connect(postgres)
+    try:
+        async with other.transaction():
+            await other.execute(f"SELECT * FROM {schema}.people WHERE id = 1 FOR UPDATE")
+            call = stub.UpdateRecords(updating("people", equals("id", 1), setting("name", "b")), timeout=3)
+            seen = 0
+            while not call.done():
+                seen = max(seen, await watching.fetchval(waiting, schema))
+                await asyncio.sleep(0.02)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert seen == 1  # it was there, and waited for the lock that is still held
+            async with asyncio.timeout(TIMEOUT):
+                while True:
+                    if await watching.fetchval(waiting, schema) == 0:
+                        break
+                    await asyncio.sleep(0.02)
+    finally:
+        await asyncio.gather(other.close(), watching.close())
+    selected = await stub.SelectRecords(pb.SelectRecordsRequest(service=SERVICE, table="people"))
+    assert selected.records[0].fields["name"] == value("a")
 
 
 async def test_a_stream_that_is_left_lets_go_of_its_connection(stub: Any) -> None:

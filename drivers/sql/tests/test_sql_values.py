@@ -128,7 +128,7 @@ async def test_values_come_back_as_they_were(db: Database, name: str) -> None:
         return
     type_, strategy = (TYPES | LISTS)[name]
     await create(db, "t", column("id", K.TYPE_KIND_INT64), table_pb2.Column(name="v", type=type_), key=["id"])
-    samples = drawn(st.lists(strategy, min_size=60, max_size=60))
+    samples = drawn(st.lists(strategy, min_size=30, max_size=30))
     expected = [*samples, NULL]
     for start in range(0, len(expected), 20):
         records = [record(id=start + i, v=one) for i, one in enumerate(expected[start : start + 20])]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from onecontainer.driver.conformance.contract import Method
 from onecontainer.driver.conformance.examples import Examples
 from onecontainer.driver.conformance.model import Check, Failed, Outcome, Report, Result, Skipped, shortened
 from onecontainer.driver.conformance.place import Place, Starter
-from onecontainer.driver.conformance.scenarios import database, inference, media, own
+from onecontainer.driver.conformance.scenarios import database, database_features, inference, media, own
 from onecontainer.driver.conformance.scenarios.work import Work, Works
 from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.session import ServiceSpec, Session
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 FIRST = "identity.answers"
 ATTACHED_NEEDS = ("attach.works", "probe.ready")
 WORKS = "works."
+FEATURES = "features."
 CHANNEL_BYTES = 256 * 1024 * 1024
 """What the kit's channel takes: more than any driver's own limit, which is the one that is tested."""
 START_SECONDS = 60.0
@@ -114,7 +116,7 @@ def _closure(wanted: set[str], checks: Sequence[Check]) -> set[str]:
             continue
         found.add(name)
         todo += needs_of(by_id[name])
-        if by_id[name].attached and not name.startswith(WORKS):
+        if by_id[name].attached and not name.startswith((WORKS, FEATURES)):
             # What works is what the others call.
             todo += [one for one in by_id if one.startswith(WORKS)]
     return found
@@ -165,6 +167,26 @@ def _works_check(session: Session, method: Method, work: Work | None) -> Check:
     )
 
 
+def features_checks(session: Session) -> list[Check]:
+    """A check for each claimed method whose contract leaves something open."""
+    if not session.contract:
+        return []
+    features = database_features.Features()
+    return [
+        Check(
+            f"{FEATURES}{session.contract[name].short}",
+            f"{session.contract[name].short} can what is declared, and refuses the rest",
+            "What the manifest says of a backend is true in both directions.",
+            "List in metadata.json, under `backends`, what works, and refuse the rest as BACKEND_CAPABILITY_MISSING with the field's path.",
+            partial(features.check, method=name),
+            tuple(f"{WORKS}{session.contract[needed].short}" for needed in (*features.needs, name)),
+            attached=True,
+        )
+        for name in features.methods
+        if session.claims(name) and all(session.claims(needed) for needed in features.needs)
+    ]
+
+
 @dataclass
 class Kit:
     """Runs checks.
@@ -213,7 +235,7 @@ class Kit:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _check(self, session: Session) -> list[Result]:
-        checks = self.selection.of([*BEFORE, *works_checks(session), *AFTER])
+        checks = self.selection.of([*BEFORE, *works_checks(session), *features_checks(session), *AFTER])
         results: dict[str, Result] = {}
         for check in checks:
             if check in end.CHECKS:

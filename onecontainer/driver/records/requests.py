@@ -15,6 +15,8 @@ MAX_STATEMENTS, MAX_BATCH_RECORDS = 1000, 10_000
 DEFAULT_PAGE, MAX_PAGE = 100, 10_000
 DEFAULT_TABLES, MAX_TABLES = 50, 1000
 DEFAULT_BATCH, MAX_BATCH = 1000, 10_000
+MAX_TTL = 630_720_000
+"""Seconds, 20 years."""
 
 Update = database_pb2.UpdateRecordsRequest
 Delete = database_pb2.DeleteRecordsRequest
@@ -40,6 +42,8 @@ def check_options(options: record_pb2.WriteOptions, path: str, *, conditional: b
     """What no backend allows."""
     if delete and options.HasField("ttl"):
         raise FieldInvalid(f"{path}.ttl", "must not be set on a delete")
+    if options.HasField("ttl") and (options.ttl.nanos or not 1 <= options.ttl.seconds <= MAX_TTL):
+        raise FieldInvalid(f"{path}.ttl", "must be whole seconds, from 1 s to 20 years")
     if conditional and options.HasField("timestamp"):
         raise FieldInvalid(f"{path}.timestamp", "must not be set on a conditional write")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,11 @@ from grpc_reflection.v1alpha import reflection_pb2
 from onecontainer_driver_sql import SqlDriver
 
 from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.driver.conformance import Examples, Report, ServiceSpec, render
-from onecontainer.rpc.manifest import load_manifest
+from onecontainer.driver.conformance import Examples, Kit, Report, Selection, ServiceSpec, render
+from onecontainer.rpc.manifest import Manifest, load_manifest
 from tests.contract.conformance.fault import Answer, edited
 from tests.contract.conformance.proxy import Faults, Told
-from tests.contract.conformance.reference import InProcess, examined
+from tests.contract.conformance.reference import TIMEOUT, InProcess, examined
 
 NAME = "onecontainer.api.db.v1.DatabaseService"
 TABLE = b"conformance_"
@@ -83,11 +83,28 @@ def quiet() -> Iterator[None]:
     logger.setLevel(before)
 
 
-def report_of(faults: Faults) -> Report:
-    manifest = load_manifest(FOLDER)
+def started(faults: Faults, manifest: Manifest) -> InProcess:
     descriptors = (FOLDER / manifest.descriptor_set).read_bytes()
-    starter = InProcess(SqlDriver, manifest, faults, Faults(), descriptors)
-    return asyncio.run(examined(starter, ServiceSpec(), Examples()))
+    return InProcess(SqlDriver, manifest, faults, Faults(), descriptors)
+
+
+def report_of(faults: Faults) -> Report:
+    return asyncio.run(examined(started(faults, load_manifest(FOLDER)), ServiceSpec(), Examples()))
+
+
+def features_of(manifest: Manifest) -> Report:
+    selection = Selection(only=["features.*"])
+    return asyncio.run(Kit(started(Faults(), manifest), selection=selection, timeout=TIMEOUT).run())
+
+
+def declaring(change: Callable[[list[str]], list[str]]) -> Manifest:
+    """The sql driver's manifest with other features of SQLite."""
+    manifest = load_manifest(FOLDER)
+    changed = [
+        one.model_copy(update={"features": change(one.features)}) if one.name == "SQLite" else one
+        for one in manifest.backends
+    ]
+    return manifest.model_copy(update={"backends": changed})
 
 
 @pytest.mark.usefixtures("quiet")
@@ -95,3 +112,24 @@ def report_of(faults: Faults) -> Report:
 def test_it_fails_by_what_it_does_not_do(check: str) -> None:
     report = report_of(LIES[check])
     assert [result.id for result in report.failures] == [check], render.text(report)
+
+
+HIDDEN = frozenset({"CreateTable.type.JSON", "UpdateRecords.add"})
+"""Features that SQLite has, of two methods."""
+
+
+@pytest.mark.usefixtures("quiet")
+def test_it_fails_by_features_that_are_not_as_declared() -> None:
+    manifest = declaring(lambda features: [*(set(features) - HIDDEN), "SelectRecords.consistency"])
+    report = features_of(manifest)
+    failed = {result.id: result.sent for result in report.failures}
+    assert {name.rpartition(".")[2] for name in failed} == {"CreateTable", "UpdateRecords", "SelectRecords"}
+    for name, what in (("CreateTable", "type.JSON"), ("UpdateRecords", "add"), ("SelectRecords", "consistency")):
+        assert f"{name}.{what} " in failed[f"features.DatabaseService.{name}"]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_feature_that_nobody_knows_fails_them_all() -> None:
+    report = features_of(declaring(lambda features: [*features, "SelectRecords.magic"]))
+    assert len(report.failures) == 6
+    assert all("SelectRecords.magic" in result.came for result in report.failures)

@@ -26,6 +26,7 @@ METADATA = {
     "job_slots": 7,
     "exclusive_state": True,
     "resources": {"memory_bytes": 1 << 33, "cpus": 0.5},
+    "backends": [{"name": "RareDB", "features": ["SelectRecords.distinct"]}],
     "options": [
         {"name": "url", "type": "string", "description": "Where it is.", "required": True, "sensitive": True},
         {"name": "pool", "type": "int", "description": "Connections.", "default": 4},

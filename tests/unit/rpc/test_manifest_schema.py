@@ -40,6 +40,7 @@ FULL = {
     "exclusive_state": False,
     "job_slots": 2,
     "resources": {"memory_bytes": 1, "cpus": 0.5, "pids": 1, "devices": ["/dev/dri"]},
+    "backends": [{"name": "One", "features": ["Predict.batch"]}, {"name": "Other"}],
 }
 VALIDATOR = jsonschema.Draft202012Validator(metadata_schema())
 ONLY_CODE = ("version", "app_version", "app")
@@ -123,6 +124,7 @@ def test_what_the_schema_takes_the_code_takes_and_the_other_way_round(place, jun
         ({"app_version": "about 3"}, "metadata.app_version"),
         ({"app": "cassandra:latest"}, "metadata.app"),
         ({"options": [FULL["options"][0], FULL["options"][0]]}, "metadata.options"),
+        ({"backends": [FULL["backends"][0], FULL["backends"][0]]}, "metadata.backends"),
     ],
 )
 def test_what_only_the_code_sees_is_refused_by_it(change, field) -> None:

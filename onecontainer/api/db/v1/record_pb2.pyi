@@ -504,7 +504,8 @@ class WriteOptions(_message.Message):
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """OPTIONAL. The written values go so long after the write; whole seconds, 1 s to 20 years. Not for deletes: INVALID_ARGUMENT.
-        Absent: the table's default.
+        SQL: the whole record goes, and only in a table with `expires`; an update without it leaves the record's time as it is.
+        Absent: the table's default; an insert in SQL: never.
         """
 
     @_builtins.property

@@ -527,10 +527,15 @@ class Table(_message.Message):
     INDEXES_FIELD_NUMBER: _builtins.int
     PROPERTIES_FIELD_NUMBER: _builtins.int
     COMMENT_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """OUTPUT ONLY. `services/{service}/tables/{table}`. The last part is the table's id, an identifier like a column's name."""
     comment: _builtins.str
     """OPTIONAL. Remark for people. SQLite has none. Absent: none."""
+    expires: _builtins.bool
+    """OPTIONAL. True: writes may have a `ttl`. In CQL they always may, and answers have true. In SQL the table gets a column of its own
+    for it, `onecontainer_expire_time`, which answers do not show; a table of others gets it by ALTER TABLE. Absent: false.
+    """
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Column]:
         """REQUIRED. Columns, in order, at least one."""
@@ -566,10 +571,11 @@ class Table(_message.Message):
         indexes: _abc.Iterable[Global___Index] | None = ...,
         properties: _abc.Mapping[_builtins.str, _value_pb2.Value] | None = ...,
         comment: _builtins.str = ...,
+        expires: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clustering_key", b"clustering_key", "columns", b"columns", "comment", b"comment", "indexes", b"indexes", "name", b"name", "partition_key", b"partition_key", "properties", b"properties"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clustering_key", b"clustering_key", "columns", b"columns", "comment", b"comment", "expires", b"expires", "indexes", b"indexes", "name", b"name", "partition_key", b"partition_key", "properties", b"properties"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

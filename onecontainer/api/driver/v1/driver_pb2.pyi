@@ -96,6 +96,7 @@ class DriverManifest(_message.Message):
     EXCLUSIVE_STATE_FIELD_NUMBER: _builtins.int
     JOB_SLOTS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """REQUIRED. Name, `[a-z][a-z0-9-]{0,62}`."""
     version: _builtins.str
@@ -126,6 +127,12 @@ class DriverManifest(_message.Message):
     def resources(self) -> Global___DriverResources:
         """OPTIONAL. What a container of it may use. Absent: the runtime's defaults."""
 
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___DriverBackend]:
+        """OPTIONAL. What it can do of that which the contracts of its services leave open, for each kind of backend that it drives. Absent:
+        it does not say.
+        """
+
     def __init__(
         self,
         *,
@@ -141,14 +148,45 @@ class DriverManifest(_message.Message):
         exclusive_state: _builtins.bool = ...,
         job_slots: _builtins.int = ...,
         resources: Global___DriverResources | None = ...,
+        backends: _abc.Iterable[Global___DriverBackend] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_version", b"app_version", "description", b"description", "exclusive_state", b"exclusive_state", "job_slots", b"job_slots", "name", b"name", "options", b"options", "replicable", b"replicable", "resources", b"resources", "scope", b"scope", "services", b"services", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_version", b"app_version", "backends", b"backends", "description", b"description", "exclusive_state", b"exclusive_state", "job_slots", b"job_slots", "name", b"name", "options", b"options", "replicable", b"replicable", "resources", b"resources", "scope", b"scope", "services", b"services", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DriverManifest: _TypeAlias = DriverManifest  # noqa: Y015
+
+@_typing.final
+class DriverBackend(_message.Message):
+    """A kind of backend, and what of it can be used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """REQUIRED. Name for people, `PostgreSQL`. Probe says which one a service has."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL. Features by the names of the documentation of their service's contract, `UpdateRecords.returning`. What is not listed is refused as
+        FAILED_PRECONDITION / BACKEND_CAPABILITY_MISSING. Absent: none.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DriverBackend: _TypeAlias = DriverBackend  # noqa: Y015
 
 @_typing.final
 class DriverResources(_message.Message):
@@ -594,12 +632,15 @@ class ProbeResponse(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     BACKEND_VERSION_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """OUTPUT ONLY. True: it works. False: still starting."""
     message: _builtins.str
     """OUTPUT ONLY. What it is doing, or what it found, for people. Absent: nothing to say."""
     backend_version: _builtins.str
     """OUTPUT ONLY. Version of the backend as it says itself. Absent: it does not say."""
+    backend: _builtins.str
+    """OUTPUT ONLY. Which of the manifest's `backends` it is. Absent: the only one."""
     @_builtins.property
     def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """OUTPUT ONLY. More facts, for people. Absent: none."""
@@ -611,10 +652,11 @@ class ProbeResponse(_message.Message):
         message: _builtins.str = ...,
         backend_version: _builtins.str = ...,
         details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        backend: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend_version", b"backend_version", "details", b"details", "message", b"message", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "backend_version", b"backend_version", "details", b"details", "message", b"message", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

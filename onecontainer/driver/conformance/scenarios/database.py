@@ -37,8 +37,19 @@ def where(key: int) -> query_pb2.Filter:
     return query_pb2.Filter(comparison=query_pb2.Comparison(column=KEY, value=value(key)))
 
 
-def _column(name: str, kind: table_pb2.TypeKind.ValueType) -> table_pb2.Column:
+def column(name: str, kind: table_pb2.TypeKind.ValueType) -> table_pb2.Column:
     return table_pb2.Column(name=name, type=table_pb2.ColumnType(kind=kind))
+
+
+def creation(table: str) -> pb.CreateTableRequest:
+    """The kit's table, with a key."""
+    kinds = (
+        (KEY, table_pb2.TYPE_KIND_INT64),
+        (TEXT, table_pb2.TYPE_KIND_TEXT),
+        (NUMBER, table_pb2.TYPE_KIND_INT64),
+    )
+    definition = table_pb2.Table(columns=[column(*kind) for kind in kinds], partition_key=[KEY])
+    return pb.CreateTableRequest(service=SERVICE, table_id=table, table=definition)
 
 
 class Database:
@@ -67,17 +78,8 @@ class Database:
 
     # --- tables --------------------------------------------------------------------------------------------------------
 
-    def _creation(self, table: str) -> pb.CreateTableRequest:
-        kinds = (
-            (KEY, table_pb2.TYPE_KIND_INT64),
-            (TEXT, table_pb2.TYPE_KIND_TEXT),
-            (NUMBER, table_pb2.TYPE_KIND_INT64),
-        )
-        definition = table_pb2.Table(columns=[_column(*kind) for kind in kinds], partition_key=[KEY])
-        return pb.CreateTableRequest(service=SERVICE, table_id=table, table=definition)
-
     async def create(self, session: Session) -> None:
-        request = self._creation(self.table)
+        request = creation(self.table)
         made = await session.one_as(f"{NAME}/CreateTable", request, table_pb2.Table)
         if session.claims(f"{NAME}/DropTable"):
             gone = pb.DropTableRequest(service=SERVICE, table=self.table, if_exists=True)
@@ -117,7 +119,7 @@ class Database:
     async def drop(self, session: Session) -> None:
         # Another one: what comes after reads the table with the records.
         name = f"{self.table}_gone"
-        await session.one_as(f"{NAME}/CreateTable", self._creation(name), table_pb2.Table)
+        await session.one_as(f"{NAME}/CreateTable", creation(name), table_pb2.Table)
         request = pb.DropTableRequest(service=SERVICE, table=name)
         await session.one_as(f"{NAME}/DropTable", request, empty_pb2.Empty)
         answer = await session.call(f"{NAME}/DropTable", request)
