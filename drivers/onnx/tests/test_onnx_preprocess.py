@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image
 from onecontainer.api.ai.v1 import model_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.models.images import ImageError, open_image
+from onecontainer.driver.models.png import plain_png
 from onecontainer.driver.models.preprocess import ImagePipeline
 from onecontainer.driver.models.served import Served
 
@@ -159,6 +162,52 @@ def test_wrong_declarations(spec: dict[str, Any], field: str) -> None:
     with pytest.raises((errors.FieldInvalid, errors.FieldRequired)) as caught:
         ImagePipeline(model_pb2.ImagePreprocess(**spec), np.dtype("float32"))
     assert caught.value.violations[0].field == f"config.image.{field}"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    "extra",
+    [b"", chunk(b"gAMA", struct.pack(">I", 100_000)), chunk(b"sRGB", b"\0"), chunk(b"tEXt", b"Title\0a cat")],
+    ids=["plain", "gamma", "srgb", "text"],
+)
+def test_a_plain_png_has_the_pixels_that_pillow_gives(mode: str, extra: bytes) -> None:
+    channels = len(mode)
+    pixels = np.random.default_rng(1).integers(0, 256, (37, 53, channels), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(out, "PNG")
+    data = out.getvalue()[:33] + extra + out.getvalue()[33:]
+    found = plain_png(data, max_pixels=PIXELS)
+    assert found is not None
+    assert found.mode == mode
+    assert np.array_equal(np.asarray(found), np.asarray(Image.open(io.BytesIO(data))))
+    assert np.array_equal(np.asarray(found), pixels.squeeze())
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [chunk(b"tRNS", bytes(6)), chunk(b"eXIf", b"MM\0*"), chunk(b"tEXt", b"Title\0a cat")[:-1] + b"?"],
+    ids=["transparency", "orientation", "damage"],
+)
+def test_a_png_that_is_more_than_its_pixels_is_pillows(cat: bytes, extra: bytes) -> None:
+    assert plain_png(cat, max_pixels=PIXELS) is not None
+    assert plain_png(cat[:33] + extra + cat[33:], max_pixels=PIXELS) is None
+
+
+@pytest.mark.parametrize("image", ["P", "LA", "RGBA", "I;16", "1"])
+def test_other_pngs_are_pillows(image: str) -> None:
+    out = io.BytesIO()
+    Image.new(image, (5, 7)).save(out, "PNG")
+    assert plain_png(out.getvalue(), max_pixels=PIXELS) is None
+    assert open_image(out.getvalue(), max_pixels=PIXELS).size == (5, 7)
+
+
+def test_a_png_that_is_cut_off_or_too_large_is_not_decoded(cat: bytes) -> None:
+    assert all(plain_png(cat[:length], max_pixels=PIXELS) is None for length in (0, 8, 40, 5000, len(cat) - 1))
+    assert plain_png(cat, max_pixels=451 * 300 - 1) is None
 
 
 def test_damage_anywhere_is_an_image_error_or_an_image(cat: bytes) -> None:
