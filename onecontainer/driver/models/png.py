@@ -55,6 +55,8 @@ def _crc(data: bytes) -> bytes:
 def _is_plain(data: bytes) -> bool:
     """Whether it is whole, and has none of the special chunks."""
     position = len(_SIGNATURE)
+    length: int
+    kind: bytes
     while position + _CHUNK.size <= len(data):
         length, kind = _CHUNK.unpack_from(data, position)
         end = position + _CHUNK.size + length
@@ -63,6 +65,5 @@ def _is_plain(data: bytes) -> bool:
             return False
         position = end + 4
         if kind == b"IEND":
-            whole: bool = position <= len(data)
-            return whole
+            return position <= len(data)
     return False
