@@ -7,7 +7,7 @@ methods like all others: they are authenticated, counted, cancelled and drained 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from onecontainer.driver.context import Context
 from onecontainer.driver.driver import ProbeResult
 from onecontainer.driver.isolation import Isolation
-from onecontainer.driver.methods import DriverMethod, snake_case
+from onecontainer.driver.methods import DriverMethod, methods_of, snake_case
 from onecontainer.driver.runs import encode
 from onecontainer.rpc.manifest import Manifest
 
@@ -30,6 +30,19 @@ class Behind:
     methods: Mapping[str, DriverMethod]
     probe: Callable[[], Awaitable[ProbeResult]]
     isolation: Callable[[DriverMethod], Isolation]
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        methods: Mapping[str, DriverMethod],
+        probe: Callable[[], Awaitable[ProbeResult]],
+        isolation: Callable[[DriverMethod], Isolation],
+    ) -> Behind:
+        """From a driver's methods by their full names."""
+        return cls(
+            manifest, {snake_case(name.rpartition("/")[2]): one for name, one in methods.items()}, probe, isolation
+        )
 
     def has(self, *names: str) -> bool:
         """Whether the driver implements all of them."""
@@ -66,3 +79,11 @@ class Facade:
         for method, needed in self.needs.items():
             if not behind.has(*needed):
                 setattr(self, snake_case(method), None)
+
+
+def in_front(facades: Iterable[type[Facade]], behind: Behind) -> dict[str, DriverMethod]:
+    """All methods of the façades, by full name."""
+    found: dict[str, DriverMethod] = {}
+    for facade in facades:
+        found.update(methods_of(facade(behind), (facade.service,)))
+    return found

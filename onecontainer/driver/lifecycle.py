@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,9 +16,9 @@ from onecontainer.driver.artifacts import ArtifactLink, Metadata
 from onecontainer.driver.auth import INSTANCE_KEY, SidecarAuthenticator
 from onecontainer.driver.context import CallFacts, Context, EventSink
 from onecontainer.driver.driver import Attachment, Driver, ProbeResult
-from onecontainer.driver.facade import Behind, Facade
+from onecontainer.driver.facade import Behind, in_front
 from onecontainer.driver.isolation import Isolation, run_in_thread
-from onecontainer.driver.methods import DriverMethod, methods_of, snake_case
+from onecontainer.driver.methods import DriverMethod, methods_of
 from onecontainer.driver.processes.pool import InProcess, ProcessPool
 from onecontainer.driver.processes.recipe import Gateway, Recipe, entry_of
 from onecontainer.driver.runs import Execution, isolation_of, missing, unforeseen
@@ -101,7 +101,8 @@ class Sidecar:
                 f"metadata.json lists the services {sorted(manifest.services)}, but {type(driver).__name__} has {sorted(served)}"
             )
         own = methods_of(driver, driver.services)
-        self.methods: Mapping[str, DriverMethod] = {**own, **self._facade_methods(own, facades)}
+        behind = Behind.of(manifest, own, self.probe, self._isolation)
+        self.methods: Mapping[str, DriverMethod] = {**own, **in_front(facades, behind)}
         self._isolates = any(method.isolated for method in self.methods.values())
         if self._isolates:
             entry_of(driver, manifest)
@@ -122,16 +123,6 @@ class Sidecar:
         self._start_jobs = start_jobs
         self._worker: JobWorker | None = None
         self._pool: ProcessPool | None = None
-
-    def _facade_methods(
-        self, own: Mapping[str, DriverMethod], facades: Iterable[type[Facade]]
-    ) -> Mapping[str, DriverMethod]:
-        found: dict[str, DriverMethod] = {}
-        for facade in facades:
-            handlers = {snake_case(name.rpartition("/")[2]): method for name, method in own.items()}
-            made = facade(Behind(self.manifest, handlers, self.probe, self._isolation))
-            found.update(methods_of(made, (facade.service,)))
-        return found
 
     # --- what it is ----------------------------------------------------------------------------------------------------
 
