@@ -106,7 +106,8 @@ class Stand:
         return pb.UpdateRecordsRequest(service=SERVICE, table=self.table, **(fields | more))
 
     def delete(self, key: int, **more: Any) -> pb.DeleteRecordsRequest:
-        return pb.DeleteRecordsRequest(service=SERVICE, table=self.table, **({"where": where(key)} | more))
+        fields: dict[str, Any] = {"where": where(key)} | more
+        return pb.DeleteRecordsRequest(service=SERVICE, table=self.table, **fields)
 
     async def select(self, query: query_pb2.Query) -> list[int]:
         """The keys that a query chooses. Raises Refusal."""

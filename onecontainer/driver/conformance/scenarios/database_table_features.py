@@ -18,7 +18,8 @@ INT64, LETTERS = K.TYPE_KIND_INT64, K.TYPE_KIND_TEXT
 
 
 def _table(*columns: table_pb2.Column, **more: Any) -> table_pb2.Table:
-    return table_pb2.Table(columns=[column(KEY, INT64), *columns], **({"partition_key": [KEY]} | more))
+    fields: dict[str, Any] = {"partition_key": [KEY]} | more
+    return table_pb2.Table(columns=[column(KEY, INT64), *columns], **fields)
 
 
 def _creates(table: table_pb2.Table, holds: Callable[[table_pb2.Table], object]) -> Callable[[Stand], Awaitable[None]]:
