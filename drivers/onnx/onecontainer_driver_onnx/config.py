@@ -39,7 +39,7 @@ class SessionOptions:
 
 
 def rules() -> Rules:
-    return Rules(("artifact", "path", "built_in"), ("onnx",), devices(), runtime_options)
+    return Rules(("artifact", "path", "built_in"), ("onnx",), devices(), True, runtime_options)
 
 
 def runtime_options(config: model_pb2.ModelConfig) -> dict[str, str]:

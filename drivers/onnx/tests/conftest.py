@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,13 @@ async def cats(tmp_path: Path, manifest: Manifest, model_file: Path) -> AsyncIte
     await made.driver.detach()
 
 
-def linear_model(weights: Any, *, inputs: list[Any] | None = None) -> bytes:
+@pytest.fixture
+def linear() -> Callable[..., bytes]:
+    """Makes models."""
+    return _linear
+
+
+def _linear(weights: Any, *, inputs: list[Any] | None = None) -> bytes:
     """y = x · weights, x of shape (batch, n)."""
     matrix = np.asarray(weights, np.float32)
     graph = onnx.helper.make_graph(

@@ -300,7 +300,7 @@ async def test_versions(bench: Any) -> None:
         ({"image": model_pb2.ImagePreprocess(input="z")}, "config.image.input"),
         ({"image": model_pb2.ImagePreprocess()}, "config.image"),
         ({"image": model_pb2.ImagePreprocess(mean=[1, 2])}, "config.image.mean"),
-        ({"dynamic_batching": model_pb2.DynamicBatching(max_batch_size=8)}, "config.dynamic_batching"),
+        ({"dynamic_batching": model_pb2.DynamicBatching()}, "config.dynamic_batching.max_batch_size"),
         ({"annotations": {"Not A Key": "x"}}, "config.annotations['Not A Key']"),
     ],
 )

@@ -104,7 +104,7 @@ def allowed_of(options: Mapping[str, Any]) -> Allowed:
 
 
 def rules(allowed: Allowed, devices: Sequence[str]) -> Rules:
-    return Rules(("torch_hub",), (), devices, allowed.check)
+    return Rules(("torch_hub",), (), devices, False, allowed.check)
 
 
 def is_local(hub: model_pb2.TorchHubSource) -> bool:

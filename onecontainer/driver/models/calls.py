@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf import struct_pb2
@@ -16,9 +17,10 @@ from onecontainer.api.ai.v1 import inference_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import Context, errors, to_status
 from onecontainer.driver.models import predict as prediction
+from onecontainer.driver.models.batcher import Batcher, Ran
 from onecontainer.driver.models.config import model_id, version_id
 from onecontainer.driver.models.repository import Repository
-from onecontainer.driver.models.request import Fetched, Limits, artifact_names, plan
+from onecontainer.driver.models.request import Fetched, Limits, Plan, artifact_names, plan
 from onecontainer.driver.models.served import Served
 from onecontainer.driver.models.statistics import CallTimes
 
@@ -54,11 +56,14 @@ class Calls:
             fetched = await self.fetch(inputs, context)
             times.compute_input = time.perf_counter() - started
             checked = plan(served, inputs, output, parameters, fetched)
-            async with self._slot(served):
-                predictions = await self._in_thread(
-                    served,
-                    lambda: prediction.predict(served, checked, self.limits, times, lambda: context.cancelled),
-                )
+            if served.batching is not None:
+                predictions = await self._batched(served, checked, times, found.statistics.ran, context)
+            else:
+                async with self._slot(served):
+                    predictions = await self._in_thread(
+                        served,
+                        lambda: prediction.predict(served, checked, self.limits, times, lambda: context.cancelled),
+                    )
             seconds = time.perf_counter() - started
             # What is neither input, model nor output was waiting, for a slot or for a thread.
             times.queue = max(0.0, seconds - times.compute_input - times.compute_infer - times.compute_output)
@@ -76,6 +81,37 @@ class Calls:
             version=found.version,
             predictions=predictions,
             timing=times.to_proto(),
+        )
+
+    async def _batched(
+        self, served: Served, plan: Plan, times: CallTimes, ran: Ran, context: Context
+    ) -> list[inference_pb2.Prediction]:
+        """The same, but that runs of the model may be shared with other calls: it waits for them without a thread."""
+        assert served.batching is not None
+        if served.batcher is None:
+            execute = partial(self._in_thread, served)
+            served.batcher = Batcher(served.session, served.batching, served.concurrency or self.workers, execute)
+        batcher = served.batcher
+        size = served.batching.max_batch_size
+        predictions: list[inference_pb2.Prediction] = []
+        for chunk in prediction.chunks(plan, size) if plan.item_count else (range(0),):
+            predictions += await self._chunk(served, batcher, plan, chunk, times, ran, context)
+        return predictions
+
+    async def _chunk(
+        self, served: Served, batcher: Batcher, plan: Plan, chunk: range, times: CallTimes, ran: Ran, context: Context
+    ) -> list[inference_pb2.Prediction]:
+        feeds = await self._in_thread(
+            served, lambda: prediction.inputs(served, plan, chunk, self.limits, times, lambda: context.cancelled)
+        )
+        rows = [prediction.rows_of(served, feed) for feed in feeds]
+        shares = await batcher.run_all(feeds, rows, plan.outputs, ran)
+        times.compute_infer += max(share.seconds for share in shares)
+        times.shared_size = max(times.shared_size, *(share.batch_size for share in shares))
+        times.shared_items += sum(rows)
+        return await self._in_thread(
+            served,
+            lambda: [answer for share in shares for answer in prediction.answers(served, plan, share.results, times)],
         )
 
     async def stream(

@@ -24,12 +24,14 @@ class Rules:
         sources: fields of ModelSource.
         formats: of model files.
         devices: what a model may run on, the default first.
+        batching: whether it puts calls together.
         check: looks at what only the driver knows, before anything is fetched; it raises as `checked` does.
     """
 
     sources: Sequence[str]
     formats: Sequence[str]
     devices: Sequence[str]
+    batching: bool
     check: Callable[[model_pb2.ModelConfig], object]
 
 
@@ -73,7 +75,9 @@ def checked(config: model_pb2.ModelConfig, rules: Rules) -> model_pb2.ModelConfi
             "config.source.format", " or ".join(["must be empty", *(f"`{name}`" for name in rules.formats)])
         )
     if config.HasField("dynamic_batching"):
-        raise errors.FieldInvalid("config.dynamic_batching", "is not supported here; leave it out")
+        if not rules.batching:
+            raise errors.FieldInvalid("config.dynamic_batching", "is not supported here; leave it out")
+        _check_batching(config.dynamic_batching)
     idle = config.residency.idle_timeout.ToNanoseconds() / 1e9
     if config.residency.HasField("idle_timeout") and idle and (idle < 1 or config.residency.pinned):
         raise errors.FieldInvalid(
@@ -93,6 +97,16 @@ def checked(config: model_pb2.ModelConfig, rules: Rules) -> model_pb2.ModelConfi
     _fill_execution(result.execution, rules.devices)
     rules.check(result)
     return result
+
+
+def _check_batching(options: model_pb2.DynamicBatching) -> None:
+    path = "config.dynamic_batching"
+    if not 2 <= options.max_batch_size <= 1024:
+        raise errors.FieldInvalid(f"{path}.max_batch_size", "must be 2 to 1024")
+    if not 0 <= options.max_delay.ToNanoseconds() <= 1e9:
+        raise errors.FieldInvalid(f"{path}.max_delay", "must be 0 to 1 s")
+    if not 0 <= options.max_queue_size <= 65536:
+        raise errors.FieldInvalid(f"{path}.max_queue_size", "must be 1 to 65536")
 
 
 def _fill_classification(classification: model_pb2.Classification) -> None:

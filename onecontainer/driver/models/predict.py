@@ -37,31 +37,51 @@ def predict(
         Cancelled: nobody waits for the answer any more.
     """
     if not plan.item_count:
-        results = _run(served, plan, dict(plan.tensors), 1, times)
-        started = time.perf_counter()
-        predictions = list(_answers(served, plan, results))
-        times.compute_output += time.perf_counter() - started
-        return predictions
+        return answers(served, plan, _run(served, plan, dict(plan.tensors), 1, times), times)
     predictions = []
-    for first in range(0, plan.item_count, MAX_RUN):
-        chunk = range(first, min(first + MAX_RUN, plan.item_count))
-        started = time.perf_counter()
-        feeds = []
-        for index in chunk:
-            if cancelled():
-                raise errors.Cancelled
-            feeds.append(_feeds(served, plan, index, limits))
-        times.compute_input += time.perf_counter() - started
-        for results in _run_items(served, plan, feeds, times):
-            started = time.perf_counter()
-            answers = list(_answers(served, plan, results))
-            if len(answers) != 1:
-                raise errors.BackendExecutionFailed(
-                    f"the model gave {len(answers)} answers for one item", code=errors.Code.INTERNAL, hop="backend"
-                )
-            predictions += answers
-            times.compute_output += time.perf_counter() - started
+    for chunk in chunks(plan, MAX_RUN):
+        for results in _run_items(served, plan, inputs(served, plan, chunk, limits, times, cancelled), times):
+            predictions += answers(served, plan, results, times)
     return predictions
+
+
+def chunks(plan: Plan, size: int) -> Iterator[range]:
+    """The indices of a request's items, at most so many at a time: what is prepared takes memory."""
+    for first in range(0, plan.item_count, size):
+        yield range(first, min(first + size, plan.item_count))
+
+
+def inputs(
+    served: Served, plan: Plan, chunk: range, limits: Limits, times: CallTimes, cancelled: Cancelled
+) -> list[dict[str, Array]]:
+    """What the model gets for each of these items; for a request of tensors (an empty chunk) what it gets as a whole.
+
+    Raises:
+        DataInvalid, FieldInvalid: an item cannot be read.
+        Cancelled: nobody waits for the answer any more.
+    """
+    if not plan.item_count:
+        return [dict(plan.tensors)]
+    started = time.perf_counter()
+    feeds = []
+    for index in chunk:
+        if cancelled():
+            raise errors.Cancelled
+        feeds.append(_feeds(served, plan, index, limits))
+    times.compute_input += time.perf_counter() - started
+    return feeds
+
+
+def answers(served: Served, plan: Plan, results: dict[str, Array], times: CallTimes) -> list[inference_pb2.Prediction]:
+    """What one item's results say, or those of a request of tensors. Raises BackendExecutionFailed for an item with several answers."""
+    started = time.perf_counter()
+    found = list(_answers(served, plan, results))
+    if plan.item_count and len(found) != 1:
+        raise errors.BackendExecutionFailed(
+            f"the model gave {len(found)} answers for one item", code=errors.Code.INTERNAL, hop="backend"
+        )
+    times.compute_output += time.perf_counter() - started
+    return found
 
 
 def _feeds(served: Served, plan: Plan, index: int, limits: Limits) -> dict[str, Array]:
@@ -77,14 +97,14 @@ def _run(served: Served, plan: Plan, feeds: dict[str, Array], size: int, times: 
     results = served.session.run(feeds, plan.outputs)
     seconds = time.perf_counter() - started
     if not plan.items:
-        size = _rows(served, feeds)
+        size = rows_of(served, feeds)
     times.compute_infer += seconds
     times.runs.append((size, seconds))
     return results
 
 
-def _rows(served: Served, feeds: dict[str, Array]) -> int:
-    """Items in a request of tensors: the first dimension, where the model says that it counts them."""
+def rows_of(served: Served, feeds: dict[str, Array]) -> int:
+    """Items in what the model gets: the first dimension, where the model says that it counts them."""
     for spec in served.session.inputs:
         if spec.batched:
             return max(1, len(feeds[spec.name]))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from onecontainer.api.ai.v1 import model_pb2, tensor_pb2
 from onecontainer.driver import errors
+from onecontainer.driver.models.batcher import Batcher
 from onecontainer.driver.models.preprocess import ImagePipeline
 from onecontainer.driver.models.session import Session, class_count, zeros
 from onecontainer.driver.models.tensors import dtype_name, numpy_dtype
@@ -29,6 +30,11 @@ class Served:
     classification: model_pb2.Classification | None
     labels: Sequence[str]
     slots: asyncio.Semaphore | None
+    concurrency: int = 0
+    """Runs at the same time; 0: as the service says."""
+    batching: model_pb2.DynamicBatching | None = None
+    batcher: Batcher | None = None
+    """Set by the first call of a model with `batching`."""
     in_flight: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -62,7 +68,22 @@ def served_of(
     if config.HasField("classification"):
         classification = _classification(session, config.classification, labels)
     limit = config.execution.max_concurrency or default_concurrency
-    return Served(session, image, image_input, classification, labels, asyncio.Semaphore(limit) if limit else None)
+    slots = asyncio.Semaphore(limit) if limit else None
+    batching = config.dynamic_batching if config.HasField("dynamic_batching") else None
+    if batching is not None:
+        _check_first_dimension(session, image)
+    return Served(session, image, image_input, classification, labels, slots, limit, batching)
+
+
+def _check_first_dimension(session: Session, image: ImagePipeline | None) -> None:
+    path = "config.dynamic_batching"
+    for spec in session.inputs:
+        if not spec.batched:
+            raise errors.FieldInvalid(path, f"{spec.name!r} takes {list(spec.shape)}: its first dimension is not free")
+    if not session.inputs or (image is not None and not image.batched):
+        raise errors.FieldInvalid(
+            path, "needs a model whose inputs, images too, have a first dimension that counts items"
+        )
 
 
 def image_input(session: Session, spec: model_pb2.ImagePreprocess) -> str:
@@ -158,6 +179,21 @@ def scores_of(results: dict[str, Array], classification: model_pb2.Classificatio
     return scores
 
 
+def _try_batch(served: Served, feeds: dict[str, Array]) -> None:
+    """Two items at once have to give two rows of each output."""
+    doubled = {name: np.concatenate([array, array]) for name, array in feeds.items()}
+    try:
+        results = served.session.run(doubled, [spec.name for spec in served.session.outputs])
+    except errors.BackendExecutionFailed as error:
+        raise errors.DataInvalid("config.dynamic_batching", f"the model takes no two items: {error.message}") from error
+    rows = {len(array) for array in doubled.values()}
+    for name, value in results.items():
+        if not value.ndim or len(value) not in rows:
+            raise errors.DataInvalid(
+                "config.dynamic_batching", f"{name!r} gives {list(value.shape)} for two items: it has no row for each"
+            )
+
+
 def try_out(served: Served) -> None:
     """Runs the model once with zeros, where it declares its inputs well enough for that. Blocks.
 
@@ -181,6 +217,8 @@ def try_out(served: Served) -> None:
         results = served.session.run(feeds, [spec.name for spec in served.session.outputs])
     except errors.BackendExecutionFailed as error:
         raise errors.DataInvalid("config.source", f"the model does not run on zeros: {error.message}") from error
+    if served.batching is not None:
+        _try_batch(served, feeds)
     if served.classification is not None:
         scores = np.asarray(scores_of(results, served.classification))
         check_label_count(served.labels, scores.shape[-1] if scores.ndim else None)

@@ -33,14 +33,18 @@ class CallTimes:
     compute_infer: float = 0.0
     compute_output: float = 0.0
     runs: list[tuple[int, float]] = field(default_factory=list)
-    """Batch size and time of each run of the model."""
+    """Batch size and time of each run of the model that was this call's alone."""
+    shared_items: int = 0
+    """Items that went through the model together with those of others."""
+    shared_size: int = 0
+    """Items of the largest of those runs."""
 
     @property
     def items(self) -> int:
-        return sum(size for size, _ in self.runs)
+        return self.shared_items + sum(size for size, _ in self.runs)
 
     def to_proto(self) -> inference_pb2.Timing:
-        timing = inference_pb2.Timing(batch_size=max((size for size, _ in self.runs), default=0))
+        timing = inference_pb2.Timing(batch_size=max((self.shared_size, *(size for size, _ in self.runs))))
         for name in ("queue", "compute_input", "compute_infer", "compute_output"):
             getattr(timing, name).FromNanoseconds(round(getattr(self, name) * 1e9))
         return timing
@@ -83,6 +87,15 @@ class Statistics:
                 batch.compute_input.add(times.compute_input * share)
                 batch.compute_infer.add(infer)
                 batch.compute_output.add(times.compute_output * share)
+            if times.shared_size:
+                batch = self._batches[times.shared_size]
+                batch.compute_input.add(times.compute_input)
+                batch.compute_output.add(times.compute_output)
+
+    def ran(self, size: int, seconds: float) -> None:
+        """A run that several calls may have shared."""
+        with self._lock:
+            self._batches[size].compute_infer.add(seconds)
 
     def failed(self, seconds: float, now: float) -> None:
         with self._lock:
