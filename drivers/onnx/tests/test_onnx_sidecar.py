@@ -64,7 +64,9 @@ def ai(channel: grpc.aio.Channel) -> Any:
 async def test_what_is_announced(channel: grpc.aio.Channel, ai: Any) -> None:
     stub: Any = driver_pb2_grpc.DriverServiceStub(channel)
     info = await stub.GetDriverInfo(driver_pb2.GetDriverInfoRequest())
-    told = {name.rpartition("/")[2] for name in info.methods}
+    # Those of its façades are described by the contracts that they are of.
+    own = [name for name in info.methods if name.startswith("onecontainer.")]
+    told = {name.rpartition("/")[2] for name in own}
     usage = await ai.GetUsage(pb.GetUsageRequest(service=SERVICE))
     assert told == {function.method.rpartition("/")[2] for function in usage.functions}
 
