@@ -14,7 +14,7 @@ from onecontainer.cli.render import enum_name, in_a_line, moment
 from onecontainer.cli.session import Session, connected
 from onecontainer.client.management import SETTLED, service_error, state_name
 from onecontainer.client.names import filter_of, full_name, seconds, short_name, struct
-from onecontainer.errors import DeadlineExceeded, Draining, StateInvalid
+from onecontainer.errors import DeadlineExceeded, Draining, ResourceNotFound, StateInvalid
 
 COLUMNS: dict[str, Callable[[Any], object]] = {
     "name": lambda s: short_name(s.name),
@@ -219,6 +219,18 @@ def wait_ready(session: Session, *names: str) -> resources_pb2.Service:
             raise
 
 
+def driver_of(session: Session, found: resources_pb2.Service) -> str:
+    """The assigned driver, and another one that serves as long as that one's sidecar is not ready."""
+    for name in found.sidecars[:1]:  # the serving one comes first
+        try:
+            serving = session.client.sidecars.get(name, timeout=session.timeout).driver
+        except ResourceNotFound:
+            continue  # it has gone meanwhile
+        if serving != found.assigned_driver:
+            return f"{found.assigned_driver} (until it is ready {serving} serves)"
+    return found.assigned_driver
+
+
 def show(session: Session, found: resources_pb2.Service) -> None:
     options = session.screen.to_json(found).get("options", {})
     session.screen.message(
@@ -229,7 +241,7 @@ def show(session: Session, found: resources_pb2.Service) -> None:
             "error": found.error.message,
             "description": found.description,
             "app": f"{found.app} {found.app_version}".strip(),
-            "driver": found.assigned_driver,
+            "driver": found.assigned_driver if session.screen.is_json else driver_of(session, found),
             "sidecars": list(found.sidecars),
             "endpoints": dict(found.endpoints),
             "options": options,
