@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.message import Message
 
 from onecontainer.catalog.methods import MethodTable
@@ -49,4 +49,22 @@ def _definitions(files: Iterable[FileDescriptorProto]) -> Iterator[tuple[str, by
         for definitions in kinds:
             for definition in definitions:
                 name = getattr(definition, "name")  # noqa: B009 - each of these kinds has one
-                yield f"{package}{name}", definition.SerializeToString(deterministic=True)
+                yield f"{package}{name}", _told(definition)
+
+
+def _told(definition: Message) -> bytes:
+    """What it says, the same whichever compiler has written it: some spell out the JSON names that follow from the fields' names."""
+    copy = type(definition)()
+    copy.CopyFrom(definition)
+    _without_usual_json_names(copy)
+    return copy.SerializeToString(deterministic=True)
+
+
+def _without_usual_json_names(definition: Message) -> None:
+    if isinstance(definition, FieldDescriptorProto):
+        first, *more = definition.name.split("_")
+        if definition.json_name == first + "".join(part[:1].upper() + part[1:] for part in more):
+            definition.ClearField("json_name")
+    elif isinstance(definition, DescriptorProto):
+        for part in (*definition.field, *definition.extension, *definition.nested_type):
+            _without_usual_json_names(part)
