@@ -39,7 +39,7 @@ class Announcement:
             manifest=manifest_to_proto(sidecar.manifest),
             # A new one for each process: what another one held must not be taken for ours.
             instance_id=f"sidecar-{secrets.token_hex(8)}",
-            descriptor_set=descriptor_set(sidecar.driver.services),
+            descriptor_set=descriptor_set(sidecar.services),
         )
         self._channel: grpc.aio.Channel | None = None
         self._registration: Registration | None = None

@@ -95,7 +95,9 @@ class Sidecar:
         self.authenticator = SidecarAuthenticator(settings.token(), settings.instance, registers=bool(settings.gateway))
         self._named = settings.instance
         facades = [facade for facade in driver.facades if facade.service.full_name in manifest.services]
-        served = {service.full_name for service in (*driver.services, *(facade.service for facade in facades))}
+        self.services = (*driver.services, *(facade.service for facade in facades))
+        """All that it serves for callers."""
+        served = {service.full_name for service in self.services}
         if served != set(manifest.services):
             raise DriverMisimplemented(
                 f"metadata.json lists the services {sorted(manifest.services)}, but {type(driver).__name__} has {sorted(served)}"

@@ -26,6 +26,7 @@ from tests.fixtures.processes import GatewayProcess, Process, free_port, running
 
 # A name that is not localhost: what is behind it counts as reachable from outside, and needs TLS.
 HOST = socket.gethostname()
+ROOT = Path(__file__).parents[2]
 READY = resources_pb2.SERVICE_STATE_READY
 ATTACHED = resources_pb2.Runtime(kind=resources_pb2.RUNTIME_KIND_ATTACHED)
 SUCCEEDED = job_pb2.JOB_STATE_SUCCEEDED
@@ -304,6 +305,13 @@ def test_another_version_of_the_driver_is_told_and_ends(place: Place, service: s
 def test_a_listener_that_speaks_no_tls_is_not_talked_to(place: Place, service: str) -> None:
     with grpc.insecure_channel(place.internal) as channel, pytest.raises(grpc.FutureTimeoutError):
         grpc.channel_ready_future(channel).result(timeout=1.0)
+
+
+def test_a_driver_with_a_contract_of_others_comes_with_all_of_it(place: Place) -> None:
+    options = {"default_model": "none"}
+    place.client.services.create("models", app="onnx", runtime=ATTACHED, options=options)
+    place.serving("models", driver_dir=str(ROOT / "drivers" / "onnx"))
+    assert place.client.ai.list_models("models") == []
 
 
 def test_a_driver_that_the_gateway_does_not_have_comes_with_its_sidecar(tmp_path: Path, echo_drivers: Path) -> None:
