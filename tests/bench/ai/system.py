@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.bench.ai.environments import environment
-from tests.fixtures.processes import Process, running
+from tests.bench.trees import running_tree
 
 PEERS = Path(__file__).parent / "peers"
 TENSOR, PNG = "tensor", "png"
@@ -54,11 +54,13 @@ class System(Protocol):
 
 def peer(
     stack: AsyncExitStack, name: str, command: list[str], ready: str, *, own: bool = False, **settings: str
-) -> Process:
-    """Starts one of the programs in `peers`, in its own environment or (``own``) in ours; its first word is looked for there."""
+) -> None:
+    """Starts one of the programs in `peers`, in its own environment or (``own``) in ours; its first word is looked for there.
+
+    It and all that it starts end with the stack.
+    """
     folder = Path(sys.executable).parent if own else environment(name)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     paths = {"PYTHONPATH": str(PEERS), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    process = Process([str(folder / command[0]), *command[1:]], threads | paths | settings, ready)
-    stack.enter_context(running(process))
-    return process
+    program = [str(folder / command[0]), *command[1:]]
+    stack.enter_context(running_tree(program, threads | paths | settings, ready))

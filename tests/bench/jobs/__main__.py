@@ -28,7 +28,7 @@ from tests.bench.jobs.rq import Rq
 from tests.bench.jobs.system import System
 from tests.bench.jobs.taskiq import TaskiqSystem
 from tests.bench.jobs.timing import fitting, rate
-from tests.bench.jobs.trees import memory_mib
+from tests.bench.trees import memory_mib
 from tests.drivers.build import build_driver
 from tests.fixtures import kafka
 from tests.fixtures.processes import running

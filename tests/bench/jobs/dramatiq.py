@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from tests.bench.jobs.redis import RedisServer
 from tests.bench.jobs.system import TIMEOUT, check
-from tests.bench.jobs.trees import running_tree
+from tests.bench.trees import running_tree
 
 READY = "Worker process is ready for action"
 

@@ -12,8 +12,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.bench.jobs.system import TIMEOUT, check
-from tests.bench.jobs.trees import running_tree
 from tests.bench.jobs.workers import raw as responder
+from tests.bench.trees import running_tree
 from tests.fixtures.kafka import KafkaBroker
 
 PARTITIONS = 4

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tests.bench.jobs.redis import RedisServer
 from tests.bench.jobs.system import TIMEOUT, check
-from tests.bench.jobs.trees import running_tree
+from tests.bench.trees import running_tree
 
 BATCH = 500
 

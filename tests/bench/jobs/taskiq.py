@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.bench.jobs.redis import RedisServer
 from tests.bench.jobs.system import CALLERS, TIMEOUT, check
-from tests.bench.jobs.trees import running_tree
+from tests.bench.trees import running_tree
 
 CHECK_INTERVAL = 0.001
 """Its results can only be polled; the default of 0.2 s would be all that is measured of one job at a time."""
