@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import growth
-from tests.bench.jobs import report, trees
+from tests.bench import growth, trees
+from tests.bench.jobs import report
 from tests.bench.jobs.report import Measured
 
 
