@@ -171,7 +171,7 @@ def test_weights_that_are_fetched(bench: Any) -> None:
     job = bench.job("fetched", bench.config("fetched", megabytes=40))
     ended = job.wait(on_progress=reports.append, timeout=LONG)
     assert ended.state == job_pb2.JOB_STATE_SUCCEEDED, ended.error
-    assert "fetching weights" in {one.progress.message for one in reports}
+    # Not the words beside it: what is told quickly one after the other may come as its last.
     assert max(one.progress.done for one in reports) > 1e6
     assert bench.values(1) == 7
 
