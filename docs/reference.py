@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,22 +224,21 @@ def features_tables() -> str:
     heads = [f"| {' | '.join(head)} | {' | '.join(backends)} |" for head in (("method", "what of it"), ("type",))]
     rules = ["| --- | --- |" + " --- |" * len(backends), "| --- |" + " --- |" * len(backends)]
 
-    def row(cells: Sequence[str], has: Callable[[str], bool]) -> str:
-        return f"| {' | '.join((*cells, *('yes' if has(name) else '–' for name in backends)))} |"
+    def row(cells: Sequence[str], having: Collection[str]) -> str:
+        return f"| {' | '.join((*cells, *('yes' if name in having else '–' for name in backends)))} |"
+
+    def with_feature(wanted: str) -> list[str]:
+        return [name for name, backend in backends.items() if wanted in backend.features]
 
     lines = [heads[0], rules[0]]
     for method in database_pb2.DESCRIPTOR.services_by_name["DatabaseService"].methods:
         full_name = f"{method.containing_service.full_name}/{method.name}"
-        lines.append(row((f"`{method.name}`", ""), lambda name, wanted=full_name: wanted in methods[name]))  # type: ignore[misc]
+        lines.append(row((f"`{method.name}`", ""), [name for name in backends if full_name in methods[name]]))
         for feature in (*TABLES, *RECORDS):
             if feature.method == method.name:
-                cells = ("", cell(feature.title))
-                lines.append(row(cells, lambda name, wanted=feature.name: wanted in backends[name].features))  # type: ignore[misc]
+                lines.append(row(("", cell(feature.title)), with_feature(feature.name)))
     lines += ["", heads[1], rules[1]]
-    lines += [
-        row((f"`{feature.title}`",), lambda name, wanted=feature.name: wanted in backends[name].features)  # type: ignore[misc]
-        for feature in TYPES
-    ]
+    lines += [row((f"`{feature.title}`",), with_feature(feature.name)) for feature in TYPES]
     return "\n".join(lines)
 
 

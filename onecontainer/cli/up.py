@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from onecontainer.cli.backends.catalog import Backend, choose, load
 from onecontainer.cli.options import DURATION, data_dir_option, output_option
@@ -98,7 +99,7 @@ def up(
         running = note_of(settings.data_dir)
         note = running or start_detached(settings, timeout=start_timeout)
         told = "already running" if running is not None else "ready"
-        if running is not None and any((listen, jobs, runtime, log_level)):
+        if running is not None and _said("listen", "jobs", "runtime", "log_level"):
             click.echo("It keeps the settings that it was started with; for others: oca down, then oca up.", err=True)
         if not chosen:
             tell(told, note, settings.data_dir, screen)
@@ -127,6 +128,12 @@ def up(
             child.terminate()
             child.wait()
     screen.say("stopped")
+
+
+def _said(*options: str) -> bool:
+    """Whether one of the options stands on the command line, and not in a variable that is always there."""
+    context = click.get_current_context()
+    return any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in options)
 
 
 def start_chosen(told: str, note: Note, settings: Settings, chosen: list[Backend], screen: Screen) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -10,10 +11,8 @@ from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.api.ai.v1 import model_pb2, usage_pb2
 from onecontainer.driver.context import Context
 from onecontainer.driver.driver import Answer, Answers, Driver
-from onecontainer.driver.facade import Facade
 from onecontainer.driver.isolation import Requests
 from onecontainer.driver.methods import not_implemented
-from onecontainer.driver.open_inference.facade import OpenInference
 
 
 class InferenceDriver(Driver):
@@ -24,7 +23,10 @@ class InferenceDriver(Driver):
     """
 
     services: ClassVar[tuple[ServiceDescriptor, ...]] = (pb.DESCRIPTOR.services_by_name["InferenceService"],)
-    facades: ClassVar[tuple[type[Facade], ...]] = (OpenInference,)
+    facades: ClassVar[Mapping[str, str]] = {
+        # By name: its stubs and those of tritonclient cannot be in one process, and a driver may well use that.
+        "inference.GRPCInferenceService": "onecontainer.driver.open_inference.facade:OpenInference"
+    }
 
     @not_implemented
     def get_usage(self, request: pb.GetUsageRequest, context: Context) -> Answer[usage_pb2.Usage]:

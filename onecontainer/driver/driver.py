@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from google.protobuf.descriptor import ServiceDescriptor
 
 from onecontainer.rpc.manifest import Manifest
-
-if TYPE_CHECKING:
-    from onecontainer.driver.facade import Facade
 
 T = TypeVar("T")
 Answer: TypeAlias = T | Awaitable[T]
@@ -69,8 +66,9 @@ class Driver:
     """
 
     services: ClassVar[tuple[ServiceDescriptor, ...]] = ()
-    facades: ClassVar[tuple[type[Facade], ...]] = ()
-    """Contracts that the SDK can serve over the driver's methods; those that metadata.json lists are served."""
+    facades: ClassVar[Mapping[str, str]] = {}
+    """Contracts that the SDK can serve over the driver's methods: full name of the service → its Facade, `package.module:Class`. Those
+    that metadata.json lists are imported and served."""
 
     def attach(self, attachment: Attachment) -> Answer[None]:
         """Takes the settings and connects. It MUST NOT wait for the backend: whether that works is `probe`'s to tell.

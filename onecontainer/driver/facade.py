@@ -7,7 +7,8 @@ methods like all others: they are authenticated, counted, cancelled and drained 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import pkgutil
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,6 +80,11 @@ class Facade:
         for method, needed in self.needs.items():
             if not behind.has(*needed):
                 setattr(self, snake_case(method), None)
+
+
+def facades_of(declared: Mapping[str, str], services: Collection[str]) -> list[type[Facade]]:
+    """The façades of these services, as far as a driver declares them."""
+    return [pkgutil.resolve_name(path) for name, path in declared.items() if name in services]
 
 
 def in_front(facades: Iterable[type[Facade]], behind: Behind) -> dict[str, DriverMethod]:

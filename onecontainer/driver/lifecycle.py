@@ -16,7 +16,7 @@ from onecontainer.driver.artifacts import ArtifactLink, Metadata
 from onecontainer.driver.auth import INSTANCE_KEY, SidecarAuthenticator
 from onecontainer.driver.context import CallFacts, Context, EventSink
 from onecontainer.driver.driver import Attachment, Driver, ProbeResult
-from onecontainer.driver.facade import Behind, in_front
+from onecontainer.driver.facade import Behind, facades_of, in_front
 from onecontainer.driver.isolation import Isolation, run_in_thread
 from onecontainer.driver.methods import DriverMethod, methods_of
 from onecontainer.driver.processes.pool import InProcess, ProcessPool
@@ -94,7 +94,7 @@ class Sidecar:
         self.settings = settings
         self.authenticator = SidecarAuthenticator(settings.token(), settings.instance, registers=bool(settings.gateway))
         self._named = settings.instance
-        facades = [facade for facade in driver.facades if facade.service.full_name in manifest.services]
+        facades = facades_of(driver.facades, manifest.services)
         self.services = (*driver.services, *(facade.service for facade in facades))
         """All that it serves for callers."""
         served = {service.full_name for service in self.services}

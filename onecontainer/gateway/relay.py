@@ -142,7 +142,7 @@ class Relay(grpc.GenericRpcHandler):
         rule = self._router.rule(name)
         if rule is not None and rule.answer is not None and not header(metadata, SERVICE_KEY):
             return rule.answer
-        entry = self._route(name, request, metadata)
+        entry = self._route(rule, request, metadata)
         method = entry.methods.get(name) if entry.methods is not None else None
         if method is not None and method.long_running is not None:
             if not named_inside(request):
@@ -178,7 +178,7 @@ class Relay(grpc.GenericRpcHandler):
             if first is None:
                 raise FieldRequired("service", "is required: in the first message, or as metadata onecontainer-service")
         self._admit(name, first)
-        entry = self._route(name, first, metadata)
+        entry = self._route(self._router.rule(name), first, metadata)
         endpoint = self._endpoint(entry, name, metadata)
         multicallable: Any = endpoint.calls.get(path)
         if multicallable is None:
@@ -226,9 +226,8 @@ class Relay(grpc.GenericRpcHandler):
                 metadata={"limit_bytes": str(self._limit)},
             )
 
-    def _route(self, name: str, request: bytes | None, metadata: Any) -> Entry:
+    def _route(self, rule: MethodRoute | None, request: bytes | None, metadata: Any) -> Entry:
         named = header(metadata, SERVICE_KEY)
-        rule = self._router.rule(name)
         if rule is not None:
             return self._router.entry(named or service_of(rule, request))
         field = ""

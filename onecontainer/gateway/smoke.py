@@ -100,7 +100,7 @@ class SmokeTest:
         finally:
             if child.returncode is None:
                 child.terminate()  # it ends all that it has started, too
-        out, err = await ending
+            out, err = await ending
         return (child.returncode if in_time else None), out, err
 
 

@@ -78,7 +78,9 @@ class Conversation:
                     error = refusal  # one that has registered may not know yet by which token
             if error.code not in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
                 raise error
-            if trouble is not None and (found := await trouble()) is not None:
+            # With a connection it is only slow.
+            connected = self.channel.get_state() is grpc.ChannelConnectivity.READY
+            if trouble is not None and not connected and (found := await trouble()) is not None:
                 raise found
             await self._sleep(SOCKET_POLL)
         if check_identity:

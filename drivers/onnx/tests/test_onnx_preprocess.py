@@ -189,12 +189,30 @@ def test_a_plain_png_has_the_pixels_that_pillow_gives(mode: str, extra: bytes) -
 
 @pytest.mark.parametrize(
     "extra",
-    [chunk(b"tRNS", bytes(6)), chunk(b"eXIf", b"MM\0*"), chunk(b"tEXt", b"Title\0a cat")[:-1] + b"?"],
-    ids=["transparency", "orientation", "damage"],
+    [
+        chunk(b"tRNS", bytes(6)),
+        chunk(b"eXIf", b"MM\0*"),
+        chunk(b"tEXt", b"Title\0a cat")[:-1] + b"?",
+        chunk(b"tEXt", b"Raw profile type exif\0"),
+        chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(b"x")),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x")),
+    ],
+    ids=["transparency", "orientation", "damage", "exif as text", "packed xmp", "packed xmp of any language"],
 )
 def test_a_png_that_is_more_than_its_pixels_is_pillows(cat: bytes, extra: bytes) -> None:
     assert plain_png(cat, max_pixels=PIXELS) is not None
     assert plain_png(cat[:33] + extra + cat[33:], max_pixels=PIXELS) is None
+
+
+@pytest.mark.parametrize("kind", [b"iTXt", b"tEXt"])
+def test_an_orientation_in_xmp_turns_a_png(kind: bytes) -> None:
+    """As Pillow has it: whatever way a picture is decoded, it is upright."""
+    out = io.BytesIO()
+    Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)).save(out, "PNG")
+    head = b"XML:com.adobe.xmp\0" + (b"\0\0\0\0" if kind == b"iTXt" else b"")
+    extra = chunk(kind, head + b"<x><tiff:Orientation>6</tiff:Orientation></x>")
+    data = out.getvalue()[:33] + extra + out.getvalue()[33:]
+    assert np.asarray(open_image(data, max_pixels=PIXELS)).tolist() == [[3, 0], [4, 1], [5, 2]]
 
 
 @pytest.mark.parametrize("image", ["P", "LA", "RGBA", "I;16", "1"])

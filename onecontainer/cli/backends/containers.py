@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Self
 
 from onecontainer.cli.backends.catalog import HOST_NAME, LOOPBACK, Backend, Runtime
@@ -27,6 +28,7 @@ from onecontainer.errors import (
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
+    from docker.models.networks import Network
 
 BACKEND_LABEL = "dev.onecontainer.backend"
 # Not the label of sidecars' installation: a gateway removes what has that and is none of its sidecars.
@@ -199,18 +201,43 @@ class Containers:
         raise StateInvalid(f"docker has no bridge network at which sidecars in containers could reach {HOST_NAME}")
 
     def _network(self) -> str:
-        """Id of the network of backends: they do not reach each other in it. Docker takes several of one name, if it is asked at once."""
+        """The network of backends: they do not reach each other in it. Of one that two starts at the same moment have made twice, one
+        stays: docker would not know which is meant."""
+        from docker.errors import APIError
+
         name = self._name()
-        for network in sorted(self._docker.networks.list(names=[name]), key=lambda network: str(network.id)):
-            if network.name == name:
-                return str(network.id)
-        self._docker.networks.create(
-            name,
-            driver="bridge",
-            options={"com.docker.network.bridge.enable_icc": "false"},
-            labels={INSTALLATION_LABEL: self._installation},
-        )
-        return self._network()
+        if not self._networks(name):
+            try:
+                self._docker.networks.create(
+                    name,
+                    driver="bridge",
+                    check_duplicate=True,  # as well as docker can
+                    options={"com.docker.network.bridge.enable_icc": "false"},
+                    labels={INSTALLATION_LABEL: self._installation},
+                )
+            except APIError as error:
+                if error.status_code != HTTPStatus.CONFLICT:
+                    raise
+        first, *more = self._networks(name)
+        surplus = len(more)
+        for network in (*more, first):
+            surplus -= bool(surplus) and self._removed(network)  # one in use stays: then another one goes
+        return name
+
+    @staticmethod
+    def _removed(network: Network) -> bool:
+        from docker.errors import APIError
+
+        try:
+            network.remove()
+        except APIError:
+            return False
+        return True
+
+    def _networks(self, name: str) -> list[Network]:
+        """Those of this very name, in the same order for all who ask."""
+        found = [network for network in self._docker.networks.list(names=[name]) if network.name == name]
+        return sorted(found, key=lambda network: str(network.id))
 
     def _remove_network(self) -> None:
         label = f"{INSTALLATION_LABEL}={self._installation}"

@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,12 +49,12 @@ class _Waiting:
     since: float
     ran: Ran
     future: asyncio.Future[Share]
+    kind: tuple[object, ...] = field(init=False)
+    """Only what is of one kind can go through the model together."""
 
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """Only what is of one kind can go through the model together."""
+    def __post_init__(self) -> None:
         shapes = sorted((name, array.dtype.str, array.shape[1:]) for name, array in self.feeds.items())
-        return (tuple(self.outputs), *shapes)
+        self.kind = (tuple(self.outputs), *shapes)
 
 
 _Outcome: TypeAlias = Share | errors.OneContainerError
@@ -138,7 +139,9 @@ class Batcher:
     def _batch(self, first: _Waiting) -> list[_Waiting]:
         """The first one, and what goes with it, in the order of arrival."""
         batch, rows = [first], first.rows
-        for one in list(self._waiting)[1:] if self._splits else ():
+        for one in islice(self._waiting, 1, None) if self._splits else ():
+            if rows >= self._most:
+                break
             if rows + one.rows <= self._most and one.kind == first.kind:
                 batch.append(one)
                 rows += one.rows

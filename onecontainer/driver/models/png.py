@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -24,6 +25,8 @@ _MODES = {0: ("L", 1), 2: ("RGB", 3)}
 _CHUNK = struct.Struct(">I4s")
 _SPECIAL = frozenset({b"tRNS", b"eXIf", b"acTL"})
 """Chunks that make a file more than its pixels: transparency, an orientation, an animation."""
+_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_TURNED = re.compile(rb'tiff:Orientation(?:="|>)[2-9]')
 
 
 def plain_png(data: bytes, *, max_pixels: int) -> Image.Image | None:
@@ -48,6 +51,15 @@ def plain_png(data: bytes, *, max_pixels: int) -> Image.Image | None:
     return Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
 
 
+def _may_turn(kind: bytes, text: bytes) -> bool:
+    """Whether a text is one of those in which Pillow looks for an orientation, and may have one."""
+    keyword, _, rest = text.partition(b"\0")
+    if keyword == b"XML:com.adobe.xmp":
+        packed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] != b"\0")
+        return packed or _TURNED.search(rest) is not None
+    return keyword == b"Raw profile type exif"
+
+
 def _crc(data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(4, "big")
 
@@ -62,6 +74,8 @@ def _is_plain(data: bytes) -> bool:
         end = position + _CHUNK.size + length
         # libpng lets pass what is wrong with a chunk that it does not need.
         if kind in _SPECIAL or (kind != b"IDAT" and data[end : end + 4] != _crc(data[position + 4 : end])):
+            return False
+        if kind in _TEXTS and _may_turn(kind, data[position + _CHUNK.size : end]):
             return False
         position = end + 4
         if kind == b"IEND":

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from onecontainer.cli.backends.catalog import Backend, load
-from onecontainer.cli.backends.containers import Containers, ContainerState
+from onecontainer.cli.backends.containers import INSTALLATION_LABEL, Containers, ContainerState
 from onecontainer.errors import BackendExecutionFailed, DeadlineExceeded, ResourceConflict, StateInvalid
 from onecontainer.settings import Settings
 from tests.fixtures.backends import BackendsOf, backends_of, tiny_entry, write_catalog
@@ -23,7 +23,8 @@ from tests.fixtures.processes import free_port
 class Scene:
     """Containers of an installation of its own, and what they said meanwhile."""
 
-    def __init__(self, there: BackendsOf, containers: Containers, folder: Path) -> None:
+    def __init__(self, installation: str, there: BackendsOf, containers: Containers, folder: Path) -> None:
+        self.installation = installation
         self.there = there
         self.containers = containers
         self.folder = folder
@@ -47,7 +48,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     base_image()
     installation = f"test{secrets.token_hex(4)}"
     with backends_of(installation) as there, Containers(installation) as containers:
-        yield Scene(there, containers, tmp_path)
+        yield Scene(installation, there, containers, tmp_path)
 
 
 def test_a_start_changes_nothing_that_is_so_already_and_data_stays_until_it_is_asked_for(scene: Scene) -> None:
@@ -218,3 +219,15 @@ def test_without_docker_it_says_what_to_do(scene: Scene, monkeypatch: pytest.Mon
     with pytest.raises(StateInvalid, match="docker does not answer") as caught:
         scene.start(backend)
     assert "group `docker`" in caught.value.__notes__[0]
+
+
+def test_a_network_that_was_made_twice_is_no_trouble(scene: Scene) -> None:
+    """Docker takes two networks of one name, from two starts at the same moment."""
+    backend = scene.backend(tiny_entry())
+    for _ in range(2):
+        scene.there.client.networks.create(
+            f"onecontainer-backend-{scene.installation}", labels={INSTALLATION_LABEL: scene.installation}
+        )
+    assert scene.start(backend) == "created"
+    assert scene.containers.remove(backend, data=True) == (True, [])
+    assert scene.there.left() == []

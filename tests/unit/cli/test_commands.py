@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from onecontainer.cli.main import COMMANDS, cli
+from onecontainer.errors import StateInvalid
+from onecontainer.gateway.lock import DataFolder
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -154,3 +158,37 @@ def test_what_only_calls_a_gateway_needs_none_of_its_packages() -> None:
             env=os.environ | {"ONECONTAINER_DATA_DIR": folder, "ONECONTAINER_ADDRESS": "127.0.0.1:1"},
         )
     assert result.returncode == 4, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["driver", "new", "onnx", "--scope", "ai"], "onnx is the name of a driver that comes with oneContainer"),
+        (["driver", "install", "."], "has no metadata.json: it is no driver's folder"),
+        (["driver", "install", ""], "SOURCE is empty"),
+        (["driver", "install", "/dev/zero"], "is no folder and no file"),
+    ],
+)
+def test_what_is_no_driver_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_address_is_the_only_thing_that_is_told(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["up", "--detach", "--data-dir", str(tmp_path), "--listen", "foo"])
+    assert result.exit_code == 2
+    assert "listen" in result.output
+    assert "default factory" not in result.output
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil._ntuple_diskusage(1 << 30, 1 << 30, 4096)  # type: ignore[attr-defined]
+    monkeypatch.setattr("onecontainer.gateway.lock.shutil.disk_usage", lambda _path: full)
+    with pytest.raises(StateInvalid, match=r"is full \(4096 bytes are free\): make room on it"), DataFolder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []

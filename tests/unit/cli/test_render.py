@@ -12,12 +12,20 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, ti
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.cli.bars import amount, note
-from onecontainer.cli.render import Screen, enum_name, moment, size
+from onecontainer.cli.render import Screen, enum_name, in_a_line, moment, size
 
 
 def test_states_lose_the_name_of_their_enum() -> None:
     assert enum_name(resources_pb2.ServiceState, resources_pb2.SERVICE_STATE_READY) == "READY"
     assert enum_name(job_pb2.JobState, job_pb2.JOB_STATE_RETRY_WAIT) == "RETRY_WAIT"
+
+
+def test_an_error_in_a_line_has_what_a_program_said_last() -> None:
+    assert in_a_line("the sidecar exited with code 1; its last lines:\nTraceback\nValueError: no") == (
+        "the sidecar exited with code 1; its last lines: ValueError: no"
+    )
+    assert in_a_line("it is away\nmore of it") == "it is away"
+    assert in_a_line("") == ""
 
 
 def test_moments_and_sizes_are_for_people() -> None:

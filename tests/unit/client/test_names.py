@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,13 @@ def test_a_result_artifact_tells_its_message_or_the_method_does() -> None:
 
 def test_a_cancelled_job_without_an_error_is_a_cancellation() -> None:
     assert isinstance(job_error(job_pb2.Job(name="jobs/1", state=job_pb2.JOB_STATE_CANCELLED)), Cancelled)
+
+
+def test_a_ca_file_without_a_certificate_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate\n")
+    with pytest.raises(FieldInvalid, match=r"ca.pem has no certificate in it") as caught:
+        open_channel("gateway.example:443", tls=Tls(ca_file=tmp_path / "ca.pem"), token=None)
+    assert caught.value.violations[0].field == "ca_file"
 
 
 async def test_a_token_does_not_cross_a_network_in_the_clear() -> None:

@@ -114,3 +114,10 @@ def test_the_smoke_report_of_a_bundled_driver_as_json() -> None:
     assert report["passed"]
     assert report["driver"] == "sql 0.1.0"
     assert {"check", "title", "result", "seconds"} <= report["checks"][0].keys()
+
+
+def test_a_choice_that_leaves_no_check_is_an_error() -> None:
+    for selection, field in ((Selection(only=["zzz*"]), "only"), (Selection(skip=["*"]), "skip")):
+        with pytest.raises(FieldInvalid, match="no check is left") as caught:
+            selection.of(CHECKS)
+        assert caught.value.violations[0].field == field

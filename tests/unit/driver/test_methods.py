@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -170,3 +172,12 @@ def test_a_handler_of_the_wrong_kind_is_found_at_the_start(cls: type[Driver]) ->
 )
 def test_snake_case(name: str, expected: str) -> None:
     assert snake_case(name) == expected
+
+
+def test_an_ai_driver_leaves_the_contracts_of_others_alone_until_its_metadata_lists_them() -> None:
+    """Protobuf has one pool: a driver that uses tritonclient could not be imported beside our stubs of its contract."""
+    code = (
+        "import sys; from onecontainer.driver import InferenceDriver; "
+        "sys.exit(any(name.startswith('onecontainer.api.third_party.') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
