@@ -85,6 +85,10 @@ type: setup ## mypy --strict and pyright
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+.PHONY: site
+site: setup ## The documentation as a static site, in build/site/html
+	$(BIN)/python docs/site/build.py
+
 .PHONY: check-docs
 check-docs: setup ## Checks that the generated pages are up to date
 	$(BIN)/python docs/reference.py check

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
+from tests.fixtures import kafka
 from tests.fixtures.postgresql import private_postgresql
 from tests.fixtures.processes import free_port
 
@@ -38,8 +42,19 @@ def squeezed(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text)
 
 
-def run_page(name: str, folder: Path, variables: dict[str, str], *, least: int, stop: list[str]) -> None:
-    """Runs the commands of a page in a folder; then, whatever came of them, those that stop what they started."""
+def run_page(
+    name: str,
+    folder: Path,
+    variables: dict[str, str],
+    *,
+    least: int,
+    stop: list[str],
+    played: Mapping[str, Callable[[], object]] = MappingProxyType({}),
+) -> None:
+    """Runs the commands of a page in a folder; then, whatever came of them, those that stop what they started.
+
+    Those in ``played`` stand for something of the reader's own, which the test does itself.
+    """
     page = steps(ROOT / "docs" / name)
     assert len(page) > least
     environment = {
@@ -63,6 +78,9 @@ def run_page(name: str, folder: Path, variables: dict[str, str], *, least: int, 
 
     try:
         for step in page:
+            if step.command in played:
+                played[step.command]()
+                continue
             exported = step.command.removeprefix("export ")
             if exported != step.command:
                 # What a reader's shell would remember.
@@ -116,6 +134,34 @@ def test_several_gateways_run(tmp_path: Path) -> None:
         run_page("several-gateways.md", tmp_path, variables, least=8, stop=stop)
 
 
+def gateway_here(folder: Path) -> dict[str, str]:
+    return {"ONECONTAINER_DATA_DIR": str(folder / "data"), "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}"}
+
+
+def test_postgresql_is_used(tmp_path: Path) -> None:
+    with private_postgresql() as place:
+        run_page("postgresql.md", tmp_path, gateway_here(tmp_path) | {"PG": place}, least=12, stop=["oca down"])
+
+
+def test_upgrades_and_the_way_back(tmp_path: Path) -> None:
+    run_page("upgrade.md", tmp_path, gateway_here(tmp_path), least=15, stop=["oca down"])
+
+
+def test_a_lost_broker_is_recovered_from(tmp_path: Path) -> None:
+    broker = kafka.KafkaBroker(tmp_path / "broker")
+
+    def lose() -> None:
+        broker.kill()
+        shutil.rmtree(tmp_path / "broker" / "data")
+
+    played = {"start-broker": broker.start, "stop-broker --and-lose-its-data": lose}
+    variables = gateway_here(tmp_path) | {"BROKER": broker.address}
+    try:
+        run_page("lost-broker.md", tmp_path, variables, least=8, stop=["oca down"], played=played)
+    finally:
+        broker.kill()
+
+
 def test_the_conformance_page_runs(tmp_path: Path) -> None:
     (tmp_path / "drivers").symlink_to(ROOT / "drivers")
     run_page("conformance.md", tmp_path, {}, least=2, stop=[])
@@ -138,4 +184,24 @@ def test_each_guarantee_names_a_test_that_is_there() -> None:
         found = ROOT / path
         if not found.exists() or (name and f"def {name}(" not in found.read_text()):
             missing.append(reference)
+    assert not missing
+
+
+def test_the_site_is_built_whole_and_of_nothing_else(tmp_path: Path) -> None:
+    """A link that leads nowhere, or a page that the contents lack, is an error of the build; what a reader loads is in it."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "site" / "build.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = Path(done.stdout.strip().removeprefix("site: ")).parent
+    pages = list(html.rglob("*.html"))
+    assert len(pages) > 40
+    loaded = re.compile(r'<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="([^"]+)"')
+    missing = [
+        f"{page.relative_to(html)}: {target}"
+        for page in pages
+        for target in loaded.findall(page.read_text())
+        if not target.startswith(("data:", "#"))
+        and not (page.parent / target.partition("?")[0].partition("#")[0]).exists()
+    ]
     assert not missing
