@@ -126,8 +126,8 @@ def assemble() -> None:
         [str(contract.relative_to(ROOT / "protos").with_suffix("")) for contract in contracts],
     )
     decisions = sorted(page.stem for page in (ROOT / "docs" / "adr").glob("0*.md"))
-    with (SOURCE / "docs" / "adr" / "README.md").open("a") as page:
-        page.write("\n" + toctree(decisions, hidden=True))
+    with (SOURCE / "docs" / "adr" / "README.md").open("a") as listing:
+        listing.write("\n" + toctree(decisions, hidden=True))
     with (SOURCE / "index.md").open("a") as first:
         first.write("\n" + "".join(toctree(entries, caption, hidden=True) for caption, entries in CONTENTS.items()))
 
