@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from client_reference import client_page
 from google.api import annotations_pb2
 from google.protobuf.descriptor_pb2 import (
     FileDescriptorProto,
@@ -272,6 +273,7 @@ def pages() -> dict[Path, str]:
         reference / "errors.md": errors_page(image),
         reference / "api.md": api_page(image),
         reference / "cli.md": cli_page(),
+        reference / "client.md": client_page(HEADER),
         # Beside the code, for who has only the wheel, and here, to be looked at.
         **dict.fromkeys((reference / SCHEMA, ROOT / "onecontainer" / "rpc" / SCHEMA), schema_file()),
         ROOT / "docs" / "conformance.md": conformance_page(),

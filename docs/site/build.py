@@ -50,6 +50,7 @@ CONTENTS = {
     "Understand it": ["docs/design", "docs/guarantees", "docs/adr/README"],
     "Reference": [
         "docs/reference/api",
+        "docs/reference/client",
         "docs/reference/cli",
         "docs/reference/settings",
         "docs/reference/errors",
