@@ -12,8 +12,9 @@ from onecontainer.client import ai, artifacts, calls, channel, db, jobs, managem
 
 HEAD = """# Methods of the Python client
 
-As `AsyncClient` has them; `Client` has the same ones and waits for each. The [guide](../python.md) shows them at
-work. All raise the errors of [errors](errors.md), `timeout` is in seconds everywhere, and a name of a resource may be short (`cats`) or full (`services/cats`).
+As `AsyncClient` has them; `Client` has the same ones and waits for each. The [guide](../python.md) shows them at work.
+All raise the errors of [errors](errors.md), `timeout` is in seconds everywhere, and a name of a resource may be short
+(`cats`) or full (`services/cats`).
 """
 GROUPS = {
     "client": client.AsyncClient,
