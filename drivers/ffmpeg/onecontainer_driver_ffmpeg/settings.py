@@ -9,6 +9,7 @@ from typing import Any
 
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.egress import HostRules
+from onecontainer_driver_ffmpeg.secrets import Secrets
 from onecontainer_driver_ffmpeg.sources import SourceRules
 
 
@@ -19,6 +20,7 @@ class Settings:
     ffmpeg_path: str = ""
     ffprobe_path: str = ""
     sources: SourceRules = field(default_factory=SourceRules)
+    secrets: Secrets = field(default_factory=Secrets)
     threads: int = 0
     processes: int = 2
     max_media_duration: float = 12 * 3600.0
@@ -48,6 +50,7 @@ class Settings:
             ffmpeg_path=options.get("ffmpeg_path") or "",
             ffprobe_path=options.get("ffprobe_path") or "",
             sources=SourceRules(tuple(folders), hosts),
+            secrets=Secrets.from_option(options.get("secrets")),
             **numbers,
         )
 
