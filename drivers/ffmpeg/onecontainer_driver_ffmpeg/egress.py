@@ -26,7 +26,7 @@ _CHUNK = 64 * 1024
 
 @dataclass(frozen=True)
 class HostRules:
-    """The option `source_hosts`: `host`, `host:port` or `*.domain`. Without a port only 80 and 443 are meant."""
+    """The options `source_hosts` and `sink_hosts`: `host`, `host:port` or `*.domain`."""
 
     rules: tuple[tuple[str, int | None], ...]
 
@@ -47,10 +47,12 @@ class HostRules:
             rules.append((parts.hostname.lower(), parts.port))
         return cls(tuple(rules))
 
-    def allow(self, host: str, port: int) -> bool:
+    def allow(self, host: str, port: int, *, any_port: bool = False) -> bool:
+        """A rule without a port means 80 and 443, or with `any_port` all."""
         name = host.lower().rstrip(".")
         return any(
-            fnmatch.fnmatchcase(name, pattern) and (port == number if number else port in _DEFAULT_PORTS.values())
+            fnmatch.fnmatchcase(name, pattern)
+            and (port == number if number else any_port or port in _DEFAULT_PORTS.values())
             for pattern, number in self.rules
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.egress import HostRules
 from onecontainer_driver_ffmpeg.secrets import Secrets
+from onecontainer_driver_ffmpeg.sinks import SinkRules
 from onecontainer_driver_ffmpeg.sources import SourceRules
 
 
@@ -20,6 +21,7 @@ class Settings:
     ffmpeg_path: str = ""
     ffprobe_path: str = ""
     sources: SourceRules = field(default_factory=SourceRules)
+    sinks: SinkRules = field(default_factory=SinkRules)
     secrets: Secrets = field(default_factory=Secrets)
     threads: int = 0
     processes: int = 2
@@ -42,6 +44,10 @@ class Settings:
             hosts = HostRules.parse(str(entry) for entry in options.get("source_hosts") or ())
         except ValueError as error:
             raise errors.FieldInvalid("options.source_hosts", str(error)) from error
+        try:
+            sinks = SinkRules.parse(str(entry) for entry in options.get("sink_hosts") or ())
+        except ValueError as error:
+            raise errors.FieldInvalid("options.sink_hosts", str(error)) from error
         numbers = {name: options[name] for name in _LEAST if options.get(name) is not None}
         for name, value in numbers.items():
             if value < _LEAST[name]:
@@ -50,6 +56,7 @@ class Settings:
             ffmpeg_path=options.get("ffmpeg_path") or "",
             ffprobe_path=options.get("ffprobe_path") or "",
             sources=SourceRules(tuple(folders), hosts),
+            sinks=sinks,
             secrets=Secrets.from_option(options.get("secrets")),
             **numbers,
         )
