@@ -9,6 +9,7 @@ from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.settings import Settings
 from onecontainer_driver_ffmpeg.targets import TARGETS
+from onecontainer_driver_ffmpeg.targets.live import PROTOCOLS
 
 _KINDS = {
     "video": media_info_pb2.STREAM_KIND_VIDEO,
@@ -82,13 +83,15 @@ async def list_capabilities(capabilities: Capabilities, settings: Settings) -> m
         )
         for entry in capabilities.filters.values()
     ]
-    readable = {"file", *(("http", "https") if settings.sources.hosts.rules else ())}
+    usable = {"file", *(("http", "https") if settings.sources.hosts.rules else ())}
+    if settings.sinks.hosts.rules:
+        usable |= PROTOCOLS & capabilities.output_protocols
     protocols = [
         pb.ProtocolCapability(
             name=name,
             input=name in capabilities.input_protocols,
             output=name in capabilities.output_protocols,
-            allowed=name in readable,
+            allowed=name in usable,
         )
         for name in sorted(capabilities.input_protocols | capabilities.output_protocols)
     ]

@@ -16,6 +16,7 @@ from onecontainer_driver_ffmpeg.plan import BoundInput, bind_output, draft_outpu
 from onecontainer_driver_ffmpeg.prober import Prober
 from onecontainer_driver_ffmpeg.settings import Settings
 from onecontainer_driver_ffmpeg.sources import OpenedSource
+from onecontainer_driver_ffmpeg.targets.live import check_lives
 
 
 @dataclass
@@ -33,6 +34,7 @@ class PipelineRunner:
     async def run(self, request: media_pb2.RunPipelineRequest, context: Context) -> pipeline_pb2.RunPipelineResult:
         """The handler of RunPipeline. If all outputs are only artifacts, an attempt may be run again; else it says that it may not."""
         drafts = await draft_outputs(request, self.capabilities, self.settings)
+        advice = check_lives(request, self.settings)
         folder = context.scratch
         async with self._open_inputs(request, context) as (inputs, guard):
             plans = [
@@ -46,7 +48,7 @@ class PipelineRunner:
                 )
                 for draft in drafts
             ]
-            warnings = [
+            warnings = advice + [
                 pipeline_pb2.Warning(field=where, message=text)
                 for where, text in dict.fromkeys(
                     warning for draft in drafts for _, stream in draft.streams for warning in stream.warnings

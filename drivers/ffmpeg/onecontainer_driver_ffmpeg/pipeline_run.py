@@ -19,10 +19,10 @@ from onecontainer_driver_ffmpeg.process import Bounds, Child, run, running_child
 from onecontainer_driver_ffmpeg.progress import OutputMeter, PipelineMeter, ProgressReader
 from onecontainer_driver_ffmpeg.settings import Settings
 from onecontainer_driver_ffmpeg.storing import folder_bytes, remove_files, store_files
-from onecontainer_driver_ffmpeg.targets.target import Collection, Made, NothingMade
+from onecontainer_driver_ffmpeg.targets.target import Collection, Made, NothingMade, Started
 
-# How long ffmpeg gets to write the end of a file after CancelJob with mode FINISH.
-_FINISH_GRACE = 20.0
+# How long ffmpeg gets after CancelJob with mode FINISH: to write the end of a file, and to say goodbye to a receiver.
+_FINISH_GRACE, _LIVE_FINISH_GRACE = 20.0, 3.0
 _INTERRUPTED = 255
 # How often a folder with many files is looked at, in seconds.
 _SIZE_INTERVAL = 0.3
@@ -145,7 +145,11 @@ class PipelineRun:
         self.finishing = True
         for child in self._children():
             child.interrupt()
-        await asyncio.sleep(_FINISH_GRACE)
+        await asyncio.sleep(_LIVE_FINISH_GRACE)
+        for output in self.outputs:
+            if output.child and not output.plan.target.makes_files:
+                output.child.kill()
+        await asyncio.sleep(_FINISH_GRACE - _LIVE_FINISH_GRACE)
         for child in self._children():
             child.kill()
 
@@ -159,7 +163,9 @@ class PipelineRun:
             await asyncio.to_thread(output.plan.folder.mkdir, parents=True, exist_ok=True)
             try:
                 # What a target makes after ffmpeg takes processes too, so it belongs to the slot.
-                if await self._transcode(output):
+                async with output.plan.target.started() as started:
+                    made = await self._transcode(output, started)
+                if made:
                     await self._collect(output)
             except errors.OneContainerError as error:
                 self._fail(output, error)
@@ -177,24 +183,26 @@ class PipelineRun:
         except errors.OneContainerError as error:
             self._fail(output, error)
 
-    async def _transcode(self, output: RunningOutput) -> bool:
+    async def _transcode(self, output: RunningOutput, started: Started) -> bool:
         """Runs ffmpeg, once or in two passes. True: it has made what it should; else the output has ended."""
         plan = output.plan
+        live = not plan.target.makes_files
         for number, command in enumerate(plan.commands):
             output.meter.begin_pass(number)
-            code, lines = await self._run_pass(output, command)
-            told = [plan.redact(line) for line in lines]
+            code, lines = await self._run_pass(output, started.command(command), started.stdin)
+            seen = [plan.redact(started.redact(line)) for line in lines]
             if number == len(plan.commands) - 1 or code != 0:
                 output.result.command.extend(plan.shown)
                 output.result.return_code = code
-                output.result.last_lines.extend(told)
+                output.result.last_lines.extend(seen)
             if self._stopping:
                 output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
                 return False
             if output.over_size or self._bytes_made() > self._bounds.file_bytes > 0:
                 raise too_large(plan.at)
-            if code != 0 and not (self.finishing and code in (_INTERRUPTED, -signal.SIGTERM)):
-                raise self._why(output, code)
+            # A live sink has nothing that an end could spoil.
+            if code != 0 and not (self.finishing and (live or code in (_INTERRUPTED, -signal.SIGTERM))):
+                raise self._why(output, code, started)
             if self.finishing and number < len(plan.commands) - 1:
                 output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)  # the first pass makes nothing that can be played
                 return False
@@ -202,11 +210,11 @@ class PipelineRun:
             await asyncio.to_thread(remove_files, plan.pass_log.parent, f"{plan.pass_log.name}-*")
         if output.meter.done >= plan.limit - 0.5 and (plan.expected is None or plan.expected < plan.limit - 1):
             raise errors.LimitExceeded(f"{plan.at} is longer than {plan.limit:.0f} s, the bound on its length")
-        if told := complaints(list(output.result.last_lines)):
+        if (told := complaints(list(output.result.last_lines))) and not (self.finishing and live):
             self._warn(plan.at, f"made, but ffmpeg told of errors: {told}")
         return True
 
-    async def _run_pass(self, output: RunningOutput, command: Sequence[str]) -> tuple[int, list[str]]:
+    async def _run_pass(self, output: RunningOutput, command: Sequence[str], stdin: bytes) -> tuple[int, list[str]]:
         """Return code and last lines of one ffmpeg process."""
         plan = output.plan
 
@@ -221,8 +229,12 @@ class PipelineRun:
                 child.kill()
 
         environment = {**(self._guard.environment() if self._guard else {}), **plan.written.environment}
-        async with running_child(command, folder=plan.folder, bounds=self._bounds, environment=environment) as child:
+        async with running_child(
+            command, folder=plan.folder, bounds=self._bounds, environment=environment, stdin=stdin
+        ) as child:
             output.child = child
+            if self.finishing:  # said while this process was being started
+                child.interrupt()
             watch = asyncio.create_task(self._watch_size(output))
             try:
                 code = await child.wait(ProgressReader(on_block).feed)
@@ -241,11 +253,14 @@ class PipelineRun:
     async def _collect(self, output: RunningOutput) -> None:
         """Finds what was made. Leaves the output STORING, or ended."""
         plan = output.plan
-        output.result.ended_early = self.finishing and output.result.return_code != 0
+        live = not plan.target.makes_files
+        output.result.ended_early = self.finishing and (live or output.result.return_code != 0)
         if length := to_duration(output.meter.done):
             output.result.media_duration.CopyFrom(length)
-        if not plan.target.makes_files:
-            output.end(pipeline_pb2.OUTPUT_STATE_SUCCEEDED)
+        if live:
+            # A listener whose receiver never came has sent nothing.
+            nothing = self.finishing and not output.meter.done
+            output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED if nothing else pipeline_pb2.OUTPUT_STATE_SUCCEEDED)
             self._tell()
             return
         made = Made(
@@ -309,11 +324,12 @@ class PipelineRun:
         """Bytes of all outputs together."""
         return sum(output.meter.progress.size_bytes for output in self.outputs)
 
-    def _why(self, output: RunningOutput, code: int) -> errors.OneContainerError:
+    def _why(self, output: RunningOutput, code: int, started: Started) -> errors.OneContainerError:
         if self._guard and (self._guard.refused or self._guard.unreachable):
             index = next(number for number, one in enumerate(self._inputs) if one.source.http)
             return failure(self._inputs[index].source, [], at=f"inputs[{index}].source", guard=self._guard)
-        return process_failure(code, list(output.result.last_lines), output.plan.at)
+        lines = list(output.result.last_lines)
+        return started.failure(lines) or process_failure(code, lines, output.plan.at)
 
 
 def _least(bound: int, asked: int) -> int:

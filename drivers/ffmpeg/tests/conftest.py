@@ -58,6 +58,7 @@ class Events:
     def __init__(self) -> None:
         self.reports: list[progress_pb2.Progress] = []
         self.moved = asyncio.Event()
+        self.declared: list[job_lease_service_pb2.Started] = []
 
     def progress(self, progress: progress_pb2.Progress) -> None:
         self.reports.append(progress)
@@ -66,7 +67,8 @@ class Events:
 
     def checkpoint(self, details: any_pb2.Any) -> None: ...
 
-    async def started(self, started: job_lease_service_pb2.Started) -> None: ...
+    async def started(self, started: job_lease_service_pb2.Started) -> None:
+        self.declared.append(started)
 
     def details(self) -> list[pipeline_pb2.PipelineProgress]:
         found = []

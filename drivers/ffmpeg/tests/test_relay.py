@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_key_stands_where_its_stand_in_stood(key: str, cuts: list[int]) -> N
     swap = KeySwap(key)
     got = b""
     edges = sorted({0, len(sent), *(min(cut, len(sent)) for cut in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         got += swap.feed(sent[start:end])
     got += swap.flush()
     assert got == wanted

@@ -1,14 +1,15 @@
 """What a target is: what an output becomes, whatever kind of thing that is. `plan.py` and `pipeline.py` know nothing else of them.
 
 A target is made by its module's `check`, which looks at the target's own fields before any source is opened, and is then asked, in
-this order: `draft` for each stream, `input_arguments` and `filters` and `write` when the inputs are known, and `collect` when ffmpeg
-has ended.
+this order: `draft` for each stream, `input_arguments` and `filters` and `write` when the inputs are known, `started` around the processes,
+and `collect` when ffmpeg has ended.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -67,6 +68,27 @@ class Written:
     hidden: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     live_url: str = ""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What is known only when the processes start, and what callers never see.
+
+    `words`: what really stands in the command in place of some words of `Written.arguments`. `stdin`: what ffmpeg reads there.
+    `failure`: what the log of a failed process means to this target, None: nothing in particular.
+    """
+
+    words: Mapping[str, str] = field(default_factory=dict)
+    stdin: bytes = field(default=b"", repr=False)
+    failure: Callable[[Sequence[str]], errors.OneContainerError | None] = lambda _: None
+
+    def command(self, shown: Sequence[str]) -> list[str]:
+        return [self.words.get(word, word) for word in shown]
+
+    def redact(self, line: str) -> str:
+        for word, instead in self.words.items():
+            line = line.replace(instead, word)
+        return line
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,11 @@ class Target(abc.ABC):
     @abc.abstractmethod
     def write(self, known: Known) -> Written:
         """The muxer's arguments and the address or addresses."""
+
+    @contextlib.asynccontextmanager
+    async def started(self) -> AsyncIterator[Started]:
+        """Around the processes: holds what they need while they run. Raises what keeps them from starting."""
+        yield Started()
 
     async def collect(self, made: Made) -> Collection:
         """Finds, after ffmpeg ended, the files that there are, and makes those that ffmpeg does not. NothingMade if there are none."""
