@@ -67,10 +67,11 @@ def live_output(key: str = "live", *streams: str, **sink: Any) -> Output:
     return Output(key=key, streams=streams, live=LiveOutput(**sink))
 
 
-async def stream(bench: Bench, clip: Path, *outputs: Output, **fields: Any) -> pipeline_pb2.RunPipelineResult:
-    return await run(
-        bench, inputs=[artifact_input(bench.artifacts.add(clip), real_time=True)], outputs=outputs, **fields
-    )
+async def stream(
+    bench: Bench, clip: Path, *outputs: Output, extra_plays: int = 0, **fields: Any
+) -> pipeline_pb2.RunPipelineResult:
+    source = artifact_input(bench.artifacts.add(clip), real_time=True, extra_plays=extra_plays)
+    return await run(bench, inputs=[source], outputs=outputs, **fields)
 
 
 def check_received(path: Path) -> None:
@@ -217,7 +218,7 @@ async def test_dead_receivers(bench: Bench, clip: Path, monkeypatch: pytest.Monk
 
 
 async def test_a_receiver_that_goes_away_stops_its_own_output_only(
-    bench: Bench, clip: Path, long_clip: Path, ffmpeg: str, tmp_path: Path
+    bench: Bench, clip: Path, ffmpeg: str, tmp_path: Path
 ) -> None:
     await bench.attach(sink_hosts=[HOST])
     tcp, udp = free_port(socket.SOCK_STREAM), free_port()
@@ -227,7 +228,7 @@ async def test_a_receiver_that_goes_away_stops_its_own_output_only(
     ]
     outputs[1].duration.seconds = 4
     async with receiver(ffmpeg, f"rtmp://{HOST}:{tcp}/live/x", tmp_path / "got.flv", tcp, "tcp") as process:
-        task = asyncio.create_task(stream(bench, long_clip, *outputs))
+        task = asyncio.create_task(stream(bench, clip, *outputs, extra_plays=20))
         await bench_moved(bench, task)
         await until(lambda: bench.events.details()[-1].outputs[0].media_time.seconds >= 1)
         process.kill()
