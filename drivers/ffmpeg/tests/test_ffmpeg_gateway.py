@@ -14,8 +14,11 @@ import pytest
 import pytest_asyncio
 
 from drivers.ffmpeg.tests.conftest import processes_of
+from drivers.ffmpeg.tests.test_live import free_port, is_bound, until
 from onecontainer.api.job.v1 import job_pb2
-from onecontainer.api.media.v1 import pipeline_pb2
+from onecontainer.api.media.v1 import media_pb2, output_pb2, pipeline_pb2
+from onecontainer.api.media.v1.input_pb2 import Input, MediaSource
+from onecontainer.api.media.v1.output_pb2 import LiveOutput, Output, SrtSink, UdpSink
 from onecontainer.api.media.v1.stream_pb2 import VideoStream
 from onecontainer.client import AsyncClient, AsyncJob, transcode_request
 from onecontainer.driver import errors
@@ -121,3 +124,35 @@ async def test_a_lost_attempt_runs_again(client: AsyncClient, gateway: GatewayPr
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_a_live_stream_does_not_run_again_when_its_sidecar_is_lost(
+    client: AsyncClient, gateway: GatewayProcess, clip: Path
+) -> None:
+    """kill -9 of the sidecar: its processes are gone, the port is free, and nobody is sent the beginning a second time."""
+    await client.services.create("tv", app="ffmpeg", options={"sink_hosts": ["127.0.0.1"]})
+    await client.services.wait_ready("tv", timeout=60)
+    artifact = await client.artifacts.upload(clip)
+    port = free_port()
+    sinks = [
+        LiveOutput(srt=SrtSink(port=port, mode=output_pb2.SRT_MODE_LISTENER)),
+        LiveOutput(udp=UdpSink(host="127.0.0.1", port=free_port())),
+    ]
+    request = media_pb2.RunPipelineRequest(
+        inputs=[Input(source=MediaSource(artifact=artifact.name), real_time=True, loop_forever=True)],
+        outputs=[Output(key=f"live{number}", live=sink) for number, sink in enumerate(sinks)],
+    )
+    job = await client.media.run_pipeline("tv", request)
+    async for record in job.watch(timeout=60):
+        if record.progress.done > 0:
+            break
+    await until(lambda: is_bound(port, "udp"))
+    lost = processes_of(gateway.data_dir)
+    assert len(lost) == 2
+    (sidecar,) = {parent_of(pid) for pid in lost}
+    os.kill(sidecar, signal.SIGKILL)
+    await until(lambda: not set(lost) & set(processes_of(gateway.data_dir)))
+    assert not is_bound(port, "udp")
+    record = await job.wait(timeout=120)
+    assert (record.state, record.attempt_count) == (job_pb2.JOB_STATE_FAILED, 1)
+    assert processes_of(gateway.data_dir) == []

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import shutil
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.duration_pb2 import Duration
 from onecontainer_driver_ffmpeg.targets import live
 
@@ -377,3 +382,84 @@ async def test_a_port_that_is_taken(bench: Bench, clip: Path) -> None:
         sink = SrtSink(port=taken.getsockname()[1], mode=output_pb2.SRT_MODE_LISTENER)
         with pytest.raises(errors.ResourceConflict, match=r"outputs\[0\]\.live\.srt\.port"):
             await stream(bench, clip, live_output(srt=sink))
+
+
+class TlsFront:
+    """A TLS server for `localhost` in front of an RTMP server that has none."""
+
+    def __init__(self, folder: Path, behind: int) -> None:
+        self._folder, self._behind = folder, behind
+        self.authority = folder / "authority.pem"
+
+    def _context(self) -> ssl.SSLContext:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        self.authority.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        private = self._folder / "key.pem"
+        private.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.authority, private)
+        return context
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[int]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            back, forward = await asyncio.open_connection(HOST, self._behind)
+            await asyncio.gather(copy(reader, forward), copy(back, writer))
+
+        async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65536):
+                    writer.write(data)
+                    await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, HOST, 0, ssl=self._context())
+        try:
+            yield int(server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+
+
+async def test_rtmp_over_tls(
+    bench: Bench, clip: Path, ffmpeg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's certificate is verified, by the name in the request and not by the address behind it."""
+    await bench.attach(sink_hosts=["localhost", HOST], secrets={"tube": KEY})
+    behind = free_port(socket.SOCK_STREAM)
+    got = tmp_path / "got.flv"
+    front = TlsFront(tmp_path, behind)
+    async with front.running() as port:
+
+        def output(host: str) -> Output:
+            return live_output(
+                rtmp=RtmpSink(host=host, port=port, app="live", stream_key_secret="secrets/tube", tls=True)
+            )
+
+        with pytest.raises(errors.BackendUnreachable, match="certificate verify failed"):
+            await stream(bench, clip, output("localhost"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(front.authority))
+        with pytest.raises(errors.BackendUnreachable, match="certificate verify failed"):
+            await stream(bench, clip, output(HOST))
+        async with receiver(ffmpeg, f"rtmp://{HOST}:{behind}/live/{KEY}", got, behind, "tcp") as process:
+            result = await stream(bench, clip, output("localhost"))
+            await process.wait()
+    check_received(got)
+    assert result.outputs[0].live_url == f"rtmps://localhost:{port}/live"
