@@ -164,6 +164,8 @@ class PipelineRun:
             try:
                 # What a target makes after ffmpeg takes processes too, so it belongs to the slot.
                 async with output.plan.target.started() as started:
+                    for at, message in started.warnings:
+                        self._warn(at, message)
                     made = await self._transcode(output, started)
                 if made:
                     await self._collect(output)

@@ -30,7 +30,7 @@ from onecontainer_driver_ffmpeg.values import muxer_params
 # What every receiver and every browser behind it plays, instead of the muxers' own defaults of long ago.
 _DEFAULTS = (("video", "h264"), ("audio", "aac"))
 TS = replace(CONTAINERS["ts"], defaults=_DEFAULTS)
-FLV = replace(CONTAINERS["flv"], defaults=_DEFAULTS, holds=frozenset({"h264", "hevc", "av1", "vp9", "aac", "mp3"}))
+FLV = replace(CONTAINERS["flv"], defaults=_DEFAULTS, holds=frozenset({"h264", "aac", "mp3"}))
 # Key frames every two seconds: a viewer who comes later waits no longer, and HLS servers cut there.
 _DEFAULT_VIDEO = (("-pix_fmt", "yuv420p"), ("-force_key_frames", "expr:gte(t,n_forced*2)"))
 _QUICK = {"libx264": (("-preset", "veryfast"),)}
@@ -172,13 +172,19 @@ class SrtTarget(LiveTarget):
             host = await self._settings.sinks.resolve(host, sink.port, self._host_at)
         words = {self._address(self._host): self._address(host)}
         stdin = b""
+        warnings = []
         if sink.passphrase_secret:
             if await self._capabilities.takes_options_from_files():
                 words |= {"-passphrase": "-fpre", self._STAND_IN: "/dev/stdin"}
                 stdin = f"passphrase={self._passphrase()}\n".encode("ascii")
             else:
                 words[self._STAND_IN] = self._passphrase()
-        yield Started(words, stdin, failure=self._failure)
+                seen = (
+                    "was on ffmpeg's command line, which others on the sidecar's machine can see: this build takes it from "
+                    "nowhere else (Debian 12's does: option ffmpeg_path)"
+                )
+                warnings.append((f"{self.at}.live.srt.passphrase_secret", seen))
+        yield Started(words, stdin, failure=self._failure, warnings=warnings)
 
 
 class RtmpTarget(LiveTarget):

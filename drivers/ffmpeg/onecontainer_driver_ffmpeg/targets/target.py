@@ -75,12 +75,14 @@ class Started:
     """What is known only when the processes start, and what callers never see.
 
     `words`: what really stands in the command in place of some words of `Written.arguments`. `stdin`: what ffmpeg reads there.
-    `failure`: what the log of a failed process means to this target, None: nothing in particular.
+    `failure`: what the log of a failed process means to this target, None: nothing in particular. `warnings`: fields of the request,
+    and what the caller should know of them.
     """
 
     words: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes = field(default=b"", repr=False)
     failure: Callable[[Sequence[str]], errors.OneContainerError | None] = lambda _: None
+    warnings: Sequence[tuple[str, str]] = ()
 
     def command(self, shown: Sequence[str]) -> list[str]:
         return [self.words.get(word, word) for word in shown]
