@@ -11,12 +11,13 @@ from onecontainer_driver_ffmpeg.capabilities import Capabilities
 
 @dataclass(frozen=True)
 class Image:
-    """`muxer`: the one that writes one picture into a pipe."""
+    """`muxer`: the one that writes one picture into a pipe, `demuxer` reads one."""
 
     encoder: str
     muxer: str
     media_type: str
     extension: str
+    demuxer: str
 
     def quality(self, quality: int) -> tuple[tuple[str, str], ...]:
         """Options of the encoder for a quality of 1 to 100."""
@@ -27,9 +28,9 @@ class Image:
 
 
 _IMAGES = {
-    output_pb2.IMAGE_FORMAT_JPEG: Image("mjpeg", "mjpeg", "image/jpeg", "jpg"),
-    output_pb2.IMAGE_FORMAT_PNG: Image("png", "image2pipe", "image/png", "png"),
-    output_pb2.IMAGE_FORMAT_WEBP: Image("libwebp", "webp", "image/webp", "webp"),
+    output_pb2.IMAGE_FORMAT_JPEG: Image("mjpeg", "mjpeg", "image/jpeg", "jpg", "jpeg_pipe"),
+    output_pb2.IMAGE_FORMAT_PNG: Image("png", "image2pipe", "image/png", "png", "png_pipe"),
+    output_pb2.IMAGE_FORMAT_WEBP: Image("libwebp", "webp", "image/webp", "webp", "webp_pipe"),
 }
 
 

@@ -77,8 +77,12 @@ class Written:
 
 @dataclass(frozen=True)
 class Made:
-    """What is known when ffmpeg has ended. `length`: seconds that were written, `expected`: seconds as Known has them. `run` runs ffmpeg once more in `folder`, bounded as
-    the first time, with arguments that begin after the program's general ones; it raises what such a process's failure means."""
+    """What is known when ffmpeg has ended.
+
+    `length`: seconds that were written, `expected`: seconds as Known has them. `run` runs ffmpeg once more in `folder`, bounded as the
+    first time, with arguments that begin after the program's general ones; it raises what such a process's failure means. `warn` takes
+    the field that a warning of the result is about, and its text.
+    """
 
     folder: Path
     tracks: Sequence[Track]
