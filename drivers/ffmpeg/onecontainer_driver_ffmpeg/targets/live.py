@@ -29,10 +29,11 @@ from onecontainer_driver_ffmpeg.values import muxer_params
 
 # What every receiver and every browser behind it plays, instead of the muxers' own defaults of long ago.
 _DEFAULTS = (("video", "h264"), ("audio", "aac"))
-TS = replace(CONTAINERS["ts"], defaults=_DEFAULTS)
-FLV = replace(CONTAINERS["flv"], defaults=_DEFAULTS, holds=frozenset({"h264", "aac", "mp3"}))
-# Key frames every two seconds: a viewer who comes later waits no longer, and HLS servers cut there.
-_DEFAULT_VIDEO = (("-pix_fmt", "yuv420p"), ("-force_key_frames", "expr:gte(t,n_forced*2)"))
+# A viewer who comes later waits no longer for a key frame, and HLS servers cut there.
+_KEY_FRAMES = 2.0  # seconds
+TS = replace(CONTAINERS["ts"], defaults=_DEFAULTS, key_frames=_KEY_FRAMES)
+FLV = replace(CONTAINERS["flv"], defaults=_DEFAULTS, key_frames=_KEY_FRAMES, holds=frozenset({"h264", "aac", "mp3"}))
+_DEFAULT_VIDEO = (("-pix_fmt", "yuv420p"),)
 _QUICK = {"libx264": (("-preset", "veryfast"),)}
 
 _DATAGRAM = 7 * 188  # whole packets of MPEG-TS that fit into an Ethernet frame
@@ -150,7 +151,7 @@ class SrtTarget(LiveTarget):
             words += ["-passphrase", self._STAND_IN]
             hidden[self._passphrase()] = HIDDEN
         words += ["-f", "mpegts", self._address(self._host)]
-        return Written(words, hidden, live_url=f"srt://{_bracketed(self._host)}:{sink.port}")
+        return Written(words, hidden=hidden, live_url=f"srt://{_bracketed(self._host)}:{sink.port}")
 
     def _address(self, host: str) -> str:
         sink = self._sink
@@ -225,7 +226,9 @@ class RtmpTarget(LiveTarget):
         words = ["-rtmp_playpath", name, "-rtmp_tcurl", self._url, "-rw_timeout", f"{_SILENCE_TIMEOUT * 1_000_000:.0f}"]
         # A live stream has no header that could be set right at its end.
         words += ["-flvflags", "no_duration_filesize", "-f", "flv", self._address]
-        return Written([*self._muxing, *words], hidden, live_url=f"{self._url}/{self._sink.stream_name}".rstrip("/"))
+        return Written(
+            [*self._muxing, *words], hidden=hidden, live_url=f"{self._url}/{self._sink.stream_name}".rstrip("/")
+        )
 
     @property
     def _address(self) -> str:
