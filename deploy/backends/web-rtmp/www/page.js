@@ -53,7 +53,9 @@ function play(name) {
 }
 
 function retrying(times) {
-  const retry = { maxNumRetry: times, retryDelayMs: 1000, maxRetryDelayMs: 2000 };
+  // By itself hls.js takes a 404 for final.
+  const shouldRetry = (_, count) => count < times;
+  const retry = { maxNumRetry: times, retryDelayMs: 1000, maxRetryDelayMs: 2000, shouldRetry };
   return { maxTimeToFirstByteMs: 10000, maxLoadTimeMs: 20000, timeoutRetry: retry, errorRetry: retry };
 }
 
