@@ -123,19 +123,18 @@ class Capabilities:
         Versions differ: 5.1 takes them, 9 reads the file and forgets them. Tried out, because a passphrase that is forgotten would
         mean a stream that is not encrypted: a possible value has to succeed and an impossible one to fail.
         """
-        if self._file_options is None:
-            command = [self.ffmpeg, "-v", "quiet", "-f", "lavfi", "-i", "anullsrc", "-t", "0.01", "-fpre", "/dev/stdin"]
-            codes = []
-            for text in (b"max_delay=7\n", b"max_delay=never\n"):
-                try:
-                    finished = await run(
-                        [*command, "-f", "null", "-"], folder=self.folder, timeout=_TIMEOUT, stdin=text
-                    )
-                except (OSError, TimeoutError) as error:
-                    raise errors.BackendUnreachable(f"{self.ffmpeg} cannot be started: {error}") from error
-                codes.append(finished.return_code)
-            self._file_options = codes[0] == 0 != codes[1]
-        return self._file_options
+        if self._file_options is not None:
+            return self._file_options
+        command = [self.ffmpeg, "-v", "quiet", "-f", "lavfi", "-i", "anullsrc", "-t", "0.01", "-fpre", "/dev/stdin"]
+        codes = []
+        for text in (b"max_delay=7\n", b"max_delay=never\n"):
+            try:
+                finished = await run([*command, "-f", "null", "-"], folder=self.folder, timeout=_TIMEOUT, stdin=text)
+            except (OSError, TimeoutError) as error:
+                raise errors.BackendUnreachable(f"{self.ffmpeg} cannot be started: {error}") from error
+            codes.append(finished.return_code)
+        self._file_options = takes = codes[0] == 0 != codes[1]
+        return takes
 
     def demuxers_allowed(self, *, http: bool) -> frozenset[str]:
         """Names of the demuxers that may open a source by its content."""
