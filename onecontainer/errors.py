@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Message")
 
 DOMAIN = "onecontainer.dev"
+MAX_DETAILS_BYTES = 240 * 1024
+"""What `with_details` has room for in the error of a job; beside it there are the common details of an error."""
 
 
 class Code(IntEnum):

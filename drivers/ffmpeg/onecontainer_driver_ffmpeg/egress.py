@@ -101,6 +101,8 @@ class EgressGuard:
             host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 443)
         except ValueError:
             host, port = "", 0
+        fields = [line for line in headers.split(b"\r\n") if line]
+        body = _body_bytes(fields)
         if not host or not self.rules.allow(host, port) or (method != "CONNECT" and parts.scheme != "http"):
             self.refused.append(f"{host}:{port}")
             return await _refuse(writer, "403 Forbidden")
@@ -116,11 +118,7 @@ class EgressGuard:
             else:
                 # One request per connection: a second one could name another host, and would not be looked at.
                 path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-                kept = [
-                    line
-                    for line in headers.split(b"\r\n")
-                    if line and not line.lower().startswith((b"connection:", b"proxy-"))
-                ]
+                kept = [line for line in fields if not line.lower().startswith((b"connection:", b"proxy-"))]
                 upstream.write(
                     b"\r\n".join(
                         [f"{method} {path} {version}".encode("latin-1"), *kept, b"Connection: close", b"", b""]
@@ -131,6 +129,7 @@ class EgressGuard:
                 if method == "CONNECT":
                     tasks.create_task(_copy(reader, upstream))
                 else:
+                    await _copy(reader, upstream, body)
                     await back
         finally:
             upstream.close()
@@ -141,15 +140,26 @@ def certificate_authorities() -> str:
     return ssl.get_default_verify_paths().cafile or certifi.where()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def _body_bytes(fields: Iterable[bytes]) -> int:
+    """Length of the body that follows; what is sent in chunks has none here, and is cut off."""
+    for name, _, value in (line.partition(b":") for line in fields):
+        if name.strip().lower() == b"content-length" and value.strip().isdigit():
+            return int(value)
+    return 0
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None = None) -> None:
+    """Passes on what comes until it ends. With `most`, only so many bytes, and the way stays open."""
     try:
-        while data := await reader.read(_CHUNK):
+        left = most
+        while left != 0 and (data := await reader.read(_CHUNK if left is None else min(_CHUNK, left))):
             writer.write(data)
             await writer.drain()
+            left = None if left is None else left - len(data)
     except OSError:
         pass
     finally:
-        if writer.can_write_eof() and not writer.is_closing():
+        if most is None and writer.can_write_eof() and not writer.is_closing():
             with contextlib.suppress(OSError):
                 writer.write_eof()
 

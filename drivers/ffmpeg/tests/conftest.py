@@ -57,6 +57,7 @@ class Events:
 
     def __init__(self) -> None:
         self.reports: list[progress_pb2.Progress] = []
+        self.declared: list[bool] = []
         self.moved = asyncio.Event()
 
     def progress(self, progress: progress_pb2.Progress) -> None:
@@ -66,7 +67,8 @@ class Events:
 
     def checkpoint(self, details: any_pb2.Any) -> None: ...
 
-    async def started(self, started: job_lease_service_pb2.Started) -> None: ...
+    async def started(self, started: job_lease_service_pb2.Started) -> None:
+        self.declared.append(started.idempotent)
 
     def details(self) -> list[pipeline_pb2.PipelineProgress]:
         found = []
