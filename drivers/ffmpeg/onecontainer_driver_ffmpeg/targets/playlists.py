@@ -39,8 +39,18 @@ class MediaPlaylist:
 
     @property
     def peak(self) -> int:
-        """Bits per second of the segment that has most; BANDWIDTH of RFC 8216, 4.3.4.2."""
-        return max((round(one.size * 8 / one.length) for one in self.segments if one.length > 0), default=0)
+        """Most bits per second of neighbours that are half to one and a half target durations long; RFC 8216, 4.1."""
+        target = max((segment.length for segment in self.segments), default=0.0)
+        most = self.average
+        for start in range(len(self.segments)):
+            length, size = 0.0, 0
+            for segment in self.segments[start:]:
+                length, size = length + segment.length, size + segment.size
+                if length > 1.5 * target:
+                    break
+                if length >= 0.5 * target > 0:
+                    most = max(most, round(size * 8 / length))
+        return most
 
     @property
     def average(self) -> int:
