@@ -120,7 +120,7 @@ HOSTILE = [
     (with_output(start_offset=Duration(seconds=100)), INVALID, "outputs[0].start_offset"),
     (with_output(file=None), REQUIRED, "outputs[0].file"),
     (with_output(file=None, hls=HlsOutput()), MISSING, "outputs[0].hls"),
-    (with_output(uploads=[Upload()]), MISSING, "outputs[0].uploads"),
+    (with_output(uploads=[Upload()]), REQUIRED, "outputs[0].uploads[0].s3"),
     (media_pb2.RunPipelineRequest(inputs=[Input()]), REQUIRED, "outputs"),
     (media_pb2.RunPipelineRequest(outputs=[Output()]), REQUIRED, "inputs"),
     # encoders and their options
