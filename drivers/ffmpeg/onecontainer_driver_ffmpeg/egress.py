@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import ipaddress
+import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -53,6 +55,17 @@ class HostRules:
             fnmatch.fnmatchcase(name, pattern) and (port == number if number else port in _DEFAULT_PORTS.values())
             for pattern, number in self.rules
         )
+
+    def may_lead_to(self, host: str, address: str, port: int) -> bool:
+        """Whether the name of an allowed host may stand for this address: a name server must not lead to what is the machine's own,
+        or its cloud's, unless the operator has allowed the address itself (`localhost` is loopback)."""
+        found = ipaddress.ip_address(address.partition("%")[0])
+        plain = getattr(found, "ipv4_mapped", None) or found
+        if self.allow(str(plain), port):
+            return True
+        if plain.is_loopback:
+            return host.lower().rstrip(".") == "localhost"
+        return not (plain.is_link_local or plain.is_multicast or plain.is_unspecified or plain.is_reserved)
 
     def allow_url(self, url: str) -> bool:
         """Whether an absolute http(s) URL without credentials points to an allowed host."""
@@ -108,8 +121,12 @@ class EgressGuard:
             return await _refuse(writer, "403 Forbidden")
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
-                upstream_reader, upstream = await asyncio.open_connection(host, port)
-        except (OSError, TimeoutError) as error:
+                addresses = await self._addresses(host, port)
+                if not addresses:
+                    self.refused.append(f"{host}:{port}, an address of this machine or its network")
+                    return await _refuse(writer, "403 Forbidden")
+                upstream_reader, upstream = await _connect(addresses, port)
+        except (OSError, TimeoutError, UnicodeError) as error:
             self.unreachable.append(f"{host}:{port}: {str(error) or 'no answer'}")
             return await _refuse(writer, "502 Bad Gateway")
         try:
@@ -133,6 +150,19 @@ class EgressGuard:
                     await back
         finally:
             upstream.close()
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """Where a connection to an allowed host may go. It goes to one of these, and no later look-up leads elsewhere."""
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [str(entry[4][0]) for entry in found if self.rules.may_lead_to(host, str(entry[4][0]), port)]
+
+
+async def _connect(addresses: Sequence[str], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first that answers. Raises the last one's OSError."""
+    for address in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            return await asyncio.open_connection(address, port)
+    return await asyncio.open_connection(addresses[-1], port)
 
 
 def certificate_authorities() -> str:

@@ -183,7 +183,8 @@ async def _token(session: Any, credentials: Mapping[str, str] | None, service_fi
             session=session,
             scopes=_SCOPES,
         )
-        await token.get()
+        # Once: `get` would try again for a while, and who calls counts attempts.
+        await token.refresh(timeout=10)
     except (ClientConnectionError, TimeoutError):
         raise
     except ClientResponseError as error:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,62 @@ async def test_a_store_that_sends_elsewhere_is_not_followed(tmp_path: Path, monk
             )
     assert error is not None
     assert reached == 0
+
+
+async def test_an_allowed_name_does_not_lead_into_the_machine(
+    tmp_path: Path, emulators: Emulators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server's answer is not the operator's word; the name `localhost` is."""
+    real = socket.getaddrinfo
+
+    def look_up(host: str, *arguments: Any, **more: Any) -> Any:
+        return real("127.0.0.1" if host == "rebound.test" else host, *arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    store = emulators["s3"]
+    errors_of: dict[str, errors.OneContainerError | None] = {}
+    for name in ("rebound.test", "localhost"):
+        upload = Upload(credentials_secret="secrets/store")
+        upload.s3.bucket, upload.s3.endpoint = BUCKET, f"http://{name}:{store.port}"
+        output = Output(key="a", file=FileOutput(container="mp4"), uploads=[upload])
+        rules = HostRules.parse([f"{name}:{store.port}"])
+        (plan,) = check_uploads(output, rules, Secrets.from_option(secrets_of(store)), "outputs[0]")
+        errors_of[name] = await upload_files(plan, [made(tmp_path, "a.mp4", b"x")], pb.UploadResult())
+    assert isinstance(errors_of["rebound.test"], errors.SourceNotAllowed)
+    assert errors_of["localhost"] is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"client_email": "a@b.test", "private_key": "no key at all", "private_key_id": "1"},
+        {"type": "authorized_user", "client_id": "a", "client_secret": "very-secret", "refresh_token": "very-secret"},
+    ],
+)
+async def test_google_is_asked_for_a_token_and_the_credentials_are_not_told(
+    key: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an emulator's endpoint. What cannot be used is told at once, and nobody is asked; else Google is, which is away here."""
+    monkeypatch.setattr(uploads, "MOST_ATTEMPTS", 1)
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_host)
+    output = Output(
+        key="a",
+        file=FileOutput(container="mp4"),
+        uploads=[Upload(gcs=GcsStore(bucket="abc"), credentials_secret="secrets/key")],
+    )
+    secrets = Secrets.from_option({"key": json.dumps(key)})
+    (plan,) = check_uploads(output, HostRules(()), secrets, "outputs[0]")
+    result = pb.UploadResult()
+    error = await upload_files(plan, [made(tmp_path, "a.mp4", b"x")], result)
+    assert isinstance(error, errors.BackendUnreachable if "type" in key else errors.CredentialsInvalid), error
+    assert result.attempts == 1
+    assert not any(text in f"{error} {result}" for text in ("no key at all", "very-secret"))
+
+
+def no_such_host(host: str, *_arguments: Any, **_more: Any) -> Any:
+    if host == "127.0.0.1":
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, _arguments[0]))]
+    raise socket.gaierror(socket.EAI_NONAME, "no such host")
 
 
 # --- what is refused before anything runs -----------------------------------------------------------------------------
