@@ -66,7 +66,7 @@ class PipelineRunner:
                     for plan in plans
                 ]
                 return pipeline_pb2.RunPipelineResult(outputs=outputs, warnings=warnings, validated_only=True)
-            if not all(plan.target.makes_files for plan in plans):
+            if any(plan.uploads or not plan.target.makes_files for plan in plans):
                 await context.declare(idempotent=False)
             run = PipelineRun(
                 settings=self.settings,

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from onecontainer.api.media.v1 import media_pb2, pipeline_pb2
 from onecontainer.driver import Context, errors, to_status
 from onecontainer_driver_ffmpeg.egress import EgressGuard
-from onecontainer_driver_ffmpeg.failures import complaints, process_failure, too_large
+from onecontainer_driver_ffmpeg.failures import complaints, pipeline_failure, process_failure, too_large
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.plan import BoundInput, OutputPlan
 from onecontainer_driver_ffmpeg.prober import Prober, failure
 from onecontainer_driver_ffmpeg.process import Bounds, Child, run, running_child
 from onecontainer_driver_ffmpeg.progress import OutputMeter, PipelineMeter, ProgressReader
 from onecontainer_driver_ffmpeg.settings import Settings
-from onecontainer_driver_ffmpeg.storing import folder_bytes, remove_files, store_files
+from onecontainer_driver_ffmpeg.storing import describe_file, folder_bytes, remove_files, store_files
 from onecontainer_driver_ffmpeg.targets.target import Collection, Made, NothingMade, Started
+from onecontainer_driver_ffmpeg.uploads import upload_files
 
 # How long ffmpeg gets after CancelJob with mode FINISH: to write the end of a file, and to say goodbye to a receiver.
 _FINISH_GRACE, _LIVE_FINISH_GRACE = 20.0, 3.0
@@ -49,6 +50,9 @@ class RunningOutput:
         self.meter.end(state)
         if error:
             self.result.error.CopyFrom(to_status(error))
+        for upload in self.result.uploads:
+            if upload.state == pipeline_pb2.UPLOAD_STATE_PENDING:
+                upload.state = pipeline_pb2.UPLOAD_STATE_SKIPPED
 
 
 class PipelineRun:
@@ -86,6 +90,7 @@ class PipelineRun:
                     state=pipeline_pb2.OUTPUT_STATE_PENDING,
                     streams=plan.streams,
                     live_url=plan.written.live_url,
+                    uploads=[pipeline_pb2.UploadResult(state=pipeline_pb2.UPLOAD_STATE_PENDING) for _ in plan.uploads],
                 ),
             )
             for plan in plans
@@ -115,20 +120,10 @@ class PipelineRun:
         self._tell()
 
     def raise_failures(self, result: pipeline_pb2.RunPipelineResult) -> None:
-        """Raises if an output failed: its own error if there is one, else one for all."""
-        failed = [output for output in self.outputs if output.error]
-        if not failed:
-            return
-        first = failed[0].error
-        if len(failed) == 1 and isinstance(first, errors.OneContainerError):
-            raise first
-        codes = {output.error.code for output in failed if output.error}
-        raise errors.BackendExecutionFailed(
-            f"{len(failed)} of {len(self.outputs)} outputs failed: "
-            + "; ".join(str(output.error) for output in failed)[:4000],
-            code=codes.pop() if len(codes) == 1 else errors.Code.INTERNAL,
-            hop="backend",
-        )
+        """Raises if an output failed: its own error if there is one, else one for all, with `result` in its details."""
+        failed = [output.error for output in self.outputs if output.error]
+        if failed:
+            raise pipeline_failure(failed, result, all_or_nothing=self._request.all_or_nothing)
 
     def _tell(self) -> None:
         self._context.progress(
@@ -314,12 +309,31 @@ class PipelineRun:
     async def _store(self, output: RunningOutput) -> None:
         """Puts the files that were made into the artifact store."""
         self._tell()
-        files = await store_files(output.collection.files, self._context.artifacts)
-        # Here, while the files are still there, is the place of uploads to the caller's own storage.
+        made = output.collection.files
+        if output.plan.target.output.upload_only:
+            files = [await describe_file(file, "") for file in made]
+        else:
+            files = await store_files(made, self._context.artifacts)
+        await self._upload(output)
         output.result.files.extend(files)
         await asyncio.to_thread(remove_files, output.plan.folder, "*")
         output.end(pipeline_pb2.OUTPUT_STATE_SUCCEEDED)
         self._tell()
+
+    async def _upload(self, output: RunningOutput) -> None:
+        """Uploads the files to the caller's own storage. All uploads are tried; raises the first error."""
+
+        def tell(note: str) -> None:
+            output.meter.note = note
+            self._tell()
+
+        failures = [
+            await upload_files(plan, output.collection.files, result, tell)
+            for plan, result in zip(output.plan.uploads, output.result.uploads, strict=True)
+        ]
+        for error in failures:
+            if error:
+                raise error
 
     def _warn(self, at: str, message: str) -> None:
         self.warnings.append(pipeline_pb2.Warning(field=at, message=message))

@@ -19,6 +19,7 @@ from onecontainer_driver_ffmpeg.sources import OpenedSource
 from onecontainer_driver_ffmpeg.stream_plan import KINDS, StreamDraft
 from onecontainer_driver_ffmpeg.targets import check_target
 from onecontainer_driver_ffmpeg.targets.target import Known, Pick, Target, Track, Written
+from onecontainer_driver_ffmpeg.uploads import UploadPlan, check_uploads
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class OutputDraft:
     at: str
     target: Target
     streams: Sequence[tuple[Pick, StreamDraft]]
+    uploads: Sequence[UploadPlan]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class OutputPlan:
     expected: float | None
     limit: float
     streams: Sequence[pipeline_pb2.OutputStream]
+    uploads: Sequence[UploadPlan]
     hidden: Mapping[str, str] = field(default_factory=dict)
     pass_log: Path | None = None
     """Beginning of the names of what the first pass leaves to the second. None: there is one pass."""
@@ -109,7 +112,8 @@ async def draft_outputs(
                 if draft := await target.draft_default(kind, capabilities):
                     taken.append((Pick(target.at, "", kind), draft))
         target.check_drafts(taken)
-        drafts.append(OutputDraft(target.output, target.at, target, taken))
+        uploads = check_uploads(target.output, settings.upload_hosts, settings.secrets, target.at)
+        drafts.append(OutputDraft(target.output, target.at, target, taken, uploads))
     return drafts
 
 
@@ -207,6 +211,7 @@ def bind_output(
             pipeline_pb2.OutputStream(key=track.draft.key, kind=KINDS[track.draft.kind], encoder=track.draft.encoder)
             for track in made
         ],
+        uploads=draft.uploads,
         hidden=hidden,
         pass_log=pass_log,
     )

@@ -43,6 +43,8 @@ class OutputMeter:
         self._passes = passes
         self._pass = 0
         self.progress = pb.OutputProgress(key=key, state=pb.OUTPUT_STATE_PENDING)
+        self.note = ""
+        """What is being stored, and how far, for people."""
         self._clock = clock
         self._started: float | None = None
 
@@ -129,7 +131,11 @@ class PipelineMeter:
     def message(self) -> str:
         """One line for people."""
         running = [meter.progress for meter in self._outputs if meter.progress.state == pb.OUTPUT_STATE_RUNNING]
-        storing = [meter.progress.key for meter in self._outputs if meter.progress.state == pb.OUTPUT_STATE_STORING]
+        storing = [
+            meter.progress.key + (f" ({meter.note})" if meter.note else "")
+            for meter in self._outputs
+            if meter.progress.state == pb.OUTPUT_STATE_STORING
+        ]
         parts = [f"{one.key}" + (f" {one.speed:.1f}x" if one.HasField("speed") else "") for one in running]
         if storing:
             parts.append("storing " + ", ".join(storing))

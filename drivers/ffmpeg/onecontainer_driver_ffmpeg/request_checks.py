@@ -69,8 +69,6 @@ def _check_output(output: output_pb2.Output, at: str) -> None:
         raise errors.FieldInvalid(f"{at}.start_offset", "is below 0")
     if output.HasField("duration") and seconds(output.duration) <= 0:
         raise errors.FieldInvalid(f"{at}.duration", "is not more than 0")
-    if output.uploads or output.upload_only:
-        raise errors.BackendCapabilityMissing(f"{at}.uploads", "uploads are beyond this driver; outputs are artifacts")
     for key, value in output.tags.items():
         if not allowed.TAG_KEY.fullmatch(key):
             raise errors.FieldInvalid(f'{at}.tags["{key}"]', "is no key of the form [A-Za-z][A-Za-z0-9_]{0,62}")

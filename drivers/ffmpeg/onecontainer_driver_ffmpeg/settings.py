@@ -23,6 +23,7 @@ class Settings:
     sources: SourceRules = field(default_factory=SourceRules)
     sinks: SinkRules = field(default_factory=SinkRules)
     secrets: Secrets = field(default_factory=Secrets)
+    upload_hosts: HostRules = field(default_factory=lambda: HostRules(()))
     threads: int = 0
     processes: int = 2
     max_media_duration: float = 12 * 3600.0
@@ -40,14 +41,6 @@ class Settings:
                     f"options.source_folders[{index}]", f"{text!r} is no absolute path of a folder here"
                 )
             folders.append(folder.resolve())
-        try:
-            hosts = HostRules.parse(str(entry) for entry in options.get("source_hosts") or ())
-        except ValueError as error:
-            raise errors.FieldInvalid("options.source_hosts", str(error)) from error
-        try:
-            sinks = SinkRules.parse(str(entry) for entry in options.get("sink_hosts") or ())
-        except ValueError as error:
-            raise errors.FieldInvalid("options.sink_hosts", str(error)) from error
         numbers = {name: options[name] for name in _LEAST if options.get(name) is not None}
         for name, value in numbers.items():
             if value < _LEAST[name]:
@@ -55,11 +48,19 @@ class Settings:
         return cls(
             ffmpeg_path=options.get("ffmpeg_path") or "",
             ffprobe_path=options.get("ffprobe_path") or "",
-            sources=SourceRules(tuple(folders), hosts),
-            sinks=sinks,
+            sources=SourceRules(tuple(folders), _hosts(options, "source_hosts")),
+            sinks=SinkRules(_hosts(options, "sink_hosts")),
             secrets=Secrets.from_option(options.get("secrets")),
+            upload_hosts=_hosts(options, "upload_hosts"),
             **numbers,
         )
+
+
+def _hosts(options: Mapping[str, Any], name: str) -> HostRules:
+    try:
+        return HostRules.parse(str(entry) for entry in options.get(name) or ())
+    except ValueError as error:
+        raise errors.FieldInvalid(f"options.{name}", str(error)) from error
 
 
 _LEAST = {

@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from onecontainer.driver import errors
@@ -23,11 +22,6 @@ class SinkRules:
     """The option `sink_hosts`: `host`, `host:port` or `*.domain`; without a port all ports are meant."""
 
     hosts: HostRules = field(default_factory=lambda: HostRules(()))
-
-    @classmethod
-    def parse(cls, entries: Iterable[str]) -> SinkRules:
-        """ValueError for an entry that is none of these."""
-        return cls(HostRules.parse(entries))
 
     def check_host(self, host: str, port: int, at: str) -> None:
         """`at` is the path of the sink's `host`. FieldRequired, FieldInvalid, or SourceNotAllowed if the operator has not allowed it."""
@@ -72,19 +66,11 @@ class SinkRules:
         addresses = [ipaddress.ip_address(entry[4][0]) for entry in found]
         addresses.sort(key=lambda address: address.version)  # stable: the resolver's own order within IPv4 and IPv6
         for address in addresses:
-            if self._may_lead_to(host, address, port):
+            if self.hosts.may_lead_to(host, str(address), port, any_port=True):
                 return str(address)
         raise errors.SourceNotAllowed(
             at, f"{host} leads to {addresses[0]}, which this service does not send to (option sink_hosts)"
         )
-
-    def _may_lead_to(self, host: str, address: Address, port: int) -> bool:
-        plain = getattr(address, "ipv4_mapped", None) or address
-        if self.hosts.allow(str(plain), port, any_port=True):
-            return True
-        if plain.is_loopback:
-            return host.lower().rstrip(".") == "localhost"
-        return not (plain.is_link_local or plain.is_multicast or plain.is_unspecified or plain.is_reserved)
 
 
 def _literal(host: str) -> Address | None:

@@ -58,8 +58,8 @@ class Events:
 
     def __init__(self) -> None:
         self.reports: list[progress_pb2.Progress] = []
+        self.declared: list[bool] = []
         self.moved = asyncio.Event()
-        self.declared: list[job_lease_service_pb2.Started] = []
 
     def progress(self, progress: progress_pb2.Progress) -> None:
         self.reports.append(progress)
@@ -69,7 +69,7 @@ class Events:
     def checkpoint(self, details: any_pb2.Any) -> None: ...
 
     async def started(self, started: job_lease_service_pb2.Started) -> None:
-        self.declared.append(started)
+        self.declared.append(started.idempotent)
 
     def details(self) -> list[pipeline_pb2.PipelineProgress]:
         found = []

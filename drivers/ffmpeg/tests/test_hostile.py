@@ -134,7 +134,7 @@ HOSTILE = [
     (with_output(file=None, dash=DashOutput(), muxer_params={"http_opts": text("a=b")}), MISSING, "outputs[0].muxer_params"),
     (with_output(file=None, sprites=SpriteSheetOutput(url_prefix="a\n\nSTYLE")), INVALID, "outputs[0].sprites.url_prefix"),
     (with_output(file=None, frames=FramesOutput(), muxer_params={"protocol_opts": text("a=b")}), MISSING, "outputs[0].muxer_params"),
-    (with_output(uploads=[Upload()]), MISSING, "outputs[0].uploads"),
+    (with_output(uploads=[Upload()]), REQUIRED, "outputs[0].uploads[0].s3"),
     (media_pb2.RunPipelineRequest(inputs=[Input()]), REQUIRED, "outputs"),
     (media_pb2.RunPipelineRequest(outputs=[Output()]), REQUIRED, "inputs"),
     # encoders and their options

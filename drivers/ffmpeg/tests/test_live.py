@@ -103,7 +103,7 @@ async def test_udp(bench: Bench, clip: Path, ffmpeg: str, tmp_path: Path) -> Non
     assert output.state == pipeline_pb2.OUTPUT_STATE_SUCCEEDED
     assert (output.live_url, list(output.files), list(result.warnings)) == (f"udp://{HOST}:{port}", [], [])
     assert output.media_duration.seconds >= 2
-    assert [started.idempotent for started in bench.events.declared] == [False]
+    assert bench.events.declared == [False]
     assert bench.events.details()[-1].outputs[0].size_bytes > 0
 
 
@@ -344,6 +344,11 @@ async def test_what_is_refused_before_anything_runs(bench: Bench, clip: Path) ->
         with pytest.raises(error) as caught:
             await run(bench, inputs=[source], outputs=[live_output(**sink)])
         assert caught.value.violations[0].field == f"outputs[0].{field}", sink
+    kept = live_output(udp=UdpSink(**UDP))
+    kept.uploads.add().s3.bucket = "films"
+    with pytest.raises(errors.FieldInvalid) as caught:
+        await run(bench, inputs=[source], outputs=[kept])
+    assert caught.value.violations[0].field == "outputs[0].uploads"
     nothing_allowed = live_output(udp=UdpSink(**UDP))
     await bench.attach(sink_hosts=[])
     with pytest.raises(errors.SourceNotAllowed, match="sink_hosts"):

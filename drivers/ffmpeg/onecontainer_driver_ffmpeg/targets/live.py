@@ -275,8 +275,6 @@ async def check(output: output_pb2.Output, capabilities: Capabilities, settings:
         _check_srt(output.live.srt, settings, where)
     else:
         _check_rtmp(output.live.rtmp, settings, where)
-    if output.uploads or output.upload_only:
-        raise errors.FieldInvalid(f"{at}.uploads", "cannot go with a live sink, which makes no files")
     target, container = _TARGETS[kind]
     own = await capabilities.muxer_options(container.muxer)
     muxing = muxer_params(output.muxer_params, container.muxer, own, f"{at}.muxer_params")
