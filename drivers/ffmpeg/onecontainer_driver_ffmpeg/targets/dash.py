@@ -74,7 +74,15 @@ class DashTarget(SegmentedTarget):
         for index, track in enumerate(main):
             sets.setdefault(_alike(track), []).append(str(index))
         adaptation = " ".join(f"id={number},streams={','.join(tracks)}" for number, tracks in enumerate(sets.values()))
-        words = ["-f", "dash", "-seg_duration", f"{self.segment:.6f}", "-dash_segment_type", "mp4"]
+        words = [
+            *self.tag_arguments(known),
+            "-f",
+            "dash",
+            "-seg_duration",
+            f"{self.segment:.6f}",
+            "-dash_segment_type",
+            "mp4",
+        ]
         words += ["-init_seg_name", "$RepresentationID$/init.mp4", "-adaptation_sets", adaptation]
         words += ["-media_seg_name", "$RepresentationID$/$Number%05d$.m4s"]
         if self.output.dash.with_hls:
