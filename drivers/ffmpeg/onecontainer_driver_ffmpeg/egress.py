@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 import certifi
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 _HEAD_LIMIT = 32 * 1024
 _CONNECT_TIMEOUT = 10.0
 _HEAD_TIMEOUT = 10.0
 _CHUNK = 64 * 1024
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,12 @@ class HostRules:
     def may_lead_to(self, host: str, address: str, port: int, *, any_port: bool = False) -> bool:
         """Whether the name of an allowed host may stand for this address: a name server must not lead to what is the machine's own,
         or its cloud's, unless the operator has allowed the address itself (`localhost` is loopback)."""
-        found = ipaddress.ip_address(address.partition("%")[0])
-        plain = getattr(found, "ipv4_mapped", None) or found
+        plain = _plain(ipaddress.ip_address(address.partition("%")[0]))
         if self.allow(str(plain), port, any_port=any_port):
             return True
         if plain.is_loopback:
             return host.lower().rstrip(".") == "localhost"
-        return not (plain.is_link_local or plain.is_multicast or plain.is_unspecified or plain.is_reserved)
+        return not (plain.is_link_local or plain.is_multicast or plain.is_unspecified or plain == _BROADCAST)
 
     def allow_url(self, url: str) -> bool:
         """Whether an absolute http(s) URL without credentials points to an allowed host."""
@@ -82,6 +83,15 @@ class HostRules:
             and parts.username is None
             and self.allow(parts.hostname, port)
         )
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address in one of IPv6 that stands for it."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return address.ipv4_mapped or address
+    return address
 
 
 @dataclass

@@ -134,7 +134,7 @@ def _s3(store: output_pb2.S3Store, given: Mapping[str, str] | None, endpoint: st
         config["region"] = _named(region or "us-east-1", _REGION, f"{at}.region", "region")
     if endpoint:
         config["endpoint"] = endpoint
-    provider: Any = None
+    credential: dict[str, Any] | None = None
     if given is not None:
         keys = {name.removeprefix("aws_"): text for name, text in given.items()}
         own = _pick(keys, at, ("access_key_id", "secret_access_key"), ("session_token",))
@@ -145,13 +145,11 @@ def _s3(store: output_pb2.S3Store, given: Mapping[str, str] | None, endpoint: st
             "expires_at": None,
         }
 
-        # Not by the configuration: what is not in there would be taken from the environment.
-        def provider() -> Any:
-            return credential
-
     def make(client: ClientConfig, retry: RetryConfig) -> ObjectStore:
         from obstore.store import S3Store
 
+        # Not by the configuration: what is not in there would be taken from the environment.
+        provider: Any = None if credential is None else lambda: credential
         return S3Store(
             config=cast("S3Config", config), client_options=client, retry_config=retry, credential_provider=provider
         )

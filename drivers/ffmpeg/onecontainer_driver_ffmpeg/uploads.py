@@ -120,6 +120,8 @@ async def _upload_group(
         async with slots:
             await _upload_one(plan, writer, file, tell)
             left.remove(file)
+            # With many small files this is what shows that it goes on.
+            tell(f"{file.name} is uploaded, {len(left)} to go")
 
     tasks = [asyncio.create_task(one(file)) for file in group]
     try:

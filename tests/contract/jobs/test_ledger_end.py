@@ -497,6 +497,8 @@ async def test_a_failed_job_keeps_what_its_last_attempt_names(desk: Desk) -> Non
     assert bad not in await artifact_states(desk)
     assert own_detail(view.row.error) == OWN
     assert all(own_detail(attempt.error) is None for attempt in view.attempts), "it is kept once"
+    (letter,) = (await desk.ledger.dead_letters([], 10, 0)).rows
+    assert own_detail(letter.error) is None
     page = mapping.job_to_proto(view, summary=True)
     assert (page.error.message, len(page.error.details)) == ("one of two", 1), "nor is it in lists"
 
