@@ -177,10 +177,13 @@ class DashTarget(SegmentedTarget):
 
 
 def _alike(track: Track) -> tuple[str, ...]:
-    """What the representations of one adaptation set have in common: a player changes between them as it goes."""
+    """What the representations of one adaptation set have in common: a player changes between them as it goes.
+
+    Filters are part of it, because they may change the shape of the picture, which has to be one.
+    """
     codec = track.source.codec if track.draft.encoder == "copy" else track.draft.encoder
     selectors = [selector.SerializeToString(deterministic=True).hex() for selector in track.draft.selectors]
-    return (track.draft.kind, codec, language_of(track), *selectors)
+    return (track.draft.kind, codec, language_of(track), *selectors, *track.draft.filters)
 
 
 def _segments(folder: Path, name: str, kind: str) -> list[MadeFile]:
