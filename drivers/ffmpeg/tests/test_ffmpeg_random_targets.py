@@ -93,10 +93,15 @@ async def check_segmented(bench: Bench, ffmpeg: str, request_: media_pb2.RunPipe
     assert output.files[0].role == pipeline_pb2.FILE_ROLE_MANIFEST
     assert len({file.name for file in output.files}) == len(output.files)
     folder = unpacked(bench, output)
-    playlists = [file.name for file in output.files if file.role == pipeline_pb2.FILE_ROLE_PLAYLIST]
-    for name in playlists:
-        assert "#EXT-X-ENDLIST" in (folder / name).read_text() or name == "out.m3u8"
-    play(ffmpeg, folder / output.files[0].name, "-map", "0:a:0", "-t", "2")
+    # Media playlists one by one: FFmpeg's reader of a main playlist complains about the variants that it leaves out.
+    media = [file.name for file in output.files if file.name.endswith("index.m3u8") or file.name.startswith("media_")]
+    for name in media:
+        assert "#EXT-X-ENDLIST" in (folder / name).read_text()
+        play(ffmpeg, folder / name, "-map", "0")
+    if output.files[0].name.endswith(".mpd"):
+        play(ffmpeg, folder / output.files[0].name, "-map", "0:a:0", "-t", "2")
+    else:
+        assert media
 
 
 @FEWER

@@ -6,6 +6,7 @@ ffmpeg names representations and their folders by number; when it has ended they
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -156,7 +157,7 @@ class DashTarget(SegmentedTarget):
         try:
             for index, name in enumerate(names):
                 path = made.folder / f"media_{index}.m3u8"
-                await edit_text(path, lambda text, index=index, name=name: _renamed(text, index, name))  # type: ignore[misc]
+                await edit_text(path, functools.partial(_renamed, index, name))
                 read[path.name] = await asyncio.to_thread(playlists.read_media_playlist, path)
             text = await asyncio.to_thread(master.read_text, "utf-8")
         except FileNotFoundError:
@@ -177,10 +178,13 @@ class DashTarget(SegmentedTarget):
 
 
 def _alike(track: Track) -> tuple[str, ...]:
-    """What the representations of one adaptation set have in common: a player changes between them as it goes."""
+    """What the representations of one adaptation set have in common: a player changes between them as it goes.
+
+    Filters are part of it, because they may change the shape of the picture, which has to be one.
+    """
     codec = track.source.codec if track.draft.encoder == "copy" else track.draft.encoder
     selectors = [selector.SerializeToString(deterministic=True).hex() for selector in track.draft.selectors]
-    return (track.draft.kind, codec, language_of(track), *selectors)
+    return (track.draft.kind, codec, language_of(track), *selectors, *track.draft.filters)
 
 
 def _segments(folder: Path, name: str, kind: str) -> list[MadeFile]:
@@ -189,7 +193,7 @@ def _segments(folder: Path, name: str, kind: str) -> list[MadeFile]:
     return [head, *(made_file(folder, f"{name}/{part}", SEGMENT) for part in parts)]
 
 
-def _renamed(playlist: str, index: int, name: str) -> str:
+def _renamed(index: int, name: str, playlist: str) -> str:
     return re.sub(rf'^({index})/|(?<=URI="){index}/', f"{name}/", playlist, flags=re.MULTILINE)
 
 
