@@ -20,6 +20,8 @@ _HANDSHAKE = 1 + 1536 + 1536
 # A message is cut into chunks, with one such byte between them on the channels below 64 (section 5.3.1.2.4: type 3).
 _LEAST_CHUNK_HEAD = 0xC0
 _AMF_STRING = b"\x02"
+# The command that names the stream for the last time, and how long it is up to there: its name, a number, a null, a chunk's head.
+_PUBLISH, _COMMAND = _AMF_STRING + b"\x00\x07publish", 10 + 9 + 1 + 1
 _CONNECT_TIMEOUT = 10.0
 _HELD_TIMEOUT = 0.2
 _CHUNK = 64 * 1024
@@ -50,6 +52,7 @@ class KeySwap:
         self._key = _AMF_STRING + length + key.encode("ascii")
         self._passed = 0
         self._held = b""
+        self._recent = b""  # the end of what went on before
         self._done = not key
 
     @property
@@ -65,6 +68,11 @@ class KeySwap:
         """What goes on to the server now."""
         if self._done:
             return self.flush() + data
+        out = self._feed(data)
+        self._recent = (self._recent + out)[-_COMMAND:]
+        return out
+
+    def _feed(self, data: bytes) -> bytes:
         head = data[: max(_HANDSHAKE - self._passed, 0)]
         self._passed += len(data)
         data = self.flush() + data[len(head) :]
@@ -84,7 +92,7 @@ class KeySwap:
                 return bytes(out)
             else:
                 # `releaseStream` and `FCPublish` name the stream too; `publish` is the last one before the media.
-                self._done = b"publish" in bytes(out[-64:])
+                self._done = _PUBLISH in (self._recent + out)[-_COMMAND:]
                 out += self._swap(data[found:end])
                 position = end
         return bytes(out + data[position:])

@@ -6,7 +6,7 @@ import itertools
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onecontainer_driver_ffmpeg.relay import KeySwap, Receiver
 
@@ -28,7 +28,11 @@ def chunked(body: bytes, size: int = 128, channel: int = 3) -> bytes:
 
 
 def publisher(text: str, handshake: bytes, media: bytes) -> bytes:
-    commands = [message("connect", 1, "live"), message("releaseStream", 2, text), message("FCPublish", 3, text)]
+    commands = [
+        message("connect", 1, "rtmp://a/publish"),
+        message("releaseStream", 2, text),
+        message("FCPublish", 3, text),
+    ]
     return (
         handshake
         + b"".join(map(chunked, commands))
@@ -38,7 +42,9 @@ def publisher(text: str, handshake: bytes, media: bytes) -> bytes:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@example(key="0000", cuts=[HANDSHAKE + 180])
+@example(key="0000", cuts=list(range(HANDSHAKE, HANDSHAKE + 2500)))
+@settings(max_examples=100, deadline=None)
 @given(
     key=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7D), min_size=4, max_size=300),
     cuts=st.lists(st.integers(0, HANDSHAKE + 2500), max_size=12),
