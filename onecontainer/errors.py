@@ -10,9 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+M = TypeVar("M", bound="Message")
 
 DOMAIN = "onecontainer.dev"
+MAX_DETAILS_BYTES = 240 * 1024
+"""What `with_details` has room for in the error of a job; beside it there are the common details of an error."""
 
 
 class Code(IntEnum):
@@ -106,6 +113,8 @@ class OneContainerError(Exception):
         resource: (type, name) of the ResourceInfo.
         hop: where it arose: ``gateway``, ``sidecar`` or ``backend``. None: the translator's own hop is filled in.
         code: gRPC code.
+        details: messages of the method's own, each as it is or in an Any; see `detail`.
+        kept_artifacts: `artifacts/{artifact}` of the attempt that stay if the job fails by this error.
     """
 
     reason: ClassVar[Reason] = Reason.INTERNAL
@@ -130,10 +139,45 @@ class OneContainerError(Exception):
         self.resource = resource
         self.hop = hop
         self.code = self.default_code if code is None else code
+        self.details: tuple[Message, ...] = ()
+        self.kept_artifacts: tuple[str, ...] = ()
         super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message
+
+    def with_details(self, *details: Message, kept_artifacts: Iterable[str] = ()) -> Self:
+        """The same error, which tells what there is nevertheless.
+
+        Args:
+            details: go into `Job.error`, which has room for some 250 KiB, or a direct call's status: 4 KiB. What does not fit is left out.
+            kept_artifacts: names of artifacts that this attempt has put. If the job is FAILED by this error they stay, as long as a
+                result would; if it is tried again they go, as all others.
+
+        Raises TypeError for a name that is no `artifacts/{artifact}`.
+        """
+        names = tuple(kept_artifacts)
+        if wrong := [name for name in names if not str(name).startswith("artifacts/")]:
+            raise TypeError(f"{wrong[0]!r} is no name of an artifact")
+        self.details = (*self.details, *details)
+        self.kept_artifacts = (*self.kept_artifacts, *names)
+        return self
+
+    def detail(self, kind: type[M]) -> M | None:
+        """The first of `details` of this type; None if there is none that decodes."""
+        from google.protobuf.any_pb2 import Any
+        from google.protobuf.message import DecodeError
+
+        for found in self.details:
+            if isinstance(found, kind):
+                return found
+            # Not Any.Is: its type and that of other pools do not go together.
+            if isinstance(found, Any) and found.TypeName() == kind.DESCRIPTOR.full_name:
+                try:
+                    return kind.FromString(found.value)
+                except DecodeError:
+                    continue
+        return None
 
 
 class ResourceConflict(OneContainerError):

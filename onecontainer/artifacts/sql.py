@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from onecontainer.artifacts.model import Artifact, Attempt, State
+from onecontainer.artifacts.model import COLLECTION, Artifact, Attempt, State
 from onecontainer.rpc.filters import Term
 from onecontainer.statements import Texts, among
 
@@ -55,21 +55,32 @@ artifact_garbage = sa.Table(
 # --- for the ledger ----------------------------------------------------------------------------------------------------
 
 
-def promote(connection: Connection, job: str, fence: int, expire_time: int | None = None) -> int:
+def promote(
+    connection: Connection,
+    job: str,
+    fence: int,
+    expire_time: int | None = None,
+    names: Sequence[str] | None = None,
+) -> int:
     """Makes what the attempt with this fence has uploaded READY; part of the transaction that accepts its outcome.
 
     Args:
         job: `jobs/{job}`.
         expire_time: when they go, in microseconds since 1970-01-01 UTC; None: with the job.
+        names: only these of them, `artifacts/{artifact}`; None: all.
 
     Returns: how many.
     """
-    result = connection.execute(
+    update = (
         artifacts.update()
         .where(artifacts.c.job == job, artifacts.c.fence == fence, artifacts.c.state == State.STAGED)
         .values(state=State.READY.value, expire_time=expire_time)
     )
-    return result.rowcount
+    if names is None:
+        return connection.execute(update).rowcount
+    ids = [name.removeprefix(COLLECTION) for name in names]
+    update = update.where(among(artifacts.c.id, sa.bindparam("kept", type_=Texts)))
+    return connection.execute(update, {"kept": ids}).rowcount
 
 
 def discard(connection: Connection, job: str, *, except_fence: int | None = None) -> int:

@@ -13,12 +13,13 @@ from onecontainer.api.media.v1 import media_info_pb2, media_pb2, pipeline_pb2, s
 from onecontainer.cli.artifact import fetch, send
 from onecontainer.cli.bars import duration
 from onecontainer.cli.job import follow, options_of, show
+from onecontainer.cli.media_result import show_result
 from onecontainer.cli.options import DURATION, JSON, job_options
 from onecontainer.cli.render import enum_name, size
 from onecontainer.cli.session import Session, connected
 from onecontainer.client import Job, transcode_request
 from onecontainer.client.media import IMAGE_FORMATS
-from onecontainer.client.names import short_name
+from onecontainer.errors import OneContainerError
 
 SOURCE_TTL = 24 * 3600.0
 """Seconds that a file is kept that was uploaded only to be a source."""
@@ -154,31 +155,14 @@ def transcode(
 
 
 def finished(session: Session, job: Job, *, title: str = "") -> pipeline_pb2.RunPipelineResult:
-    """Follows a pipeline to its end. Raises the job's error if it failed."""
+    """Follows a pipeline to its end. Raises the job's error if it failed, once it has shown what there is nevertheless."""
     follow(session, job, title=title)
-    return job.result(pipeline_pb2.RunPipelineResult)
-
-
-def show_result(session: Session, result: pipeline_pb2.RunPipelineResult) -> None:
-    if session.screen.is_json:
-        session.screen.message(result)
-        return
-    session.screen.rows(
-        [
-            {
-                "output": output.key,
-                "state": enum_name(pipeline_pb2.OutputState, output.state),
-                "file": file.name,
-                "size": size(file.size_bytes),
-                "duration": duration(output.media_duration) if output.HasField("media_duration") else "",
-                "artifact": short_name(file.artifact),
-            }
-            for output in result.outputs
-            for file in output.files
-        ]
-    )
-    for warning in result.warnings:
-        session.screen.say(f"warning: {warning.field}: {warning.message}".replace(": :", ":"))
+    try:
+        return job.result(pipeline_pb2.RunPipelineResult)
+    except OneContainerError as error:
+        if told := error.detail(pipeline_pb2.RunPipelineResult):
+            show_result(session, told)
+        raise
 
 
 @media.command()

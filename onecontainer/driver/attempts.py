@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,7 +17,7 @@ from onecontainer.driver.artifacts import Artifacts
 from onecontainer.driver.context import CallFacts, EventSink, JobAttempt
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.methods import DriverMethod
-from onecontainer.driver.runs import Execution, check_size, decode, failure, unforeseen
+from onecontainer.driver.runs import Execution, check_size, decode, failure, kept_of, unforeseen
 from onecontainer.errors import (
     AttemptTimeout,
     Cancelled,
@@ -38,7 +39,16 @@ log = logging.getLogger(__name__)
 INLINE_RESULT_BYTES = 1024 * 1024
 """A larger result is an artifact."""
 
-Outcome: TypeAlias = lease_pb2.Succeeded | status_pb2.Status | lease_pb2.Stopped | lease_pb2.Released | None
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It failed. `kept_artifacts` stay if this is the end of the job."""
+
+    error: status_pb2.Status
+    kept_artifacts: tuple[str, ...] = ()
+
+
+Outcome: TypeAlias = lease_pb2.Succeeded | Failed | lease_pb2.Stopped | lease_pb2.Released | None
 """How it ended: succeeded, failed, stopped, given back; None: the lease is lost, so there is nothing to report."""
 
 
@@ -118,14 +128,14 @@ class Attempt:
         except OneContainerError as error:
             self._settle_unstarted(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
-            self._settle(self._failed(error))
+            self._settle(Failed(self._failed(error)))
         else:
             try:
                 self._run(method, request)
             except OneContainerError as error:
                 self._settle_unstarted(error)
             except Exception as error:  # noqa: BLE001 - as above
-                self._settle(self._failed(error))
+                self._settle(Failed(self._failed(error)))
 
     def _run(self, method: DriverMethod, request: object) -> None:
         grant = self.grant
@@ -216,7 +226,7 @@ class Attempt:
             result = execution.result()
             if self._abort_status is not None:
                 # It held on beyond its time: what it brings is too late.
-                outcome = self._abort_status
+                outcome = Failed(self._abort_status)
             else:
                 data = execution.encode(result)
                 early = execution.context.finishing
@@ -247,12 +257,12 @@ class Attempt:
         if self._lost:
             return None
         if self._abort_status is not None:
-            return self._abort_status
+            return Failed(self._abort_status)
         told = self._stop_error if self._execution is None else self._execution.stop_error
         if isinstance(told, Cancelled | Draining) and (error is told or isinstance(error, Cancelled)):
             # By a cancel of the job, or by a drain of this sidecar: the ledger knows what each of them means.
             return lease_pb2.Stopped(error=self._failed(told))
-        return self._failed(error)
+        return Failed(self._failed(error), kept_of(error))
 
     def _settle_unstarted(self, error: OneContainerError) -> None:
         outcome = self._outcome_of(error)
@@ -275,7 +285,7 @@ class Attempt:
 
     def _failed(self, error: Exception) -> status_pb2.Status:
         facts = {**self._sidecar.facts, "job": self.grant.job, "attempt": str(self.grant.attempt)}
-        return failure(error, self.grant.method, facts)
+        return failure(error, self.grant.method, facts, job_status_bytes(self._sidecar.settings.max_message_bytes))
 
     # --- what is too large for a message -------------------------------------------------------------------------------
 
@@ -284,6 +294,11 @@ class Attempt:
         if link is None:
             raise StateInvalid("this sidecar was attached without `job_source.internal_target`: it has no artifacts")
         return link.for_call(self._job, lambda: None)
+
+
+def job_status_bytes(max_message_bytes: int) -> int:
+    """Bound of the status that a worker reports, where messages have this one."""
+    return min(status.MAX_JOB_STATUS_BYTES, max(status.MAX_STATUS_BYTES, max_message_bytes // 2))
 
 
 def _seconds(duration: Duration) -> float:

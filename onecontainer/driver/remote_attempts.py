@@ -13,7 +13,7 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.driver.artifacts import ArtifactLink, Artifacts
-from onecontainer.driver.attempts import INLINE_RESULT_BYTES, Outcome
+from onecontainer.driver.attempts import INLINE_RESULT_BYTES, Failed, Outcome, job_status_bytes
 from onecontainer.driver.context import EventSink, JobAttempt
 from onecontainer.driver.progress import ProgressRelay
 from onecontainer.driver.remote import ASK_AGAIN_SECONDS, RemoteDriver, events_of
@@ -204,7 +204,7 @@ class RemoteAttempt:
         except OneContainerError as error:
             outcome = self._broken(error) if self._sent else self._outcome_of(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
-            outcome = self._failed(error)
+            outcome = Failed(self._failed(error))
         self._settle(outcome)
 
     async def _drive(self) -> Outcome:
@@ -254,7 +254,7 @@ class RemoteAttempt:
             return None
         if self._abort_status is not None:
             # It held on beyond its time: what it brings is too late.
-            return self._abort_status
+            return Failed(self._abort_status)
         if event.HasField("succeeded"):
             return await self._succeeded(event.succeeded)
         if event.HasField("stopped"):
@@ -265,6 +265,7 @@ class RemoteAttempt:
         if not event.failed.code:
             raise DriverMisimplemented("the driver ended Run with `failed`, but without an error in it")
         error = status.from_status(event.failed)
+        error.kept_artifacts = tuple(event.kept_artifacts)
         told = self._stop_error is not None and isinstance(error, Cancelled)
         return self._outcome_of(self._told_to_stop() if told else error)
 
@@ -296,7 +297,7 @@ class RemoteAttempt:
         if self._lost:
             return None
         if self._abort_status is not None:
-            return self._abort_status
+            return Failed(self._abort_status)
         if error is self._stop_error:
             if isinstance(error, Draining) and not self._sent:
                 return lease_pb2.Released(cause=error.message)
@@ -304,7 +305,7 @@ class RemoteAttempt:
         if not self._begun and (error.reason in NOT_BEGUN or (not self._sent and isinstance(error, DriverUnreachable))):
             self._driver.doubt()
             return lease_pb2.Released(cause=error.message)
-        return self._failed(error)
+        return Failed(self._failed(error), error.kept_artifacts)
 
     def _broken(self, error: OneContainerError) -> Outcome:
         """The outcome of a Run that ended by an error of the call instead of a last event."""
@@ -332,7 +333,8 @@ class RemoteAttempt:
         return {**self._driver.facts, "job": self.grant.job, "attempt": str(self.grant.attempt)}
 
     def _failed(self, error: Exception) -> status_pb2.Status:
-        return status.to_status(error, hop="sidecar", metadata=self._facts())
+        most = job_status_bytes(self._attempts.max_message_bytes)
+        return status.to_status(error, hop="sidecar", metadata=self._facts(), most=most)
 
     # --- time ----------------------------------------------------------------------------------------------------------
 

@@ -167,19 +167,27 @@ def to_status(error: BaseException) -> status_pb2.Status:
     return failure(error, "an item")
 
 
-def failure(error: BaseException, where: str, facts: Mapping[str, str] | None = None) -> status_pb2.Status:
+def failure(
+    error: BaseException, where: str, facts: Mapping[str, str] | None = None, most: int = status.MAX_STATUS_BYTES
+) -> status_pb2.Status:
     """The status of a failure, whatever it is: an unforeseen error, or a typed one that a driver made in a way that breaks.
 
-    It does not raise. It is called where nobody is left to take an error, and an attempt without an outcome would never end.
+    At most `most` bytes: a job's error has more room than that of a call. It does not raise. It is called where nobody is left to take
+    an error, and an attempt without an outcome would never end.
     """
     typed = with_hop(error) if isinstance(error, OneContainerError) else unforeseen(error, where)
     metadata = dict(facts or {})
     try:
-        return status.to_status(typed, hop="sidecar", metadata=metadata)
+        return status.to_status(typed, hop="sidecar", metadata=metadata, most=most)
     except Exception as defect:  # noqa: BLE001 - a number that is none, say, as the driver's own `retry_after`
         defect.__cause__ = typed
         broken = unforeseen(defect, f"{where}, in the making of its {type(typed).__name__},")
         return status.to_status(broken, hop="sidecar", metadata=metadata)
+
+
+def kept_of(error: BaseException) -> tuple[str, ...]:
+    """Names of the artifacts that stay after this error."""
+    return error.kept_artifacts if isinstance(error, OneContainerError) else ()
 
 
 def unforeseen(error: BaseException, where: str) -> DriverExecutionFailed:

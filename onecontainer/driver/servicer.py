@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 from google.protobuf import any_pb2
-from google.rpc import status_pb2
 
 import onecontainer
 from onecontainer.api.driver.v1 import driver_pb2 as pb
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.type.v1 import progress_pb2
-from onecontainer.driver.attempts import Attempt, Outcome
+from onecontainer.driver.attempts import Attempt, Failed, Outcome
 from onecontainer.driver.calls import time_remaining
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.errors import Draining, FieldInvalid, ResourceConflict
@@ -142,8 +141,8 @@ class _RunEvents:
             self._add(pb.RunResponse(succeeded=outcome))
         elif isinstance(outcome, lease_pb2.Stopped):
             self._add(pb.RunResponse(stopped=outcome))
-        elif isinstance(outcome, status_pb2.Status):
-            self._add(pb.RunResponse(failed=outcome))
+        elif isinstance(outcome, Failed):
+            self._add(pb.RunResponse(failed=outcome.error, kept_artifacts=outcome.kept_artifacts))
         elif isinstance(outcome, lease_pb2.Released):
             # Run's caller, who holds the lease, is the one to give it back.
             self._add(pb.RunResponse(failed=to_status(Draining(outcome.cause, retry_after=1.0), hop="sidecar")))

@@ -16,7 +16,7 @@ from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2_grpc, job_pb2
 from onecontainer.api.type.v1 import progress_pb2
 from onecontainer.driver.artifacts import Metadata
-from onecontainer.driver.attempts import Attempt, Outcome
+from onecontainer.driver.attempts import Attempt, Failed, Outcome
 from onecontainer.driver.context import EventSink
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.reports import MAX_BATCH_BYTES, Backoff, OnSettled, Reports
@@ -229,7 +229,7 @@ class Worker:
         except (Draining, NotAttached) as error:
             run.outcome(run.attempt, lease_pb2.Released(cause=error.message))
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
-            run.outcome(run.attempt, failure(error, grant.method, run.facts()))
+            run.outcome(run.attempt, Failed(failure(error, grant.method, run.facts())))
         for command in self._early.pop(key, ()):
             self._obey(run, command)
 
@@ -366,7 +366,7 @@ class _Run:
         try:
             self._tell(outcome)
         except Exception as error:  # noqa: BLE001 - whatever it is, the job must get an outcome
-            self._tell(failure(error, self.attempt.grant.method, self.facts()))
+            self._tell(Failed(failure(error, self.attempt.grant.method, self.facts())))
 
     def _tell(self, outcome: Outcome) -> None:
         if outcome is None:
@@ -378,7 +378,7 @@ class _Run:
         elif isinstance(outcome, lease_pb2.Released):
             self._report(self._settled, released=outcome)
         else:
-            self._report(self._settled, failed=outcome)
+            self._report(self._settled, failed=outcome.error, kept_artifacts=outcome.kept_artifacts)
 
     def _settled(self, error: OneContainerError | None) -> None:
         if error is not None:

@@ -35,7 +35,11 @@ class AttemptArtifacts:
     """What becomes of an attempt's artifacts when the ledger moves its job."""
 
     def settle(
-        self, connection: Connection, accepted: Sequence[tuple[str, int]], dropped: Sequence[tuple[str, int]]
+        self,
+        connection: Connection,
+        accepted: Sequence[tuple[str, int]],
+        dropped: Sequence[tuple[str, int]],
+        kept: Mapping[tuple[str, int], Sequence[str]],
     ) -> None:
         names = [f"jobs/{job}" for job, _ in (*accepted, *dropped)]
         if not names:
@@ -47,8 +51,10 @@ class AttemptArtifacts:
             if f"jobs/{job}" in staged:
                 artifact_rows.promote(connection, f"jobs/{job}", fence)
                 artifact_rows.discard(connection, f"jobs/{job}", except_fence=fence)
-        for job, _fence in dropped:
+        for job, fence in dropped:
             if f"jobs/{job}" in staged:
+                if (job, fence) in kept:
+                    artifact_rows.promote(connection, f"jobs/{job}", fence, names=kept[job, fence])
                 artifact_rows.discard(connection, f"jobs/{job}")
 
     def of_jobs(self, connection: Connection, jobs: Sequence[str]) -> Mapping[str, tuple[str, ...]]:

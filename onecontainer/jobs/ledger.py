@@ -66,6 +66,7 @@ class Reported:
     result: bytes | None = None
     artifact: str = ""
     ended_early: bool = False
+    kept_artifacts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -135,9 +136,13 @@ class AttemptArtifacts(Protocol):
     """What the artifact store does inside the ledger's transactions."""
 
     def settle(
-        self, connection: Connection, accepted: Sequence[tuple[str, int]], dropped: Sequence[tuple[str, int]]
+        self,
+        connection: Connection,
+        accepted: Sequence[tuple[str, int]],
+        dropped: Sequence[tuple[str, int]],
+        kept: Mapping[tuple[str, int], Sequence[str]],
     ) -> None:
-        """Makes the artifacts of accepted (job, fence) READY, and removes those of dropped ones."""
+        """Makes the artifacts of accepted (job, fence) READY, and removes those of dropped ones, but for those that ``kept`` names."""
         ...
 
     def of_jobs(self, connection: Connection, jobs: Sequence[str]) -> Mapping[str, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from onecontainer.api.job.v1 import job_lease_service_pb2, job_pb2
 from onecontainer.api.type.v1 import job_options_pb2
 from onecontainer.jobs.ledger import Granted, JobView
 from onecontainer.jobs.model import LEASED, SECOND, TERMINAL, NewJob, State, shown
+from onecontainer.rpc.status import brief
 
 ANY_PREFIX = "type.googleapis.com/"
 _SHOWN = {int(state): job_pb2.JobState.ValueType(int(shown(state))) for state in State}
@@ -59,6 +60,8 @@ def job_to_proto(view: JobView, now: int = 0, *, summary: bool = False) -> job_p
     if row.error is not None and state not in (State.SUCCEEDED, State.QUEUED, State.RUNNING):
         job.error.ParseFromString(row.error)
     if summary:
+        if job.HasField("error"):
+            job.error.CopyFrom(brief(job.error))
         return job
     for attempt in view.attempts:
         job.attempts.append(_attempt_to_proto(attempt))

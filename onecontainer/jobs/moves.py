@@ -37,7 +37,7 @@ from onecontainer.jobs.model import (
     next_state,
 )
 from onecontainer.jobs.options import policy_of
-from onecontainer.rpc.status import bounded, from_status, to_status
+from onecontainer.rpc.status import MAX_JOB_STATUS_BYTES, bounded, brief, from_status, to_status
 
 ABORT_GRACE = 30 * SECOND
 """How long an attempt may take to end after its abort for a total timeout; then it counts as ended."""
@@ -87,7 +87,8 @@ DECIDING = (
 class Move:
     """What an event does: columns to set, the attempt that ended, whether a dead letter is written.
 
-    ``lost`` is True if an attempt was given up without its worker's word: the worker, if it lives, is to stop.
+    ``lost`` is True if an attempt was given up without its worker's word: the worker, if it lives, is to stop. ``kept`` are
+    artifacts of the attempt that stay although it failed.
     """
 
     row: Row
@@ -95,6 +96,7 @@ class Move:
     attempt: dict[str, Any] | None = None
     dead_letter: bool = False
     lost: bool = False
+    kept: tuple[str, ...] = ()
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +144,7 @@ def _ended_attempt(row: Row, state: AttemptState, now: int, error: status_pb2.St
         "instance": row.instance,
         "start_time": row.attempt_start_time,
         "end_time": now,
-        "error": error.SerializeToString() if error is not None else None,
+        "error": brief(error).SerializeToString() if error is not None else None,
     }
 
 
@@ -158,7 +160,7 @@ def _facts(row: Row) -> dict[str, str]:
 
 
 def _reported(error: status_pb2.Status, row: Row) -> status_pb2.Status:
-    """A worker's error as it is kept: bounded, with a code, and with an ErrorInfo even if the worker sent none."""
+    """A worker's error as a job keeps it: bounded, with a code, and with an ErrorInfo even if the worker sent none."""
     kept = status_pb2.Status()
     kept.CopyFrom(error)
     if not 0 < kept.code <= max(Code):
@@ -169,7 +171,7 @@ def _reported(error: status_pb2.Status, row: Row) -> status_pb2.Status:
         others = list(kept.details)
         del kept.details[:]
         kept.details.extend([info, *others])
-    return bounded(kept)
+    return bounded(kept, MAX_JOB_STATUS_BYTES)
 
 
 def succeed(row: Row, now: int, result: bytes | None, artifact: str, ended_early: bool) -> Move:
@@ -179,8 +181,11 @@ def succeed(row: Row, now: int, result: bytes | None, artifact: str, ended_early
     return Move(row, values)
 
 
-def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random) -> Move:
-    """The attempt failed: again later if the policy allows, else FAILED; CANCELLED or EXPIRED if that was asked."""
+def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random, kept: tuple[str, ...] = ()) -> Move:
+    """The attempt failed: again later if the policy allows, else FAILED; CANCELLED or EXPIRED if that was asked.
+
+    When FAILED the artifacts ``kept`` stay, as a result would.
+    """
     error = _reported(error, row)
     typed = from_status(error)
     policy = _policy(row)
@@ -188,7 +193,13 @@ def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random) -> Mo
     if again and row.state == State.RUNNING:
         least = int((typed.retry_after or 0) * SECOND)
         return _again(row, Event.FAIL_RETRY, AttemptState.FAILED, now, error, policy.backoff(row.attempt, rng, least))
-    return _over(row, Event.FAIL_FINAL, AttemptState.FAILED, now, error)
+    move = _over(row, Event.FAIL_FINAL, AttemptState.FAILED, now, error)
+    if kept and move.state == State.FAILED:
+        move.kept = kept
+        if not move.values["expire_time"]:
+            # `keep_result`: the record stays with what it names.
+            move.values["tidy_time"] = 0
+    return move
 
 
 def stop(row: Row, now: int, error: status_pb2.Status) -> Move:
@@ -322,7 +333,8 @@ def _freed(row: Row, *, attempt: int) -> dict[str, Any]:
 
 
 def _again(row: Row, event: Event, ended: AttemptState, now: int, error: status_pb2.Status, wait: int) -> Move:
-    values = _moved(row, event, now, due_time=now + wait, error=error.SerializeToString())
+    # What a failure leaves goes when it is tried again, so that its error must not promise it.
+    values = _moved(row, event, now, due_time=now + wait, error=brief(error).SerializeToString())
     # The queue timeout is for the first attempt.
     values |= _freed(row, attempt=row.attempt + 1) | {"queue_deadline": 0}
     return Move(row, values, _ended_attempt(row, ended, now, error))

@@ -25,7 +25,7 @@ from onecontainer.jobs.ledger import Changed, Decision, Granted, Ledger, Reporte
 from onecontainer.jobs.model import CancelMode, State
 from onecontainer.jobs.servicer import job_id
 from onecontainer.rpc.server import Context, current_call
-from onecontainer.rpc.status import to_status
+from onecontainer.rpc.status import MAX_JOB_STATUS_BYTES, bounded, to_status
 
 MAX_GRANTS = 1000
 RETRY_LATER_MICROS = 200_000
@@ -276,7 +276,9 @@ def _with_value(base: Reported, report: lease_pb2.Report, kind: str) -> Reported
             return Reported(*common, artifact=outcome.result_artifact, ended_early=outcome.ended_early)
         return Reported(*common, result=outcome.result, ended_early=outcome.ended_early)
     if kind == "failed":
-        return Reported(*common, value=report.failed)
+        # Bounded before it waits: one worker must not fill the gateway's memory.
+        error = bounded(report.failed, MAX_JOB_STATUS_BYTES)
+        return Reported(*common, value=error, kept_artifacts=tuple(report.kept_artifacts))
     if kind == "stopped":
         return Reported(*common, value=report.stopped.error)
     if kind == "progress":

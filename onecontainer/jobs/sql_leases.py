@@ -275,7 +275,7 @@ def _outcome_move(row: Any, item: Reported, now: int, rng: random.Random) -> mov
     if item.kind == "succeeded":
         return moves.succeed(row, now, item.result, item.artifact, item.ended_early)
     if item.kind == "failed":
-        return moves.fail(row, now, item.value, rng)
+        return moves.fail(row, now, item.value, rng, item.kept_artifacts)
     if item.kind == "stopped":
         return moves.stop(row, now, item.value)
     if item.kind == "released":

@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from google.protobuf import timestamp_pb2
+from google.rpc import status_pb2
 from sqlalchemy.engine import Connection
 
 from onecontainer.api.event.v1 import event_pb2
@@ -20,6 +21,7 @@ from onecontainer.database import Database
 from onecontainer.jobs.ledger import Changed
 from onecontainer.jobs.model import SECOND, NewJob, State, shown
 from onecontainer.jobs.tables import IN_LEASE, NONE, QUEUED, events, jobs
+from onecontainer.rpc.status import brief
 from onecontainer.statements import Bulk, Numbers, Query, among
 
 _SHOWN = {state: job_pb2.JobState.ValueType(int(shown(state))) for state in State}
@@ -124,7 +126,7 @@ def record_events(connection: Connection, changed: Sequence[Changed], created: S
         if change.old_state is not None:
             event.old_state = _SHOWN[change.old_state]
         if change.error is not None and change.state in _WITH_ERROR:
-            event.error.ParseFromString(change.error)
+            event.error.CopyFrom(brief(status_pb2.Status.FromString(change.error)))
         told.append(event)
     if told:
         _INSERT_EVENTS.run(connection, [{"events": event_pb2.JobEvents(events=told).SerializeToString()}])

@@ -28,6 +28,7 @@ from onecontainer.jobs.tables import (
     rarely,
     request_ids,
 )
+from onecontainer.rpc.status import brief
 from onecontainer.statements import Bulk, Texts, among
 
 DECIDING = [jobs.c[name] for name in moves.DECIDING]
@@ -189,7 +190,7 @@ def apply(
             "id": new_id(),
             "service": move.row.service,
             "job": move.row.id,
-            "error": move.values["error"],
+            "error": brief(status_pb2.Status.FromString(move.values["error"])).SerializeToString(),
             "create_time": now,
         }
         for move in done
@@ -206,7 +207,8 @@ def apply(
         for move in done
         if move.state != State.SUCCEEDED and move.row.attempt_start_time and (move.ended or move.attempt is not None)
     ]
-    artifacts.settle(connection, accepted, dropped)
+    kept = {(move.row.id, move.row.fence): move.kept for move in done if move.kept}
+    artifacts.settle(connection, accepted, dropped, kept)
     outcome.changed.extend(
         Changed(
             *(move.row.id, move.row.service_uid, move.state, move.values["sequence"]),

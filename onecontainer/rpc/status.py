@@ -42,6 +42,8 @@ MAX_RETRY_SECONDS = 86400.0
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 MAX_STATUS_BYTES = 5 * 1024
 """Bound of a serialised status: peers drop HTTP/2 trailers over 8 KiB, and the status with them, and there it is base64."""
+MAX_JOB_STATUS_BYTES = 256 * 1024
+"""Bound of the status that a job keeps as its error: that is no trailer, and has room for a message of the method's own."""
 MAX_MESSAGE_BYTES = 2048
 MAX_INFO_BYTES = 2048
 """Bound of the ErrorInfo where a status is too large: the fields that are wrong are to have room too."""
@@ -65,9 +67,13 @@ _CODE_CLASSES: dict[Code, type[OneContainerError]] = {
 
 
 def to_status(
-    error: BaseException, *, hop: str = "gateway", metadata: dict[str, str] | None = None
+    error: BaseException,
+    *,
+    hop: str = "gateway",
+    metadata: dict[str, str] | None = None,
+    most: int = MAX_STATUS_BYTES,
 ) -> status_pb2.Status:
-    """The status of an error, at most MAX_STATUS_BYTES when serialised.
+    """The status of an error, at most ``most`` bytes when serialised.
 
     ``metadata`` is added where the error does not have the key. An error that is not of our tree becomes INTERNAL with a
     reference under which it is in the log; its text does not leave the process. Texts are made sendable: a driver says what it
@@ -104,20 +110,30 @@ def to_status(
             )
         )
     status = status_pb2.Status(code=int(error.code), message=_cut(sendable(error.message), MAX_MESSAGE_BYTES))
-    for detail in details:
-        # Map fields in a fixed order: the same error is the same bytes.
-        status.details.add().Pack(detail, deterministic=True)
-    return bounded(status)
+    for detail in (*details, *error.details):
+        if isinstance(detail, any_pb2.Any):
+            status.details.append(detail)
+        else:
+            # Map fields in a fixed order: the same error is the same bytes.
+            status.details.add().Pack(detail, deterministic=True)
+    return bounded(status, most)
 
 
-def bounded(status: status_pb2.Status) -> status_pb2.Status:
-    """The same status if it is within MAX_STATUS_BYTES; else a shorter text, the ErrorInfo, and of the other details what has room."""
-    if status.ByteSize() <= MAX_STATUS_BYTES:
+def brief(status: status_pb2.Status) -> status_pb2.Status:
+    """The status without a method's own details, at most MAX_STATUS_BYTES: for lists, attempts, dead letters and events."""
+    short = status_pb2.Status(code=status.code, message=status.message)
+    short.details.extend(detail for detail in status.details if _is_common(detail))
+    return bounded(short)
+
+
+def bounded(status: status_pb2.Status, most: int = MAX_STATUS_BYTES) -> status_pb2.Status:
+    """The same status if it is within so many bytes; else a shorter text, the ErrorInfo, and of the other details what has room."""
+    if status.ByteSize() <= most:
         return status
     small = status_pb2.Status(code=status.code, message=_cut(status.message, 1024))
     # What programs decide by comes first, and is shortened rather than left out.
-    for detail in sorted(status.details, key=lambda one: not _is(one, error_details_pb2.ErrorInfo)):
-        room = MAX_STATUS_BYTES - small.ByteSize() - 64
+    for detail in sorted(status.details, key=_weight):
+        room = most - small.ByteSize() - 64
         if _is(detail, error_details_pb2.ErrorInfo):
             room = min(room, MAX_INFO_BYTES)
         kept = detail if detail.ByteSize() <= room else _shortened(detail, room)
@@ -129,6 +145,15 @@ def bounded(status: status_pb2.Status) -> status_pb2.Status:
 def _is(detail: any_pb2.Any, kind: type[Message]) -> bool:
     # As Any.Is, whose type and that of google.rpc's descriptors do not go together.
     return detail.TypeName() == kind.DESCRIPTOR.full_name
+
+
+def _weight(detail: any_pb2.Any) -> int:
+    return 0 if _is(detail, error_details_pb2.ErrorInfo) else 1 if _is_common(detail) else 2
+
+
+def _is_common(detail: any_pb2.Any) -> bool:
+    """Whether it is one of the kinds that every error may have, and not a message of the method's own."""
+    return detail.TypeName().startswith("google.rpc.")
 
 
 def _shortened(detail: any_pb2.Any, room: int) -> any_pb2.Any:
@@ -193,6 +218,7 @@ def from_status(status: status_pb2.Status) -> OneContainerError:
     retry_after: float | None = None
     resource: tuple[str, str] | None = None
     cls: type[OneContainerError] | None = None
+    own = [detail for detail in status.details if not _is_common(detail)]
     for detail in status.details:
         for kind in (
             error_details_pb2.ErrorInfo,
@@ -230,7 +256,7 @@ def from_status(status: status_pb2.Status) -> OneContainerError:
         hop=metadata.get("hop"),
         code=code,
     )
-    return error
+    return error.with_details(*own)
 
 
 def status_of(error: grpc.RpcError) -> status_pb2.Status:

@@ -48,6 +48,7 @@ class Capabilities:
     output_protocols: frozenset[str]
     pixel_formats: tuple[str, ...]
     _help: dict[tuple[str, str], listing.Help] = field(default_factory=dict)
+    _file_options: bool | None = None
 
     @classmethod
     async def load(cls, ffmpeg: str, folder: Path) -> Capabilities:
@@ -100,6 +101,8 @@ class Capabilities:
         """The encoder that the container's muxer takes by default for `kind`; None: it takes none of that kind."""
         if kind == "video" and container.name in AUDIO_ONLY:
             return None
+        if (codec := dict(container.defaults).get(kind)) and (encoder := self.encoder_for(codec)):
+            return encoder
         codec = (await self._read_help("muxer", container.muxer, "E")).defaults.get(kind)
         return self.encoder_for(codec) if codec and codec != "none" else None
 
@@ -113,6 +116,25 @@ class Capabilities:
         candidates = [encoder for encoder in codec.encoders if encoder in self.encoders and not hardware_of(encoder)]
         candidates.sort(key=lambda encoder: self.encoders[encoder].experimental)  # stable: the build's own order else
         return candidates[0] if candidates else None
+
+    async def takes_options_from_files(self) -> bool:
+        """Whether options of muxers and protocols may be in a file (`-fpre`), so that secrets stay off the command line.
+
+        Versions differ: 5.1 takes them, 9 reads the file and forgets them. Tried out, because a passphrase that is forgotten would
+        mean a stream that is not encrypted: a possible value has to succeed and an impossible one to fail.
+        """
+        if self._file_options is not None:
+            return self._file_options
+        command = [self.ffmpeg, "-v", "quiet", "-f", "lavfi", "-i", "anullsrc", "-t", "0.01", "-fpre", "/dev/stdin"]
+        codes = []
+        for text in (b"max_delay=7\n", b"max_delay=never\n"):
+            try:
+                finished = await run([*command, "-f", "null", "-"], folder=self.folder, timeout=_TIMEOUT, stdin=text)
+            except (OSError, TimeoutError) as error:
+                raise errors.BackendUnreachable(f"{self.ffmpeg} cannot be started: {error}") from error
+            codes.append(finished.return_code)
+        self._file_options = takes = codes[0] == 0 != codes[1]
+        return takes
 
     def demuxers_allowed(self, *, http: bool) -> frozenset[str]:
         """Names of the demuxers that may open a source by its content."""

@@ -8,8 +8,9 @@ from onecontainer_driver_ffmpeg import allowed
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.settings import Settings
+from onecontainer_driver_ffmpeg.targets import TARGETS
+from onecontainer_driver_ffmpeg.targets.live import PROTOCOLS
 
-TARGETS = ("file",)
 _KINDS = {
     "video": media_info_pb2.STREAM_KIND_VIDEO,
     "audio": media_info_pb2.STREAM_KIND_AUDIO,
@@ -82,13 +83,15 @@ async def list_capabilities(capabilities: Capabilities, settings: Settings) -> m
         )
         for entry in capabilities.filters.values()
     ]
-    readable = {"file", *(("http", "https") if settings.sources.hosts.rules else ())}
+    usable = {"file", *(("http", "https") if settings.sources.hosts.rules else ())}
+    if settings.sinks.hosts.rules:
+        usable |= PROTOCOLS & capabilities.output_protocols
     protocols = [
         pb.ProtocolCapability(
             name=name,
             input=name in capabilities.input_protocols,
             output=name in capabilities.output_protocols,
-            allowed=name in readable,
+            allowed=name in usable,
         )
         for name in sorted(capabilities.input_protocols | capabilities.output_protocols)
     ]
@@ -113,7 +116,7 @@ async def list_capabilities(capabilities: Capabilities, settings: Settings) -> m
             threads=settings.threads,
             max_memory_bytes=settings.max_memory_bytes,
         ),
-        targets=TARGETS,
+        targets=list(TARGETS),
     )
 
 

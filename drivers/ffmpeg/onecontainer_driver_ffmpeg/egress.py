@@ -10,23 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
+import ipaddress
+import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import certifi
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 _HEAD_LIMIT = 32 * 1024
 _CONNECT_TIMEOUT = 10.0
 _HEAD_TIMEOUT = 10.0
 _CHUNK = 64 * 1024
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
 class HostRules:
-    """The option `source_hosts`: `host`, `host:port` or `*.domain`. Without a port only 80 and 443 are meant."""
+    """The options `source_hosts` and `sink_hosts`: `host`, `host:port` or `*.domain`."""
 
     rules: tuple[tuple[str, int | None], ...]
 
@@ -47,12 +51,24 @@ class HostRules:
             rules.append((parts.hostname.lower(), parts.port))
         return cls(tuple(rules))
 
-    def allow(self, host: str, port: int) -> bool:
+    def allow(self, host: str, port: int, *, any_port: bool = False) -> bool:
+        """A rule without a port means 80 and 443, or with `any_port` all."""
         name = host.lower().rstrip(".")
         return any(
-            fnmatch.fnmatchcase(name, pattern) and (port == number if number else port in _DEFAULT_PORTS.values())
+            fnmatch.fnmatchcase(name, pattern)
+            and (port == number if number else any_port or port in _DEFAULT_PORTS.values())
             for pattern, number in self.rules
         )
+
+    def may_lead_to(self, host: str, address: str, port: int, *, any_port: bool = False) -> bool:
+        """Whether the name of an allowed host may stand for this address: a name server must not lead to what is the machine's own,
+        or its cloud's, unless the operator has allowed the address itself (`localhost` is loopback)."""
+        plain = _plain(ipaddress.ip_address(address.partition("%")[0]))
+        if self.allow(str(plain), port, any_port=any_port):
+            return True
+        if plain.is_loopback:
+            return host.lower().rstrip(".") == "localhost"
+        return not (plain.is_link_local or plain.is_multicast or plain.is_unspecified or plain == _BROADCAST)
 
     def allow_url(self, url: str) -> bool:
         """Whether an absolute http(s) URL without credentials points to an allowed host."""
@@ -67,6 +83,15 @@ class HostRules:
             and parts.username is None
             and self.allow(parts.hostname, port)
         )
+
+
+def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address in one of IPv6 that stands for it."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return address.ipv4_mapped or address
+    return address
 
 
 @dataclass
@@ -101,13 +126,19 @@ class EgressGuard:
             host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 443)
         except ValueError:
             host, port = "", 0
+        fields = [line for line in headers.split(b"\r\n") if line]
+        body = _body_bytes(fields)
         if not host or not self.rules.allow(host, port) or (method != "CONNECT" and parts.scheme != "http"):
             self.refused.append(f"{host}:{port}")
             return await _refuse(writer, "403 Forbidden")
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
-                upstream_reader, upstream = await asyncio.open_connection(host, port)
-        except (OSError, TimeoutError) as error:
+                addresses = await self._addresses(host, port)
+                if not addresses:
+                    self.refused.append(f"{host}:{port}, an address of this machine or its network")
+                    return await _refuse(writer, "403 Forbidden")
+                upstream_reader, upstream = await _connect(addresses, port)
+        except (OSError, TimeoutError, UnicodeError) as error:
             self.unreachable.append(f"{host}:{port}: {str(error) or 'no answer'}")
             return await _refuse(writer, "502 Bad Gateway")
         try:
@@ -116,11 +147,7 @@ class EgressGuard:
             else:
                 # One request per connection: a second one could name another host, and would not be looked at.
                 path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-                kept = [
-                    line
-                    for line in headers.split(b"\r\n")
-                    if line and not line.lower().startswith((b"connection:", b"proxy-"))
-                ]
+                kept = [line for line in fields if not line.lower().startswith((b"connection:", b"proxy-"))]
                 upstream.write(
                     b"\r\n".join(
                         [f"{method} {path} {version}".encode("latin-1"), *kept, b"Connection: close", b"", b""]
@@ -131,9 +158,23 @@ class EgressGuard:
                 if method == "CONNECT":
                     tasks.create_task(_copy(reader, upstream))
                 else:
+                    await _copy(reader, upstream, body)
                     await back
         finally:
             upstream.close()
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """Where a connection to an allowed host may go. It goes to one of these, and no later look-up leads elsewhere."""
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [str(entry[4][0]) for entry in found if self.rules.may_lead_to(host, str(entry[4][0]), port)]
+
+
+async def _connect(addresses: Sequence[str], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first that answers. Raises the last one's OSError."""
+    for address in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            return await asyncio.open_connection(address, port)
+    return await asyncio.open_connection(addresses[-1], port)
 
 
 def certificate_authorities() -> str:
@@ -141,15 +182,26 @@ def certificate_authorities() -> str:
     return ssl.get_default_verify_paths().cafile or certifi.where()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def _body_bytes(fields: Iterable[bytes]) -> int:
+    """Length of the body that follows; what is sent in chunks has none here, and is cut off."""
+    for name, _, value in (line.partition(b":") for line in fields):
+        if name.strip().lower() == b"content-length" and value.strip().isdigit():
+            return int(value)
+    return 0
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int | None = None) -> None:
+    """Passes on what comes until it ends. With `most`, only so many bytes, and the way stays open."""
     try:
-        while data := await reader.read(_CHUNK):
+        left = most
+        while left != 0 and (data := await reader.read(_CHUNK if left is None else min(_CHUNK, left))):
             writer.write(data)
             await writer.drain()
+            left = None if left is None else left - len(data)
     except OSError:
         pass
     finally:
-        if writer.can_write_eof() and not writer.is_closing():
+        if most is None and writer.can_write_eof() and not writer.is_closing():
             with contextlib.suppress(OSError):
                 writer.write_eof()
 

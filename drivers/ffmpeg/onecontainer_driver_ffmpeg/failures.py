@@ -1,9 +1,11 @@
-"""What it means when an ffmpeg process fails, or complains."""
+"""What it means when an ffmpeg process fails, or complains, and what a pipeline says when outputs of it did."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
+from onecontainer.api.media.v1 import pipeline_pb2 as pb
 from onecontainer.driver import errors
 
 # ffmpeg exits with the low byte of its (negative) error number.
@@ -43,3 +45,71 @@ def process_failure(return_code: int, lines: list[str], at: str) -> errors.OneCo
         metadata={"return_code": str(return_code)},
         hop="backend",
     )
+
+
+def pipeline_failure(
+    failed: Sequence[errors.OneContainerError], result: pb.RunPipelineResult, *, all_or_nothing: bool
+) -> errors.OneContainerError:
+    """The error of a pipeline some of whose outputs failed: their own if it is one, with `result` in the details as far as it fits.
+
+    The artifacts of the outputs that SUCCEEDED are kept; with `all_or_nothing` none is, and those outputs are CANCELLED in the details.
+    """
+    told = pb.RunPipelineResult()
+    told.CopyFrom(result)
+    if all_or_nothing:
+        for output in told.outputs:
+            if output.state == pb.OUTPUT_STATE_SUCCEEDED:
+                output.state = pb.OUTPUT_STATE_CANCELLED
+                output.ClearField("files")
+    kept = [
+        file.artifact
+        for output in told.outputs
+        if output.state == pb.OUTPUT_STATE_SUCCEEDED
+        for file in output.files
+        if file.artifact
+    ]
+    error = failed[0]
+    if len(failed) > 1:
+        codes = {one.code for one in failed}
+        error = errors.BackendExecutionFailed(
+            f"{len(failed)} of {len(told.outputs)} outputs failed: " + "; ".join(str(one) for one in failed)[:4000],
+            code=codes.pop() if len(codes) == 1 else errors.Code.INTERNAL,
+            hop="backend",
+        )
+    return error.with_details(fitting(told, errors.MAX_DETAILS_BYTES), kept_artifacts=kept)
+
+
+def fitting(result: pb.RunPipelineResult, most: int) -> pb.RunPipelineResult:
+    """The result in at most so many bytes: log lines are left out first, then what the files tell too, then all files of an output but
+    the first."""
+
+    def leave_out(name: str, only: Callable[[pb.OutputResult], bool] = lambda _output: True) -> None:
+        for output in small.outputs:
+            if only(output):
+                output.ClearField(name)  # type: ignore[arg-type]
+
+    def shorten_lists() -> None:
+        for output in small.outputs:
+            del output.files[1:]
+            for upload in output.uploads:
+                del upload.urls[1:]
+        del small.warnings[10:]
+        small.warnings.add(
+            message="files and warnings are left out here, for there are too many: see the job's artifacts"
+        )
+
+    small = pb.RunPipelineResult()
+    small.CopyFrom(result)
+    steps: list[Callable[[], None]] = [
+        lambda: leave_out("last_lines", lambda output: output.state == pb.OUTPUT_STATE_SUCCEEDED),
+        lambda: leave_out("last_lines"),
+        lambda: leave_out("media_info"),
+        lambda: leave_out("command"),
+        lambda: leave_out("streams"),
+        shorten_lists,
+    ]
+    for step in steps:
+        if small.ByteSize() <= most:
+            break
+        step()
+    return small

@@ -97,11 +97,17 @@ async def _drain(stream: asyncio.StreamReader, consume: Callable[[bytes], None])
 
 @contextlib.asynccontextmanager
 async def running_child(
-    command: Sequence[str], *, folder: Path, bounds: Bounds = Bounds(), environment: dict[str, str] | None = None
+    command: Sequence[str],
+    *,
+    folder: Path,
+    bounds: Bounds = Bounds(),
+    environment: dict[str, str] | None = None,
+    stdin: bytes = b"",
 ) -> AsyncIterator[Child]:
     """Starts `command` in `folder`; on the way out, by whatever way, its process group is killed and reaped.
 
-    The environment is only what `environment` says, so that no proxy setting or secret of the sidecar reaches the child.
+    The environment is only what `environment` says, so that no proxy setting or secret of the sidecar reaches the child. `stdin` is
+    for a secret, which no other process can read there: less than a pipe holds (64 KiB).
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -112,7 +118,7 @@ async def running_child(
         str(bounds.memory_bytes),
         str(bounds.file_bytes),
         *command,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
@@ -121,6 +127,9 @@ async def running_child(
     )
     child = Child(process)
     try:
+        if process.stdin:
+            process.stdin.write(stdin)
+            process.stdin.close()
         yield child
     finally:
         child.kill()
@@ -136,6 +145,7 @@ async def run(
     bounds: Bounds = Bounds(),
     environment: dict[str, str] | None = None,
     most_output: int = 64 * 1024 * 1024,
+    stdin: bytes = b"",
 ) -> Finished:
     """Runs `command` to its end and gives what it printed, at most `most_output` bytes. TimeoutError after `timeout` seconds."""
     output = bytearray()
@@ -149,7 +159,7 @@ async def run(
 
     async with (
         asyncio.timeout(timeout),
-        running_child(command, folder=folder, bounds=bounds, environment=environment) as child,
+        running_child(command, folder=folder, bounds=bounds, environment=environment, stdin=stdin) as child,
     ):
         code = await child.wait(collect)
     return Finished(code, child.log.lines(), bytes(output), truncated)

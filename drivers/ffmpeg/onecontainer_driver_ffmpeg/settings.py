@@ -9,6 +9,8 @@ from typing import Any
 
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.egress import HostRules
+from onecontainer_driver_ffmpeg.secrets import Secrets
+from onecontainer_driver_ffmpeg.sinks import SinkRules
 from onecontainer_driver_ffmpeg.sources import SourceRules
 
 
@@ -19,6 +21,9 @@ class Settings:
     ffmpeg_path: str = ""
     ffprobe_path: str = ""
     sources: SourceRules = field(default_factory=SourceRules)
+    sinks: SinkRules = field(default_factory=SinkRules)
+    secrets: Secrets = field(default_factory=Secrets)
+    upload_hosts: HostRules = field(default_factory=lambda: HostRules(()))
     threads: int = 0
     processes: int = 2
     max_media_duration: float = 12 * 3600.0
@@ -36,10 +41,6 @@ class Settings:
                     f"options.source_folders[{index}]", f"{text!r} is no absolute path of a folder here"
                 )
             folders.append(folder.resolve())
-        try:
-            hosts = HostRules.parse(str(entry) for entry in options.get("source_hosts") or ())
-        except ValueError as error:
-            raise errors.FieldInvalid("options.source_hosts", str(error)) from error
         numbers = {name: options[name] for name in _LEAST if options.get(name) is not None}
         for name, value in numbers.items():
             if value < _LEAST[name]:
@@ -47,9 +48,19 @@ class Settings:
         return cls(
             ffmpeg_path=options.get("ffmpeg_path") or "",
             ffprobe_path=options.get("ffprobe_path") or "",
-            sources=SourceRules(tuple(folders), hosts),
+            sources=SourceRules(tuple(folders), _hosts(options, "source_hosts")),
+            sinks=SinkRules(_hosts(options, "sink_hosts")),
+            secrets=Secrets.from_option(options.get("secrets")),
+            upload_hosts=_hosts(options, "upload_hosts"),
             **numbers,
         )
+
+
+def _hosts(options: Mapping[str, Any], name: str) -> HostRules:
+    try:
+        return HostRules.parse(str(entry) for entry in options.get(name) or ())
+    except ValueError as error:
+        raise errors.FieldInvalid(f"options.{name}", str(error)) from error
 
 
 _LEAST = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onecontainer.api.media.v1 import media_info_pb2, stream_pb2
@@ -10,6 +10,7 @@ from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.containers import Container
 from onecontainer_driver_ffmpeg.filters import write_chain
+from onecontainer_driver_ffmpeg.listing import OptionEntry
 from onecontainer_driver_ffmpeg.media_info import seconds
 from onecontainer_driver_ffmpeg.rate_control import write_rate_control
 from onecontainer_driver_ffmpeg.values import encoder_params
@@ -37,6 +38,9 @@ class StreamDraft:
     skip_if_missing: bool = False
     tags: tuple[tuple[str, str], ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
+    two_pass: bool = False
+    filters: tuple[str, ...] = ()
+    """Those of `chain` that the request named; the rest keep the shape of the picture."""
 
     def arguments(self, number: int) -> list[str]:
         """Options of the output's track `number` of this kind."""
@@ -51,12 +55,11 @@ class StreamDraft:
 
 async def draft_default(kind: str, container: Container, capabilities: Capabilities, at: str) -> StreamDraft | None:
     """The stream of `kind` that an output without `streams` gets; None: the container takes none by default."""
-    encoder = await capabilities.default_encoder(container, kind)
-    if encoder is None:
+    if await capabilities.default_encoder(container, kind) is None:
         return None
-    return StreamDraft(
-        "", kind, at, [stream_pb2.StreamSelector()], encoder, _experimental(encoder, capabilities), skip_if_missing=True
-    )
+    stream = stream_pb2.ElementaryStream(skip_if_missing=True)
+    getattr(stream, kind).SetInParent()
+    return await draft_stream(stream, container, capabilities, at)
 
 
 async def draft_stream(
@@ -105,11 +108,15 @@ async def _video(
             if field in ("preset", "tune") and option not in own:
                 raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} has no {field}")
             words += [f"-{option}", _word(value, f"{at}.{field}")]
+    interval = container.key_frames
     if video.HasField("keyframe_interval"):
         interval = seconds(video.keyframe_interval)
         if interval <= 0:
             raise errors.FieldInvalid(f"{at}.keyframe_interval", "is not more than 0")
+    if interval:
         words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f})"]
+    if container.key_frames:
+        words += _aligned(encoder, own, video)
     if video.pixel_format:
         if video.pixel_format not in capabilities.pixel_formats:
             raise errors.BackendCapabilityMissing(
@@ -120,7 +127,25 @@ async def _video(
         if name in own and name not in video.params:
             words += [f"-{name}", value]
     words += encoder_params(video.params, encoder, own, "", f"{at}.params")
-    chain = await write_chain(video.filters, "video", len(draft.selectors), capabilities, f"{at}.filters")
+    filters, sizing = await _picture_chain(draft, video, capabilities, at)
+    warnings = _hardware(video.hardware, f"{at}.hardware")
+    return replace(
+        draft,
+        encoder=encoder,
+        pairs=_pairs(words, encoder, capabilities),
+        chain=(*filters, *sizing),
+        filters=filters,
+        warnings=warnings,
+        two_pass=video.rate_control.average_bitrate.two_pass,
+    )
+
+
+async def _picture_chain(
+    draft: StreamDraft, video: stream_pb2.VideoStream, capabilities: Capabilities, at: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The filters, and what makes size and frame rate after them."""
+    filters = await write_chain(video.filters, "video", len(draft.selectors), capabilities, f"{at}.filters")
+    chain = []
     if video.width or video.height:
         for side in ("width", "height"):
             if not 0 <= getattr(video, side) <= 16384:
@@ -132,10 +157,42 @@ async def _video(
         if not (rate.numerator > 0 and rate.denominator > 0 and rate.numerator <= 1000 * rate.denominator):
             raise errors.FieldInvalid(f"{at}.frame_rate", "is not more than 0 and at most 1000")
         chain.append(f"fps=fps={rate.numerator}/{rate.denominator}")
-    warnings = _hardware(video.hardware, f"{at}.hardware")
-    return replace(
-        draft, encoder=encoder, pairs=_pairs(words, encoder, capabilities), chain=tuple(chain), warnings=warnings
+    return tuple(filters), tuple(chain)
+
+
+def _aligned(encoder: str, own: Mapping[str, OptionEntry], video: stream_pb2.VideoStream) -> list[str]:
+    """Key frames only where they are forced, as whole new beginnings, so that the rungs of a ladder have them at the same places."""
+    words = []
+    if encoder == "libx264" and not {"sc_threshold", "x264-params"} & set(video.params):
+        words += ["-sc_threshold", "0"]
+    if (
+        encoder == "libx265"
+        and "x265-params" not in video.params
+        and video.rate_control.WhichOneof("mode") != "lossless"
+    ):
+        words += ["-x265-params", "scenecut=0:open-gop=0"]
+    if "forced-idr" in own and "forced-idr" not in video.params:
+        words += ["-forced-idr", "1"]
+    return words
+
+
+async def draft_picture(
+    stream: stream_pb2.ElementaryStream,
+    encoder: str,
+    pairs: Sequence[tuple[str, str]],
+    capabilities: Capabilities,
+    at: str,
+) -> StreamDraft:
+    """A video stream as still pictures: its source, filters and size; how they are encoded is the output's business."""
+    for field in ("codec", "rate_control"):
+        if stream.video.codec if field == "codec" else stream.video.HasField("rate_control"):
+            raise errors.FieldInvalid(f"{at}.video.{field}", "cannot go with an output of pictures, which has its own")
+    selectors = list(stream.sources) or [stream_pb2.StreamSelector()]
+    draft = StreamDraft(
+        stream.key, "video", at, selectors, encoder, tuple(pairs), skip_if_missing=stream.skip_if_missing
     )
+    filters, sizing = await _picture_chain(draft, stream.video, capabilities, f"{at}.video")
+    return replace(draft, chain=(*filters, *sizing))
 
 
 async def _audio(

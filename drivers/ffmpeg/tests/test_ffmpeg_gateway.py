@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -12,13 +13,22 @@ from pathlib import Path
 import av
 import pytest
 import pytest_asyncio
+from click.testing import CliRunner
+from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
 
 from drivers.ffmpeg.tests.conftest import processes_of
+from drivers.ffmpeg.tests.test_live import free_port, is_bound, until
 from onecontainer.api.job.v1 import job_pb2
-from onecontainer.api.media.v1 import pipeline_pb2
+from onecontainer.api.media.v1 import media_pb2, output_pb2, pipeline_pb2
+from onecontainer.api.media.v1.input_pb2 import Input, MediaSource
+from onecontainer.api.media.v1.output_pb2 import LiveOutput, Output, SrtSink, UdpSink
 from onecontainer.api.media.v1.stream_pb2 import VideoStream
+from onecontainer.api.type.v1.job_options_pb2 import JobOptions
+from onecontainer.cli.main import cli
 from onecontainer.client import AsyncClient, AsyncJob, transcode_request
 from onecontainer.driver import errors
+from tests.fixtures.object_stores import BUCKET, KEY, S3Emulator
 from tests.fixtures.processes import GatewayProcess, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -28,6 +38,10 @@ SLOW = VideoStream(codec="libx264", preset="slower")
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     process = GatewayProcess(tmp_path_factory.mktemp("gateway") / "data")
+    secret = process.data_dir / "secrets" / "STORE"
+    secret.parent.mkdir(parents=True, mode=0o700)
+    secret.write_text(json.dumps(dict(S3Emulator.credentials)))
+    secret.chmod(0o600)
     with running(process):
         yield process
 
@@ -85,6 +99,27 @@ async def test_errors_name_the_field(client: AsyncClient, clip: Path) -> None:
     assert caught.value.violations[0].field == "elementary_streams[0].video.codec"
 
 
+async def test_outputs_of_many_files_are_artifacts(client: AsyncClient, clip: Path, tmp_path: Path) -> None:
+    artifact = await client.artifacts.upload(clip)
+    request = transcode_request(artifact.name, "mp4")
+    del request.outputs[:], request.elementary_streams[:]
+    request.outputs.add(key="show").hls.segment_duration.seconds = 1
+    request.outputs.add(key="bar").sprites.columns = 5
+    job = await client.media.run_pipeline("films", request)
+    result = await job.result(pipeline_pb2.RunPipelineResult, timeout=60)
+    show, bar = result.outputs
+    assert [file.name for file in show.files[:3]] == ["show.m3u8", "main/index.m3u8", "main/00001.ts"]
+    assert [file.name for file in bar.files] == ["bar.vtt", "bar-001.jpg"]
+    for file in (*show.files, *bar.files):
+        stored = await client.artifacts.get(file.artifact)
+        assert (stored.filename, stored.media_type) == (file.name.replace("/", "-"), file.media_type)
+        path = tmp_path / file.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(await client.artifacts.read_all(file.artifact))
+    with av.open(tmp_path / "show.m3u8") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 90
+
+
 async def test_finish_keeps_what_is_done(client: AsyncClient, gateway: GatewayProcess, long_clip: Path) -> None:
     job = await started(client, long_clip)
     await job.cancel(finish=True)
@@ -121,3 +156,121 @@ async def test_a_lost_attempt_runs_again(client: AsyncClient, gateway: GatewayPr
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_a_live_stream_does_not_run_again_when_its_sidecar_is_lost(
+    client: AsyncClient, gateway: GatewayProcess, clip: Path
+) -> None:
+    """kill -9 of the sidecar: its processes are gone, the port is free, and nobody is sent the beginning a second time."""
+    await client.services.create("tv", app="ffmpeg", options={"sink_hosts": ["127.0.0.1"]})
+    await client.services.wait_ready("tv", timeout=60)
+    artifact = await client.artifacts.upload(clip)
+    port = free_port()
+    sinks = [
+        LiveOutput(srt=SrtSink(port=port, mode=output_pb2.SRT_MODE_LISTENER)),
+        LiveOutput(udp=UdpSink(host="127.0.0.1", port=free_port())),
+    ]
+    request = media_pb2.RunPipelineRequest(
+        inputs=[Input(source=MediaSource(artifact=artifact.name), real_time=True, loop_forever=True)],
+        outputs=[Output(key=f"live{number}", live=sink) for number, sink in enumerate(sinks)],
+    )
+    job = await client.media.run_pipeline("tv", request)
+    async for record in job.watch(timeout=60):
+        if record.progress.done > 0:
+            break
+    await until(lambda: is_bound(port, "udp"))
+    lost = processes_of(gateway.data_dir)
+    assert len(lost) == 2
+    (sidecar,) = {parent_of(pid) for pid in lost}
+    os.kill(sidecar, signal.SIGKILL)
+    await until(lambda: not set(lost) & set(processes_of(gateway.data_dir)))
+    assert not is_bound(port, "udp")
+    record = await job.wait(timeout=120)
+    assert (record.state, record.attempt_count) == (job_pb2.JOB_STATE_FAILED, 1)
+    assert processes_of(gateway.data_dir) == []
+
+
+async def test_what_went_well_is_kept_when_an_upload_fails(
+    client: AsyncClient, gateway: GatewayProcess, clip: Path, tmp_path: Path
+) -> None:
+    store = S3Emulator(tmp_path)
+    await asyncio.to_thread(store.start)
+    try:
+        options = {"upload_hosts": [store.host], "secrets": {"store": "secrets/STORE"}}
+        service = await client.services.create("stored", app="ffmpeg", options=options)
+        await client.services.wait_ready("stored", timeout=60)
+        artifact = await client.artifacts.upload(clip)
+        request = transcode_request(artifact.name, "mp4", key="good")
+        for key, bucket in (("good", BUCKET), ("bad", "nowhere")):
+            output = request.outputs[0] if key == "good" else request.outputs.add(key=key)
+            output.file.container = "mp4"
+            upload = output.uploads.add(credentials_secret="secrets/store")
+            upload.s3.bucket, upload.s3.endpoint = bucket, store.endpoint
+        job = await client.media.run_pipeline("stored", request)
+        with pytest.raises(errors.ResourceNotFound) as caught:
+            await job.result(pipeline_pb2.RunPipelineResult, timeout=60)
+        record = await job.refresh()
+        told = caught.value.detail(pipeline_pb2.RunPipelineResult)
+        assert told is not None
+        assert [output.state for output in told.outputs] == [
+            pipeline_pb2.OUTPUT_STATE_SUCCEEDED,
+            pipeline_pb2.OUTPUT_STATE_FAILED,
+        ]
+        kept = told.outputs[0].files[0].artifact
+        assert list(record.artifacts) == [kept]
+        assert await client.artifacts.read_all(kept) == store.read("good.mp4")
+        assert record.attempt_count == 1, "uploads make it not idempotent"
+
+        shown = await asyncio.to_thread(
+            CliRunner().invoke,
+            cli,
+            ["media", "run", "stored", json_format.MessageToJson(request), "-a", gateway.address],
+        )
+        assert shown.exit_code == 3
+        rows = [line.split() for line in shown.output.splitlines()]
+        assert ["good", "SUCCEEDED", "good.mp4"] in [row[:3] for row in rows]
+        assert ["bad", "FAILED"] in [row[:2] for row in rows]
+        assert f"s3://{BUCKET}/good.mp4" in shown.output
+    finally:
+        store.stop()
+    sidecar = await client.sidecars.get((await client.services.get("stored")).sidecars[0])
+    seen = [
+        shown.output.encode(),
+        str((record, service)).encode(),
+        Path(f"/proc/{sidecar.runtime_id}/environ").read_bytes(),
+    ]
+    files = [path for path in gateway.data_dir.rglob("*") if path.is_file() and "secrets" not in path.parts]
+    assert len(files) > 5
+    for text in (*seen, *(path.read_bytes() for path in files), "\n".join(gateway.lines).encode()):
+        assert KEY.encode() not in text
+
+
+async def test_the_time_of_a_result_goes_on_over_a_restart(
+    client: AsyncClient, gateway: GatewayProcess, clip: Path
+) -> None:
+    artifact = await client.artifacts.upload(clip)
+    request = transcode_request(artifact.name, "mp4", video=VideoStream(codec="libx264", preset="ultrafast", width=64))
+
+    async def made(**fields: int) -> tuple[AsyncJob, str]:
+        options = JobOptions(result_ttl=Duration(**fields))
+        job = await client.media.run_pipeline("films", request, options=options)
+        result = await job.result(pipeline_pb2.RunPipelineResult, timeout=60)
+        return job, result.outputs[0].files[0].artifact
+
+    with pytest.raises(errors.FieldInvalid):
+        await made(seconds=-1)
+    (long, stays), (short, goes), (once, _) = await made(seconds=3600), await made(seconds=2), await made(seconds=0)
+    record = await once.refresh()
+    assert record.expire_time.seconds - record.end_time.seconds in (59, 60, 61), "0: a minute to fetch the artifacts in"
+    before = (await long.refresh()).expire_time
+    await asyncio.to_thread(gateway.kill)
+    await asyncio.to_thread(gateway.start)
+    async with asyncio.timeout(60):
+        while not (await client.jobs.get(short.name)).result_expired:  # noqa: ASYNC110 - another process's sweeper
+            await asyncio.sleep(0.2)
+    with pytest.raises(errors.ResourceNotFound):
+        await client.artifacts.get(goes)
+    after = await client.jobs.get(long.name)
+    assert (after.expire_time, list(after.artifacts)) == (before, [stays])
+    assert len(await client.artifacts.read_all(stays)) > 0
+    assert await client.artifacts.get(artifact.name), "what was uploaded stays"

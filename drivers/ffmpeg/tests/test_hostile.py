@@ -17,7 +17,16 @@ from onecontainer_driver_ffmpeg.filters import escape
 from drivers.ffmpeg.tests.conftest import Bench
 from onecontainer.api.media.v1 import media_pb2, stream_pb2
 from onecontainer.api.media.v1.input_pb2 import Input, InputFormat, MediaSource, RawVideoFormat
-from onecontainer.api.media.v1.output_pb2 import FileOutput, HlsOutput, Output, Upload
+from onecontainer.api.media.v1.output_pb2 import (
+    DashOutput,
+    FileOutput,
+    FramesOutput,
+    HlsOutput,
+    Output,
+    SpriteSheetOutput,
+    Upload,
+    Variant,
+)
 from onecontainer.api.media.v1.pipeline_pb2 import PipelineLimits
 from onecontainer.api.media.v1.stream_pb2 import (
     AudioStream,
@@ -119,8 +128,13 @@ HOSTILE = [
     (with_output(duration=Duration(seconds=-1)), INVALID, "outputs[0].duration"),
     (with_output(start_offset=Duration(seconds=100)), INVALID, "outputs[0].start_offset"),
     (with_output(file=None), REQUIRED, "outputs[0].file"),
-    (with_output(file=None, hls=HlsOutput()), MISSING, "outputs[0].hls"),
-    (with_output(uploads=[Upload()]), MISSING, "outputs[0].uploads"),
+    (with_output(file=None, hls=HlsOutput(variants=[Variant(name="../out", video="v")])), INVALID, "outputs[0].hls.variants[0].name"),
+    (with_output(file=None, hls=HlsOutput(), muxer_params={"hls_segment_filename": text("/tmp/a")}), MISSING, "outputs[0].muxer_params"),
+    (with_output(file=None, hls=HlsOutput(), muxer_params={"hls_key_info_file": text("/etc/passwd")}), MISSING, "outputs[0].muxer_params"),
+    (with_output(file=None, dash=DashOutput(), muxer_params={"http_opts": text("a=b")}), MISSING, "outputs[0].muxer_params"),
+    (with_output(file=None, sprites=SpriteSheetOutput(url_prefix="a\n\nSTYLE")), INVALID, "outputs[0].sprites.url_prefix"),
+    (with_output(file=None, frames=FramesOutput(), muxer_params={"protocol_opts": text("a=b")}), MISSING, "outputs[0].muxer_params"),
+    (with_output(uploads=[Upload()]), REQUIRED, "outputs[0].uploads[0].s3"),
     (media_pb2.RunPipelineRequest(inputs=[Input()]), REQUIRED, "outputs"),
     (media_pb2.RunPipelineRequest(outputs=[Output()]), REQUIRED, "inputs"),
     # encoders and their options

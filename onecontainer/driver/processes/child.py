@@ -30,7 +30,7 @@ from onecontainer.driver.lifecycle import call_own
 from onecontainer.driver.methods import DriverMethod, methods_of
 from onecontainer.driver.processes.frames import READ_AHEAD_BYTES, Frame, Kind, receive, send
 from onecontainer.driver.processes.recipe import Recipe
-from onecontainer.driver.runs import Execution, failure, unforeseen
+from onecontainer.driver.runs import Execution, failure, kept_of, unforeseen
 from onecontainer.errors import Cancelled, OneContainerError
 from onecontainer.rpc import status
 
@@ -132,7 +132,8 @@ class Child:
         try:
             frame = Frame(Kind.DONE, execution.encode(execution.result()), facts)
         except Exception as error:  # noqa: BLE001 - whatever it is, the sidecar waits for an outcome
-            frame = Frame(Kind.FAILED, failure(error, execution.method.full_name).SerializeToString(), facts)
+            told = failure(error, execution.method.full_name, most=status.MAX_JOB_STATUS_BYTES)
+            frame = Frame(Kind.FAILED, told.SerializeToString(), {**facts, "kept_artifacts": kept_of(error)})
         send(self._writer, frame)
 
     async def detach(self) -> None:

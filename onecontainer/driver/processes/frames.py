@@ -41,7 +41,7 @@ class Kind(IntEnum):
     DONE = 15
     """The handler's result [the method's result]. Facts: `reusable`."""
     FAILED = 16
-    """The handler's error, or that of attaching [google.rpc.Status]. Facts: `reusable`."""
+    """The handler's error, or that of attaching [google.rpc.Status]. Facts: `reusable`, `kept_artifacts`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,5 +172,6 @@ def _run_frame(method: DriverMethod, request: Message, context: Context) -> Fram
 def _outcome(method: DriverMethod, frame: Frame) -> Outcome:
     reusable = bool(frame.facts.get("reusable"))
     if frame.kind is Kind.FAILED:
-        return Outcome(None, status.from_status(status_pb2.Status.FromString(frame.data)), reusable)
+        error = status.from_status(status_pb2.Status.FromString(frame.data))
+        return Outcome(None, error.with_details(kept_artifacts=frame.facts.get("kept_artifacts", ())), reusable)
     return Outcome(method.result_class.FromString(frame.data), None, reusable)

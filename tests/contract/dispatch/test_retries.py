@@ -10,7 +10,7 @@ import pytest
 
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.client.sync import Job
-from onecontainer.errors import Code, Reason, ResourceNotFound
+from onecontainer.errors import BackendUnreachable, Code, Reason, ResourceNotFound
 from onecontainer.rpc.status import from_status
 from tests.contract.dispatch.scene import FAILED, LEASE, RUNNING, SUCCEEDED, WAITING, Scene, begun, until
 from tests.fixtures.ledger_desk import options
@@ -37,6 +37,30 @@ def test_a_failure_that_may_pass_is_tried_again_if_the_method_may_be_repeated(sc
     assert failed_with(once.wait(timeout=60)) == (FAILED, Reason.BACKEND_UNREACHABLE, 1)
     widened = scene.job("WorkOnce", given=options(retry_unsafe=True, **QUICK), steps=1, failing_attempts=2)
     assert widened.wait(timeout=60).state == SUCCEEDED
+
+
+def test_what_a_failed_job_is_told_to_keep_stays_as_a_result_would(scene: Scene) -> None:
+    kept = scene.job(given=options(max_attempts=2, **QUICK), behaviour="partial", result_bytes=20_000)
+    with pytest.raises(BackendUnreachable) as caught:
+        kept.result(scene.pb.WorkResult, timeout=60)
+    told = caught.value.detail(scene.pb.WorkResult)
+    assert told is not None
+    assert (told.steps, len(told.payload)) == (2, 20_000), (
+        "the last attempt's, and more than a call's error could carry"
+    )
+    record = kept.refresh()
+    assert (record.state, list(record.artifacts)) == (FAILED, [told.artifact])
+    assert scene.client.artifacts.read_all(told.artifact) == b"made"
+    of_job = [one.name for one in scene.client.artifacts.list() if one.job == kept.name]
+    assert of_job == [told.artifact], "what the first attempt made has gone, and what the last one did not name"
+
+    brief = scene.job("WorkOnce", given=options(result_ttl=0.5), behaviour="partial")
+    record = brief.wait(timeout=60)
+    lost = from_status(record.error).detail(scene.pb.WorkResult)
+    assert lost is not None
+    until(lambda: not brief.refresh().artifacts, "artifacts expired")
+    with pytest.raises(ResourceNotFound):
+        scene.client.artifacts.get(lost.artifact)
 
 
 def test_attempts_are_bounded(scene: Scene) -> None:

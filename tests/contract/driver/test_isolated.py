@@ -215,10 +215,16 @@ async def test_a_child_has_the_gateways_artifacts(folder: Path, settings: Sideca
             await calls.driver.Attach(request, metadata=good)
             await gateway.submit(leased_grant(text="artifact"))
             outcome = await gateway.outcome("jobs/1")
+            await gateway.submit(leased_grant("2", text="partial"))
+            failure = await gateway.outcome("jobs/2")
         name = WorkResult.FromString(outcome.succeeded.result).text
         artifact, data = gateway.artifacts[name]
         assert (artifact.media_type, data) == ("text/plain", b"made by an attempt")
         assert (gateway.uploads[0].attempt.job, gateway.uploads[0].attempt.fence) == ("jobs/1", 1)
+        (kept,) = failure.kept_artifacts
+        assert gateway.artifacts[kept][1] == b"made before it failed"
+        own = from_status(failure.failed).detail(wrappers_pb2.StringValue)
+        assert own == wrappers_pb2.StringValue(value="x" * 20_000), "more than a call's error could carry"
 
 
 async def test_the_deadline_is_known_and_kept(calls: Calls, tmp_path: Path) -> None:

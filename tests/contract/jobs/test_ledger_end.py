@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
+from google.protobuf import wrappers_pb2
 from google.rpc import status_pb2
 
 from onecontainer.artifacts import sql as artifact_rows
 from onecontainer.artifacts.model import Artifact, Attempt
 from onecontainer.artifacts.model import State as ArtifactState
 from onecontainer.errors import (
+    BackendExecutionFailed,
     BackendUnreachable,
     Cancelled,
     CapabilityMissing,
+    Code,
     FieldInvalid,
     Reason,
     RecordInvalid,
     ResourceNotFound,
 )
 from onecontainer.ids import new_id
+from onecontainer.jobs import mapping
 from onecontainer.jobs.ledger import Granted
 from onecontainer.jobs.model import SECOND, AttemptState, CancelMode, State
 from onecontainer.jobs.moves import ABORT_GRACE, TIMEOUT_GRACE
-from onecontainer.rpc.status import from_status, to_status
+from onecontainer.rpc.status import MAX_JOB_STATUS_BYTES, from_status, to_status
 from tests.fixtures.ledger_desk import LEASE, OTHER, UID, WORKER, Desk, new_job, refusals
 
 ABORT, FINISH = CancelMode.ABORT, CancelMode.FINISH
@@ -462,6 +466,91 @@ async def test_a_cancelled_attempts_artifacts_go_when_it_has_ended(desk: Desk) -
     assert set(await artifact_states(desk)) == {name}
     await desk.report(grant, "stopped", STOPPED)
     assert await artifact_states(desk) == {}
+
+
+OWN = wrappers_pb2.StringValue(value="one of two was made")
+
+
+def partial_failure(code: Code = Code.INVALID_ARGUMENT) -> status_pb2.Status:
+    """What a handler says that has made some of what it was to make."""
+    return to_status(BackendExecutionFailed("one of two", code=code).with_details(OWN), most=MAX_JOB_STATUS_BYTES)
+
+
+async def test_a_failed_job_keeps_what_its_last_attempt_names(desk: Desk) -> None:
+    job = await desk.create(max_attempts=2)
+    first = await desk.claim_one()
+    made_first = await made(desk, first)
+    await desk.report(first, "failed", partial_failure(Code.UNAVAILABLE), kept_artifacts=(made_first,))
+    row = await desk.row(job)
+    assert (row.state, await artifact_states(desk)) == (State.RETRY_WAIT, {}), "tried again: all goes"
+    assert own_detail(row.error) is None, "and nothing promises it"
+
+    grant = await desk.next_attempt(job)
+    good, bad = await made(desk, grant), await made(desk, grant)
+    other = await desk.claim_one() if await desk.create() else grant
+    foreign = await made(desk, other)
+    for _ in range(2):  # again, since its acknowledgement got lost
+        await desk.report(grant, "failed", partial_failure(), kept_artifacts=(good, foreign, "artifacts/none"))
+    view = await desk.get(job)
+    assert (view.row.state, view.artifacts) == (State.FAILED, (good,))
+    assert await artifact_states(desk) == {good: ArtifactState.READY, foreign: ArtifactState.STAGED}
+    assert bad not in await artifact_states(desk)
+    assert own_detail(view.row.error) == OWN
+    assert all(own_detail(attempt.error) is None for attempt in view.attempts), "it is kept once"
+    (letter,) = (await desk.ledger.dead_letters([], 10, 0)).rows
+    assert own_detail(letter.error) is None
+    page = mapping.job_to_proto(view, summary=True)
+    assert (page.error.message, len(page.error.details)) == ("one of two", 1), "nor is it in lists"
+
+    desk.clock.advance(3599)
+    await desk.sweep()
+    assert (await desk.get(job)).artifacts == (good,)
+    desk.clock.advance(1)
+    await desk.sweep()
+    view = await desk.get(job)
+    assert (view.row.state, view.artifacts, view.row.result_expired) == (State.FAILED, (), False)
+
+
+async def test_what_is_cancelled_or_expired_keeps_nothing_of_a_failure(desk: Desk) -> None:
+    for end in (State.CANCELLED, State.EXPIRED):
+        job = await desk.create(total_timeout=10)
+        grant = await desk.claim_one()
+        name = await made(desk, grant)
+        if end == State.CANCELLED:
+            await desk.ledger.cancel(job, FINISH)
+        else:
+            desk.clock.advance(10)
+            await desk.sweep()
+        await desk.report(grant, "failed", partial_failure(), kept_artifacts=(name,))
+        assert (await desk.state(job), await artifact_states(desk)) == (end, {})
+
+
+@pytest.mark.parametrize(("ttl", "kept"), [({"result_ttl": 0}, 60), ({"result_ttl": 20}, 20)])
+async def test_what_a_failed_job_keeps_goes_after_its_time(desk: Desk, ttl: dict[str, float], kept: float) -> None:
+    job = await desk.create(**ttl)
+    grant = await desk.claim_one()
+    name = await made(desk, grant)
+    await desk.report(grant, "failed", partial_failure(), kept_artifacts=(name,))
+    desk.clock.advance(kept - 1)
+    await desk.sweep()
+    assert (await desk.get(job)).artifacts == (name,)
+    desk.clock.advance(1)
+    await desk.sweep()
+    assert await artifact_states(desk) == {}
+
+
+async def test_what_a_failed_job_keeps_may_be_kept_for_ever(desk: Desk) -> None:
+    job = await desk.create(keep_result=True)
+    grant = await desk.claim_one()
+    name = await made(desk, grant)
+    await desk.report(grant, "failed", partial_failure(), kept_artifacts=(name,))
+    desk.clock.advance(30 * 86400)
+    await desk.sweep()
+    assert (await desk.get(job)).artifacts == (name,)
+
+
+def own_detail(error: bytes) -> wrappers_pb2.StringValue | None:
+    return from_status(status_pb2.Status.FromString(error)).detail(wrappers_pb2.StringValue)
 
 
 @pytest.mark.parametrize(("ttl", "kept"), [({}, 3600), ({"result_ttl": 0}, 60), ({"result_ttl": 20}, 20)])

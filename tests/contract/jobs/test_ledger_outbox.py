@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf import wrappers_pb2
 
 from onecontainer.api.event.v1 import event_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.type.v1 import job_options_pb2
 from onecontainer.database import Database
-from onecontainer.errors import BackendUnreachable
+from onecontainer.errors import BackendUnreachable, DataInvalid
 from onecontainer.jobs.ledger import Decision, Granted
 from onecontainer.jobs.model import CancelMode
 from onecontainer.jobs.sql_outbox import SqlOutbox
+from onecontainer.rpc.status import MAX_JOB_STATUS_BYTES, from_status, to_status
 from tests.fixtures.ledger_desk import OTHER, SERVICE, STRANGER, UID, WORKER, Desk
 
 LOW, HIGH = job_options_pb2.PRIORITY_LOW, job_options_pb2.PRIORITY_HIGH
@@ -161,3 +163,14 @@ async def test_events_are_written_with_what_they_tell_of(database: Database) -> 
     assert {event.job for event in events} == {f"jobs/{job}"}
     await outbox.events_sent([row.position for row in rows[:2]])
     assert [row.position for row in await outbox.oldest_events(10)] == [rows[2].position]
+
+
+async def test_an_events_error_has_nothing_of_the_methods_own(database: Database) -> None:
+    desk = Desk(database, record_events=True)
+    await desk.create()
+    error = DataInvalid("a", "is wrong").with_details(wrappers_pb2.StringValue(value="x" * 20_000))
+    await desk.report(await desk.claim_one(), "failed", to_status(error, most=MAX_JOB_STATUS_BYTES))
+    rows = await SqlOutbox(database, desk.clock).oldest_events(10)
+    told = event_pb2.JobEvents.FromString(rows[-1].events).events[-1]
+    assert told.new_state == job_pb2.JOB_STATE_FAILED
+    assert (from_status(told.error).details, from_status(told.error).violations) == ((), error.violations)

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import wrappers_pb2
 from google.rpc import code_pb2, status_pb2
 
 from onecontainer.api.driver.v1 import driver_pb2
@@ -30,7 +31,7 @@ from onecontainer.errors import (
 )
 from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.server import Context, StaticTokens, service_handler
-from onecontainer.rpc.status import duration, from_status, to_status
+from onecontainer.rpc.status import MAX_JOB_STATUS_BYTES, duration, from_status, to_status
 
 Run = Callable[[lease_pb2.Grant, Context], AsyncIterator[driver_pb2.RunResponse]]
 PROGRESS = driver_pb2.RunResponse(progress=progress_pb2.Progress(done=1))
@@ -183,7 +184,7 @@ async def test_the_same_as_a_last_event_gives_it_back(bench: Bench) -> None:
 
 async def test_after_the_beginning_it_is_a_failure(bench: Bench) -> None:
     outcome = await bench.outcome(raising(Draining("ends"), PROGRESS))
-    assert from_status(outcome).reason is Reason.DRAINING
+    assert from_status(outcome.error).reason is Reason.DRAINING
 
 
 async def test_a_driver_that_is_not_there_gives_it_back(bench: Bench, folder: Path) -> None:
@@ -195,25 +196,35 @@ async def test_a_driver_that_is_not_there_gives_it_back(bench: Bench, folder: Pa
 
 async def test_a_missing_method_fails_it(bench: Bench) -> None:
     outcome = await bench.outcome(raising(CapabilityMissing("no such method")))
-    assert from_status(outcome).reason is Reason.CAPABILITY_MISSING
+    assert from_status(outcome.error).reason is Reason.CAPABILITY_MISSING
 
 
 async def test_typed_failures_keep_their_reason_and_say_of_which_job_they_are(bench: Bench) -> None:
     error = to_status(BackendUnreachable("away", retry_after=3.0), hop="backend")
-    told = from_status(await bench.outcome(telling(driver_pb2.RunResponse(failed=error))))
+    told = from_status((await bench.outcome(telling(driver_pb2.RunResponse(failed=error)))).error)
     assert (told.reason, told.retry_after, told.hop) == (Reason.BACKEND_UNREACHABLE, 3.0, "backend")
     assert (told.metadata["job"], told.metadata["attempt"], told.metadata["driver"]) == ("jobs/a", "1", "echo")
 
 
+async def test_a_failure_tells_what_there_is_nevertheless(bench: Bench) -> None:
+    own = wrappers_pb2.StringValue(value="x" * 20_000)
+    error = to_status(BackendUnreachable("away").with_details(own), most=MAX_JOB_STATUS_BYTES)
+    outcome = await bench.outcome(telling(driver_pb2.RunResponse(failed=error, kept_artifacts=["artifacts/a"])))
+    assert (outcome.kept_artifacts, from_status(outcome.error).detail(wrappers_pb2.StringValue)) == (
+        ("artifacts/a",),
+        own,
+    )
+
+
 async def test_a_failure_without_a_reason_gets_that_of_its_code(bench: Bench) -> None:
     plain = status_pb2.Status(code=code_pb2.NOT_FOUND, message="nothing there")
-    told = from_status(await bench.outcome(telling(driver_pb2.RunResponse(failed=plain))))
+    told = from_status((await bench.outcome(telling(driver_pb2.RunResponse(failed=plain)))).error)
     assert (told.reason, told.message) == (Reason.RESOURCE_NOT_FOUND, "nothing there")
 
 
 @pytest.mark.parametrize("events", [(), (PROGRESS,), (driver_pb2.RunResponse(failed=status_pb2.Status()),)])
 async def test_a_run_without_an_outcome_is_the_drivers_defect(bench: Bench, events: Any) -> None:
-    assert from_status(await bench.outcome(telling(*events))).reason is Reason.DRIVER_MISIMPLEMENTED
+    assert from_status((await bench.outcome(telling(*events))).error).reason is Reason.DRIVER_MISIMPLEMENTED
 
 
 async def test_cancel_is_told_by_stop_run(bench: Bench) -> None:
@@ -310,4 +321,4 @@ async def test_a_lost_lease_stops_it_and_has_no_outcome(bench: Bench) -> None:
 )
 async def test_the_worker_keeps_the_time(bench: Bench, limit: str, reason: Reason) -> None:
     outcome = await bench.outcome(bench.driver.until_stopped, **{limit: duration(0.2)})
-    assert from_status(outcome).reason is reason
+    assert from_status(outcome.error).reason is reason

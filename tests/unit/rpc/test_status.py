@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, wrappers_pb2
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ from onecontainer import errors
 from onecontainer.api.error.v1 import reason_pb2
 from onecontainer.errors import BY_REASON, Code, FieldInvalid, FieldViolation, OneContainerError, Reason
 from onecontainer.rpc import status
-from onecontainer.rpc.status import MAX_STATUS_BYTES, bounded, from_status, to_status
+from onecontainer.rpc.status import MAX_JOB_STATUS_BYTES, MAX_STATUS_BYTES, bounded, from_status, to_status
 from tests.fixtures.protos import comments_of
 
 CLASSES = sorted(BY_REASON.values(), key=lambda cls: cls.__name__)
@@ -152,6 +152,37 @@ def test_a_foreign_status_is_bounded_too() -> None:
     assert small.ByteSize() <= MAX_STATUS_BYTES
     assert small.message.startswith("mmm")
     assert [detail.type_url.rpartition(".")[2] for detail in small.details] == ["RetryInfo"]
+
+
+def test_a_message_of_the_methods_own_goes_with_an_error_as_far_as_there_is_room() -> None:
+    error = FieldInvalid("a", "is wrong").with_details(wrappers_pb2.StringValue(value="x" * 10_000))
+    job = to_status(error, most=MAX_JOB_STATUS_BYTES)
+    back = from_status(job)
+    assert back.detail(wrappers_pb2.StringValue) == wrappers_pb2.StringValue(value="x" * 10_000)
+    assert to_status(back, most=MAX_JOB_STATUS_BYTES).ByteSize() == job.ByteSize(), "once more through a process"
+    call = from_status(to_status(error))
+    assert (call.detail(wrappers_pb2.StringValue), call.violations) == (None, error.violations), "a trailer is small"
+    large = FieldInvalid("a", "is wrong").with_details(wrappers_pb2.StringValue(value="x" * MAX_JOB_STATUS_BYTES))
+    small = from_status(to_status(large, most=MAX_JOB_STATUS_BYTES))
+    assert (small.details, small.violations) == ((), error.violations)
+
+
+def test_in_brief_there_is_nothing_of_the_methods_own() -> None:
+    error = FieldInvalid("a", "is wrong", retry_after=2.0).with_details(wrappers_pb2.Int64Value(value=3))
+    back = from_status(status.brief(to_status(error)))
+    assert (back.detail(wrappers_pb2.Int64Value), back.violations, back.retry_after) == (None, error.violations, 2.0)
+
+
+def test_a_detail_that_does_not_decode_or_is_another_one_is_none() -> None:
+    broken = any_pb2.Any(type_url="type.googleapis.com/google.protobuf.StringValue", value=b"\xff\xff")
+    error = FieldInvalid("a").with_details(broken, wrappers_pb2.Int64Value(value=3))
+    assert error.detail(wrappers_pb2.StringValue) is None
+    assert error.detail(wrappers_pb2.Int64Value) == wrappers_pb2.Int64Value(value=3)
+
+
+def test_only_artifacts_are_kept() -> None:
+    with pytest.raises(TypeError):
+        FieldInvalid("a").with_details(kept_artifacts=["/etc/passwd"])
 
 
 # --- what others send -------------------------------------------------------------------------------------------------------

@@ -700,6 +700,7 @@ class RunResponse(_message.Message):
     SUCCEEDED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    KEPT_ARTIFACTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> _job_lease_service_pb2.Started:
         """The handler's declaration; the caller records it, and confirms by nothing: in Run side effects wait only for the message to be sent."""
@@ -724,6 +725,12 @@ class RunResponse(_message.Message):
     def stopped(self) -> _job_lease_service_pb2.Stopped:
         """The last event: it was stopped."""
 
+    @_builtins.property
+    def kept_artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL, with `failed` only. Artifacts that were uploaded with the grant's job, attempt and fence and that stay, as long as a
+        result would, if the job is FAILED by this. Absent: none stays.
+        """
+
     def __init__(
         self,
         *,
@@ -733,10 +740,11 @@ class RunResponse(_message.Message):
         succeeded: _job_lease_service_pb2.Succeeded | None = ...,
         failed: _status_pb2.Status | None = ...,
         stopped: _job_lease_service_pb2.Stopped | None = ...,
+        kept_artifacts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "progress", b"progress", "started", b"started", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "progress", b"progress", "started", b"started", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "kept_artifacts", b"kept_artifacts", "progress", b"progress", "started", b"started", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "progress", "checkpoint", "succeeded", "failed", "stopped"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

@@ -403,6 +403,7 @@ class Report(_message.Message):
     STOPPED_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    KEPT_ARTIFACTS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """REQUIRED. Rises by at least 1 from report to report of the same instance, over all streams. Acknowledgements name it."""
     job: _builtins.str
@@ -433,7 +434,7 @@ class Report(_message.Message):
 
     @_builtins.property
     def failed(self) -> _status_pb2.Status:
-        """The handler failed."""
+        """The handler failed. Up to 256 KiB; details that are over it are left out, those of `google.rpc` last."""
 
     @_builtins.property
     def stopped(self) -> Global___Stopped:
@@ -446,6 +447,13 @@ class Report(_message.Message):
     @_builtins.property
     def rejected(self) -> Global___Rejected:
         """A record of the dispatch topic that is not a job."""
+
+    @_builtins.property
+    def kept_artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """OPTIONAL, with `failed` only. Artifacts that were uploaded with this job, attempt and fence and that are of use although it failed,
+        `artifacts/{artifact}`: if the job is FAILED by this report they become READY and stay as long as a result would; if it is tried
+        again or ends otherwise they go with the attempt's others. Absent: all go.
+        """
 
     def __init__(
         self,
@@ -463,10 +471,11 @@ class Report(_message.Message):
         stopped: Global___Stopped | None = ...,
         released: Global___Released | None = ...,
         rejected: Global___Rejected | None = ...,
+        kept_artifacts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "heartbeat", b"heartbeat", "progress", b"progress", "rejected", b"rejected", "released", b"released", "started", b"started", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "fence", b"fence", "heartbeat", b"heartbeat", "job", b"job", "progress", b"progress", "rejected", b"rejected", "released", b"released", "sequence", b"sequence", "started", b"started", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "event", b"event", "failed", b"failed", "fence", b"fence", "heartbeat", b"heartbeat", "job", b"job", "kept_artifacts", b"kept_artifacts", "progress", b"progress", "rejected", b"rejected", "released", b"released", "sequence", b"sequence", "started", b"started", "stopped", b"stopped", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "heartbeat", "progress", "checkpoint", "succeeded", "failed", "stopped", "released", "rejected"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

@@ -276,7 +276,10 @@ class Job(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """OUTPUT ONLY. Why it is FAILED, CANCELLED or EXPIRED, with an ErrorInfo; in RETRY_WAIT, why the last attempt failed."""
+        """OUTPUT ONLY. Why it is FAILED, CANCELLED or EXPIRED, with an ErrorInfo; in RETRY_WAIT, why the last attempt failed. When FAILED the
+        details may have a message of the method's own, which tells what there is nevertheless; it is absent in ListJobs, attempts, dead
+        letters and events.
+        """
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
@@ -284,7 +287,9 @@ class Job(_message.Message):
 
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """OUTPUT ONLY. Artifacts that the job made and that are READY, `artifacts/{artifact}`. Absent in ListJobs."""
+        """OUTPUT ONLY. Artifacts that the job made and that are READY, `artifacts/{artifact}`; when FAILED those that its handler said are of
+        use nevertheless. Absent in ListJobs.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -83,6 +83,8 @@ async def _work(request: echo_pb2.WorkRequest, context: Context) -> echo_pb2.Wor
         context.job.resume_details.Unpack(resumed)
     if request.checkpoint:
         context.checkpoint(echo_pb2.WorkResult(resumed_from=attempt))
+    if request.behaviour == "partial":
+        raise await _partial(request, context, attempt)
     if request.behaviour and request.behaviour != "resume":
         await _misbehave(request.behaviour)
     if attempt <= request.failing_attempts:
@@ -107,6 +109,13 @@ def _failure(request: echo_pb2.WorkRequest) -> errors.OneContainerError:
     kind = errors.BY_REASON[errors.Reason(request.fail_reason or errors.Reason.BACKEND_UNREACHABLE)]
     code = errors.Code(request.fail_code) if request.fail_code else None
     return kind("not yet", code=code, retry_after=request.fail_retry_after or None)
+
+
+async def _partial(request: echo_pb2.WorkRequest, context: Context, attempt: int) -> errors.OneContainerError:
+    """A failure that leaves one of two artifacts, and says so in a message of its own."""
+    good, _bad = [(await context.artifacts.put_bytes(b"made", filename=name)).name for name in ("good.bin", "bad.bin")]
+    told = echo_pb2.WorkResult(steps=attempt, artifact=good, payload=bytes(request.result_bytes))
+    return _failure(request).with_details(told, kept_artifacts=[good])
 
 
 async def _steps(request: echo_pb2.WorkRequest, context: Context) -> int:
