@@ -11,7 +11,7 @@ import av
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from drivers.ffmpeg.tests.conftest import Bench, play, unpacked
+from drivers.ffmpeg.tests.conftest import Bench, make_media, play, unpacked
 from drivers.ffmpeg.tests.test_pipeline import artifact_input, file_output, run, small_video
 from onecontainer.api.media.v1 import media_pb2, output_pb2, pipeline_pb2
 from onecontainer.api.media.v1.output_pb2 import HlsOutput, Output, Variant
@@ -190,6 +190,27 @@ async def test_languages_are_renditions(bench: Bench, colours: Path, ffmpeg: str
             assert container.streams.audio[0].codec_context.channels == channels
             assert not container.streams.video
     play(ffmpeg, folder / "main/index.m3u8")
+
+
+async def test_sounds_whose_picture_is_missing_are_variants(
+    bench: Bench, colours: Path, ffmpeg: str, tmp_path: Path
+) -> None:
+    sound = make_media(ffmpeg, tmp_path / "sound.mka", "-i", str(colours), "-map", "0:a", "-c", "copy")
+    result = await run(
+        bench,
+        inputs=[artifact_input(bench.artifacts.add(sound))],
+        elementary_streams=[
+            ElementaryStream(key="v", skip_if_missing=True, video=small_video()),
+            ElementaryStream(key="one", audio=AudioStream(codec="aac")),
+            ElementaryStream(key="two", audio=AudioStream(codec="copy")),
+        ],
+        outputs=[hls_output("out", "v", "one", "two")],
+    )
+    folder = unpacked(bench, result.outputs[0])
+    master = (folder / "out.m3u8").read_text()
+    assert re.findall(r"#EXT-X-STREAM-INF:.*\n(.*)", master) == ["audio/index.m3u8", "audio-2/index.m3u8"]
+    for name in ("audio", "audio-2"):
+        play(ffmpeg, folder / name / "index.m3u8")
 
 
 async def test_finish_leaves_a_playlist_that_plays(bench: Bench, long_clip: Path, ffmpeg: str) -> None:

@@ -27,9 +27,12 @@ async def test_a_file_in_two_passes(bench: Bench, clip: Path, ffmpeg: str, conta
     result = await run(
         bench,
         inputs=[artifact_input(bench.artifacts.add(clip))],
-        elementary_streams=[ElementaryStream(key="a", audio=AudioStream()), ElementaryStream(key="v", video=in_two(150_000, codec))],
+        elementary_streams=[
+            ElementaryStream(key="a", audio=AudioStream()),
+            ElementaryStream(key="v", video=in_two(90_000, codec, width=96)),
+        ],
         outputs=[file_output("out", container, "a", "v")],
-    )  # fmt: skip
+    )
     output = result.outputs[0]
     command = list(output.command)
     assert command[command.index("-pass:v:0") + 1] == "2"

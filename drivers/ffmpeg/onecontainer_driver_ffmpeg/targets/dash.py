@@ -105,7 +105,10 @@ class DashTarget(SegmentedTarget):
             await asyncio.to_thread((made.folder / str(index)).rename, made.folder / f"{name}.part")
         for name in names:  # in two steps: a variant may be called as another one's number
             await asyncio.to_thread((made.folder / f"{name}.part").rename, made.folder / name)
-        text = re.sub(r'(<Representation id=")(\d+)"', lambda match: f'{match[1]}{names[int(match[2])]}"', text)
+        by_number = {str(index): name for index, name in enumerate(names)}
+        text = re.sub(
+            r'(?<=<Representation id=")(\d+)(?=" mimeType)', lambda match: by_number.get(match[1], match[1]), text
+        )
         text = text.replace("</Period>", f"{self._text_sets(made.tracks)}</Period>", 1)
         await asyncio.to_thread(manifest.write_text, text, "utf-8")
         files = [made_file(made.folder, self._manifest, MANIFEST, DASH_TYPE)]

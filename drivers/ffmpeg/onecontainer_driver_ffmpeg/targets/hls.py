@@ -96,6 +96,8 @@ class HlsTarget(SegmentedTarget):
             ]
         pictures = [track for track in main if track.draft.kind == "video"]
         names = ["audio", *(f"audio-{number}" for number in range(2, len(sounds) + 1))]
+        if not pictures:  # they were missing, and might be: each sound is a variant then
+            return [_Part(name, [track], variant=0) for name, track in zip(names, sounds, strict=True)]
         return [
             _Part(MAIN, pictures, variant=0, group=True),
             *(_Part(name, [track], group=True) for name, track in zip(names, sounds, strict=True)),
