@@ -225,23 +225,37 @@ def store_error(error: Exception, place: Place, refused: list[str]) -> errors.On
     # What follows is Rust's words for the same, with the whole request in them.
     text = str(error).partition("\n\nDebug source")[0]
     code = f" ({found[1]})" if (found := _CODE.search(text)) else ""
+
+    def at(what: str) -> list[errors.FieldViolation]:
+        return [errors.FieldViolation(place.at, what)]
+
     if refused:
         return errors.SourceNotAllowed(
             place.at, f"{bucket} leads to {refused[0]}, which is not in the service's option upload_hosts"
         )
-    if isinstance(error, errors.OneContainerError):
-        return type(error)(f"{where}: {error}", retry_after=error.retry_after, hop="backend")
+    if isinstance(error, errors.CredentialsInvalid | errors.BackendUnreachable):
+        return type(error)(f"{where}: {error}", violations=at(str(error)), retry_after=error.retry_after, hop="backend")
     match _meaning(error, _UNKNOWN_CALLER.search(text) is not None):
         case errors.Code.UNAUTHENTICATED:
-            return errors.CredentialsInvalid(f"{where} does not accept the credentials{code}", hop="backend")
+            return errors.CredentialsInvalid(
+                f"{where} does not accept the credentials{code}", violations=at("are not accepted"), hop="backend"
+            )
         case errors.Code.PERMISSION_DENIED:
-            return errors.PermissionDenied(f"{where} does not allow these credentials to write{code}", hop="backend")
+            return errors.PermissionDenied(
+                f"{where} does not allow these credentials to write{code}",
+                violations=at("may not write"),
+                hop="backend",
+            )
         case errors.Code.NOT_FOUND:
             return errors.ResourceNotFound(
-                f"{where} does not exist{code}: make it first", resource=("bucket", bucket), hop="backend"
+                f"{where} does not exist{code}: make it first",
+                violations=at("does not exist"),
+                resource=("bucket", bucket),
+                hop="backend",
             )
+    told = _safe(text or type(error).__name__, place)
     return errors.BackendUnreachable(
-        f"{where} did not take a file: {_safe(text or type(error).__name__, place)}", retry_after=1.0, hop="backend"
+        f"{where} did not take a file: {told}", violations=at(told), retry_after=1.0, hop="backend"
     )
 
 

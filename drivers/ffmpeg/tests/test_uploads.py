@@ -155,6 +155,7 @@ async def test_a_bucket_that_is_not_there_is_told_and_not_tried_again(emulator: 
     plan = plan_of(upload_to(emulator, bucket="nowhere"), emulator)
     error = await upload_files(plan, [made(tmp_path, "a.mp4", b"x")], result)
     assert isinstance(error, errors.ResourceNotFound), error
+    assert error.violations[0].field == "outputs[0].uploads[0]"
     assert f"{SCHEMES[kind_of(emulator)]}://nowhere" in error.message
     assert (result.state, result.attempts, result.error.message) == (pb.UPLOAD_STATE_FAILED, 1, error.message)
 

@@ -78,8 +78,8 @@ class IsolatedDriver(Driver):
                 path = context.scratch / "out.txt"
                 path.write_bytes(b"made by an attempt")
                 return WorkResult(text=(await context.artifacts.put(path, media_type="text/plain")).name)
-            case ("partial", _, _):
-                kept = (await context.artifacts.put_bytes(b"made before it failed")).name
+            case ("partial", _, name):
+                kept = name or (await context.artifacts.put_bytes(b"made before it failed")).name
                 own = wrappers_pb2.StringValue(value="x" * 20_000)
                 raise errors.DataInvalid("text", "is half good").with_details(own, kept_artifacts=[kept])
         if context.job is not None and context.job.resume_details is not None:

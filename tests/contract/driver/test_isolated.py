@@ -184,6 +184,14 @@ async def test_a_checkpoint_is_told_at_once(calls: Calls, tmp_path: Path) -> Non
     await until(lambda: not is_there(child))
 
 
+async def test_a_failure_tells_what_there_is_nevertheless(calls: Calls) -> None:
+    (event,) = await run(calls, grant(text="partial artifacts/a"))
+    assert list(event.kept_artifacts) == ["artifacts/a"]
+    told = from_status(event.failed)
+    assert told.reason is errors.Reason.DATA_INVALID
+    assert told.detail(wrappers_pb2.StringValue) == wrappers_pb2.StringValue(value="x" * 20_000)
+
+
 async def test_a_declaration_is_recorded_before_the_handler_goes_on(calls: Calls) -> None:
     events = await run(calls, grant(text="declare"))
     assert events[0].started.idempotent is False
