@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg import allowed, listing
-from onecontainer_driver_ffmpeg.containers import AUDIO_ONLY, CONTAINERS, Container
+from onecontainer_driver_ffmpeg.containers import AUDIO_ONLY, CONTAINERS, SUBTITLES, Container
 from onecontainer_driver_ffmpeg.process import run
 
 _HARDWARE_SUFFIXES = (
@@ -101,6 +101,8 @@ class Capabilities:
         if kind == "video" and container.name in AUDIO_ONLY:
             return None
         codec = (await self._read_help("muxer", container.muxer, "E")).defaults.get(kind)
+        if kind == "subtitle" and codec in (None, "none"):
+            codec = SUBTITLES.get(container.name)
         return self.encoder_for(codec) if codec and codec != "none" else None
 
     def encoder_for(self, name: str) -> str | None:

@@ -109,7 +109,8 @@ async def _video(
         interval = seconds(video.keyframe_interval)
         if interval <= 0:
             raise errors.FieldInvalid(f"{at}.keyframe_interval", "is not more than 0")
-        words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f})"]
+        # Half a millisecond less: a multiple that is a hair above the frame's own time would come a frame late.
+        words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f}-0.0005)"]
     if video.pixel_format:
         if video.pixel_format not in capabilities.pixel_formats:
             raise errors.BackendCapabilityMissing(
