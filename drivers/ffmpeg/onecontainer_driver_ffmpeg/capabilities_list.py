@@ -8,8 +8,8 @@ from onecontainer_driver_ffmpeg import allowed
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.settings import Settings
+from onecontainer_driver_ffmpeg.targets import TARGETS
 
-TARGETS = ("file",)
 _KINDS = {
     "video": media_info_pb2.STREAM_KIND_VIDEO,
     "audio": media_info_pb2.STREAM_KIND_AUDIO,
@@ -113,7 +113,7 @@ async def list_capabilities(capabilities: Capabilities, settings: Settings) -> m
             threads=settings.threads,
             max_memory_bytes=settings.max_memory_bytes,
         ),
-        targets=TARGETS,
+        targets=list(TARGETS),
     )
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from onecontainer.api.media.v1 import input_pb2, media_pb2, output_pb2, pipeline_pb2
 from onecontainer.api.media.v1.media_info_pb2 import MediaInfo, StreamInfo
 from onecontainer.driver import errors
-from onecontainer_driver_ffmpeg import allowed
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
-from onecontainer_driver_ffmpeg.containers import CONTAINERS, Container
 from onecontainer_driver_ffmpeg.media_info import seconds
 from onecontainer_driver_ffmpeg.prober import input_options
+from onecontainer_driver_ffmpeg.request_checks import check_request
 from onecontainer_driver_ffmpeg.settings import Settings
 from onecontainer_driver_ffmpeg.sources import OpenedSource
-from onecontainer_driver_ffmpeg.stream_plan import KINDS, StreamDraft, draft_default, draft_stream
-from onecontainer_driver_ffmpeg.values import muxer_params
-
-_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MOST_INPUTS, MOST_STREAMS, MOST_OUTPUTS = 16, 64, 32
+from onecontainer_driver_ffmpeg.stream_plan import KINDS, StreamDraft
+from onecontainer_driver_ffmpeg.targets import check_target
+from onecontainer_driver_ffmpeg.targets.target import Known, Pick, Target, Track, Written
 
 
 @dataclass(frozen=True)
@@ -54,64 +49,68 @@ class BoundInput:
 class OutputDraft:
     request: output_pb2.Output
     at: str
-    container: Container
-    file_name: str
-    streams: Sequence[StreamDraft]
-    muxer_arguments: Sequence[str]
+    target: Target
+    streams: Sequence[tuple[Pick, StreamDraft]]
 
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """One process. `expected` is its length in seconds, None: not known. `shown` is the command as callers may see it."""
+    """One process at a time, in `folder`. `commands`: one, or two for two passes. `expected` is the length in seconds, None: not known.
+
+    `shown` is the last command as callers may see it, and `hidden` says what they see in place of other texts of it.
+    """
 
     key: str
     at: str
-    container: Container
-    path: Path
-    command: Sequence[str]
+    target: Target
+    folder: Path
+    tracks: Sequence[Track]
+    commands: Sequence[Sequence[str]]
     shown: Sequence[str]
+    written: Written
     expected: float | None
     limit: float
-    streams: Sequence[pipeline_pb2.OutputStream] = field(default_factory=list)
+    streams: Sequence[pipeline_pb2.OutputStream]
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    pass_log: Path | None = None
+    """Beginning of the names of what the first pass leaves to the second. None: there is one pass."""
+
+    def redact(self, text: str) -> str:
+        for secret, instead in self.hidden.items():
+            text = text.replace(secret, instead)
+        return text
 
 
-async def draft_outputs(request: media_pb2.RunPipelineRequest, capabilities: Capabilities) -> list[OutputDraft]:
-    """Checks everything of `request` but its sources. Raises FieldRequired, FieldInvalid or BackendCapabilityMissing."""
-    _check_counts(request)
-    for index, one in enumerate(request.inputs):
-        _check_input(one, f"inputs[{index}]")
+async def draft_outputs(
+    request: media_pb2.RunPipelineRequest, capabilities: Capabilities, settings: Settings
+) -> list[OutputDraft]:
+    """Checks everything of `request` but its sources. Raises FieldRequired, FieldInvalid, BackendCapabilityMissing, SourceNotAllowed."""
+    check_request(request)
+    targets = [
+        await check_target(output, capabilities, settings, f"outputs[{index}]")
+        for index, output in enumerate(request.outputs)
+    ]
     streams = {stream.key: (index, stream) for index, stream in enumerate(request.elementary_streams)}
-    picked = {key for output in request.outputs for key in output.streams}
-    for key, (index, stream) in streams.items():
+    picked = {pick.key for target in targets for pick in target.picks}
+    for key, (index, _) in streams.items():
         if key not in picked:
             raise errors.FieldInvalid(f"elementary_streams[{index}].key", f"{key!r} is taken by no output")
-        for position, selector in enumerate(stream.sources):
-            where = f"elementary_streams[{index}].sources[{position}]"
-            if not 0 <= selector.input < len(request.inputs):
-                raise errors.FieldInvalid(f"{where}.input", f"is not between 0 and {len(request.inputs) - 1}")
-            if selector.index < 0:
-                raise errors.FieldInvalid(f"{where}.index", "is below 0")
     drafts = []
-    for index, output in enumerate(request.outputs):
-        at = f"outputs[{index}]"
-        container, name = _check_target(output, capabilities, at)
-        taken: list[StreamDraft] = []
-        for position, key in enumerate(output.streams):
-            if key not in streams:
-                raise errors.FieldInvalid(f"{at}.streams[{position}]", f"there is no elementary stream {key!r}")
-            number, stream = streams[key]
-            taken.append(await draft_stream(stream, container, capabilities, f"elementary_streams[{number}]"))
-        if not output.streams:
-            kinds = ("subtitle",) if container.name in ("srt", "vtt", "ass") else ("video", "audio")
-            defaults = [await draft_default(kind, container, capabilities, at) for kind in kinds]
-            taken = [draft for draft in defaults if draft]
-        own = await capabilities.muxer_options(container.muxer)
-        muxing = muxer_params(output.muxer_params, container.muxer, own, f"{at}.muxer_params")
-        if output.file.fast_start and "-movflags" not in muxing and container.fast_start:
-            muxing += ["-movflags", "+faststart"]
-        for key in sorted(output.tags):
-            muxing += ["-metadata", f"{key}={_check_tag(key, output.tags[key], at)}"]
-        drafts.append(OutputDraft(output, at, container, f"{name}.{container.name}", taken, muxing))
+    for target in targets:
+        taken: list[tuple[Pick, StreamDraft]] = []
+        for pick in target.picks:
+            if pick.key not in streams:
+                raise errors.FieldInvalid(pick.at, f"there is no elementary stream {pick.key!r}")
+            number, stream = streams[pick.key]
+            if pick.kind and stream.WhichOneof("kind") not in (pick.kind, None):
+                raise errors.FieldInvalid(pick.at, f"{pick.key!r} is {stream.WhichOneof('kind')}, not {pick.kind}")
+            taken.append((pick, await target.draft(stream, capabilities, f"elementary_streams[{number}]")))
+        if not target.picks:
+            for kind in target.default_kinds:
+                if draft := await target.draft_default(kind, capabilities):
+                    taken.append((Pick(target.at, "", kind), draft))
+        target.check_drafts(taken)
+        drafts.append(OutputDraft(target.output, target.at, target, taken))
     return drafts
 
 
@@ -124,68 +123,97 @@ def bind_output(
     settings: Settings,
     limits: pipeline_pb2.PipelineLimits,
 ) -> OutputPlan:
-    """The command of one output, now that the tracks of the inputs are known."""
-    output = draft.request
+    """The command of one output, now that the tracks of the inputs are known. `folder`: the call's own."""
+    output, target = draft.request, draft.target
+    found = [(pick, stream, tracks) for pick, stream in draft.streams if (tracks := _find_tracks(stream, inputs))]
+    if not found:
+        raise errors.DataInvalid(f"{draft.at}.streams", f"the inputs have no track that {target.container.name} takes")
+    lengths = [inputs[number].length for _, _, tracks in found for number, _ in tracks]
+    expected, limit, cut = _lengths(draft, lengths, settings, limits)
     maps: list[str] = []
     graph: list[str] = []
-    arguments: list[str] = []
-    made: list[pipeline_pb2.OutputStream] = []
-    lengths: list[float | None] = []
+    encoding: list[Sequence[str]] = []
+    made: list[Track] = []
     counts = dict.fromkeys(KINDS, 0)
-    for stream in draft.streams:
-        tracks = _find_tracks(stream, inputs)
-        if tracks is None:
-            continue
-        if (
-            stream.encoder == "copy"
-            and draft.container.holds is not None
-            and tracks[0][1].codec not in draft.container.holds
-        ):
+    for pick, stream, tracks in found:
+        holds = target.container.holds
+        if stream.encoder == "copy" and holds is not None and tracks[0][1].codec not in holds:
             raise errors.FieldInvalid(
                 f"{stream.at}.{stream.kind}.codec",
-                f"`copy` of {tracks[0][1].codec}, which {draft.container.name} cannot hold",
+                f"`copy` of {tracks[0][1].codec}, which {target.container.name} cannot hold",
             )
-        if stream.chain:
+        chain = [*stream.chain, *(target.filters(expected) if stream.kind == "video" else ())]
+        if chain:
             pads = "".join(f"[{number}:{track.index}]" for number, track in tracks)
-            graph.append(f"{pads}{','.join(stream.chain)}[s{len(graph)}]")
+            graph.append(f"{pads}{','.join(chain)}[s{len(graph)}]")
             maps += ["-map", f"[s{len(graph) - 1}]"]
         else:
             maps += ["-map", f"{tracks[0][0]}:{tracks[0][1].index}"]
-        arguments += stream.arguments(counts[stream.kind])
+        made.append(Track(stream, counts[stream.kind], tracks[0][1], pick.rung))
+        encoding.append(stream.arguments(counts[stream.kind]))
         counts[stream.kind] += 1
-        made.append(pipeline_pb2.OutputStream(key=stream.key, kind=KINDS[stream.kind], encoder=stream.encoder))
-        lengths += [inputs[number].length for number, _ in tracks]
-    if not made:
-        raise errors.DataInvalid(f"{draft.at}.streams", f"the inputs have no track that {draft.container.name} takes")
-    expected, limit, cut = _lengths(draft, lengths, settings, limits)
-    path = folder / draft.request.key / draft.file_name
+    own = folder / output.key
+    written = target.write(Known(own, made, expected, cut, capabilities))
     threads = _least(settings.threads, limits.threads)
-    command = [capabilities.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "repeat+level+warning", "-nostats", "-y"]
-    command += ["-progress", "pipe:1", "-stats_period", "0.25"]
+    head = [capabilities.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "repeat+level+warning", "-nostats", "-y"]
+    head += ["-progress", "pipe:1", "-stats_period", "0.25"]
     if threads:
-        command += ["-filter_threads", str(threads), "-filter_complex_threads", str(threads)]
+        head += ["-filter_threads", str(threads), "-filter_complex_threads", str(threads)]
     for one in inputs:
-        command += _input_arguments(one, output, threads, capabilities)
-    if graph:
-        command += ["-filter_complex", ";".join(graph)]
-    command += [*maps, *arguments]
-    if threads:
-        command += ["-threads", str(threads)]
+        head += target.input_arguments([track.draft for track in made])
+        head += _input_arguments(one, output, threads, capabilities)
+    head += ["-filter_complex", ";".join(graph)] if graph else []
+    head += maps
+    tail = ["-threads", str(threads)] if threads else []
     if output.HasField("start_offset") and any(one.looped for one in inputs):
-        command += ["-ss", _time(seconds(output.start_offset))]
-    command += ["-t", _time(cut)]
-    command += [*draft.muxer_arguments, "-f", draft.container.muxer, f"file:{path}"]
+        tail += ["-ss", _time(seconds(output.start_offset))]
+    tail += ["-t", _time(cut)]
+    tags = [word for key in sorted(output.tags) for word in ("-metadata", f"{key}={output.tags[key]}")]
+    last = [*tail, *tags, *written.arguments]
+    pass_log = folder / f"{output.key}.pass" if any(track.draft.two_pass for track in made) else None
+    if pass_log:
+        # The names that ffmpeg gives to the logs have the tracks' positions in them, so both passes take the same tracks.
+        commands = [
+            [*head, *_encoding(encoding, made, "1", pass_log), *tail, "-f", "null", "-"],
+            [*head, *_encoding(encoding, made, "2", pass_log), *last],
+        ]
+    else:
+        commands = [[*head, *_encoding(encoding, made, "", None), *last]]
+    hidden = {**written.hidden}
+    for index, one in enumerate(inputs):
+        hidden |= {
+            one.source.address: f"{{input{index}}}",
+            one.source.address.removeprefix("file:"): f"{{input{index}}}",
+        }
+    hidden |= {f"file:{own}": "{output}", str(own): "{output}", f"file:{folder}": "{scratch}", str(folder): "{scratch}"}
     return OutputPlan(
-        draft.request.key,
-        draft.at,
-        draft.container,
-        path,
-        command,
-        _shown(command, inputs, path),
-        expected,
-        limit,
-        made,
+        key=output.key,
+        at=draft.at,
+        target=target,
+        folder=own,
+        tracks=made,
+        commands=commands,
+        shown=_shown(commands[-1], hidden),
+        written=written,
+        expected=expected,
+        limit=limit,
+        streams=[
+            pipeline_pb2.OutputStream(key=track.draft.key, kind=KINDS[track.draft.kind], encoder=track.draft.encoder)
+            for track in made
+        ],
+        hidden=hidden,
+        pass_log=pass_log,
     )
+
+
+def _encoding(encoding: Sequence[Sequence[str]], tracks: Sequence[Track], which: str, log: Path | None) -> list[str]:
+    """The encoders' arguments, with those of pass `which` for the tracks that are encoded in two."""
+    words: list[str] = []
+    for arguments, track in zip(encoding, tracks, strict=True):
+        words += arguments
+        if track.draft.two_pass and log:
+            words += [f"-pass:v:{track.number}", which, f"-passlogfile:v:{track.number}", str(log)]
+    return words
 
 
 def _input_arguments(one: BoundInput, output: output_pb2.Output, threads: int, capabilities: Capabilities) -> list[str]:
@@ -249,81 +277,13 @@ def _find_tracks(stream: StreamDraft, inputs: Sequence[BoundInput]) -> list[tupl
     return found
 
 
-def _check_counts(request: media_pb2.RunPipelineRequest) -> None:
-    if not request.inputs:
-        raise errors.FieldRequired("inputs")
-    if not request.outputs:
-        raise errors.FieldRequired("outputs", "no outputs specified")
-    for name, most in (("inputs", MOST_INPUTS), ("elementary_streams", MOST_STREAMS), ("outputs", MOST_OUTPUTS)):
-        if len(getattr(request, name)) > most:
-            raise errors.FieldInvalid(name, f"has more than {most} entries")
-    for name in ("elementary_streams", "outputs"):
-        seen: set[str] = set()
-        for index, one in enumerate(getattr(request, name)):
-            if not _KEY.fullmatch(one.key):
-                raise errors.FieldInvalid(f"{name}[{index}].key", "is not of the form [a-z][a-z0-9_-]{0,62}")
-            if one.key in seen:
-                raise errors.FieldInvalid(f"{name}[{index}].key", f"{one.key!r} is there twice")
-            seen.add(one.key)
-    for name in ("max_output_bytes", "threads", "max_memory_bytes"):
-        if getattr(request.limits, name) < 0:
-            raise errors.FieldInvalid(f"limits.{name}", "is below 0")
-    if request.limits.HasField("max_media_duration") and seconds(request.limits.max_media_duration) <= 0:
-        raise errors.FieldInvalid("limits.max_media_duration", "is not more than 0")
-
-
-def _check_input(one: input_pb2.Input, at: str) -> None:
-    if seconds(one.start_offset) < 0:
-        raise errors.FieldInvalid(f"{at}.start_offset", "is below 0")
-    if one.HasField("duration") and seconds(one.duration) <= 0:
-        raise errors.FieldInvalid(f"{at}.duration", "is not more than 0")
-    if not 0 <= one.extra_plays <= 100_000:
-        raise errors.FieldInvalid(f"{at}.extra_plays", "is not between 0 and 100000")
-    if one.loop_forever and not one.HasField("duration"):
-        raise errors.FieldRequired(f"{at}.duration", "is required with loop_forever")
-
-
-def _check_target(output: output_pb2.Output, capabilities: Capabilities, at: str) -> tuple[Container, str]:
-    target = output.WhichOneof("target")
-    if target is None:
-        raise errors.FieldRequired(f"{at}.file", "a target is required")
-    if target != "file":
-        raise errors.BackendCapabilityMissing(
-            f"{at}.{target}", "only `file` targets are within this driver (ListCapabilities.targets)"
-        )
-    if output.uploads or output.upload_only:
-        raise errors.BackendCapabilityMissing(f"{at}.uploads", "uploads are beyond this driver; outputs are artifacts")
-    if seconds(output.start_offset) < 0:
-        raise errors.FieldInvalid(f"{at}.start_offset", "is below 0")
-    if output.HasField("duration") and seconds(output.duration) <= 0:
-        raise errors.FieldInvalid(f"{at}.duration", "is not more than 0")
-    container = CONTAINERS.get(output.file.container)
-    if container is None or container not in capabilities.containers():
-        raise errors.BackendCapabilityMissing(
-            f"{at}.file.container", f"{output.file.container!r} is no container of this service"
-        )
-    name = output.file.name or output.key
-    if not _FILE_NAME.fullmatch(name):
-        raise errors.FieldInvalid(f"{at}.file.name", "is not of the form [A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-    return container, name
-
-
-def _check_tag(key: str, value: str, at: str) -> str:
-    if not allowed.TAG_KEY.fullmatch(key):
-        raise errors.FieldInvalid(f'{at}.tags["{key}"]', "is no key of the form [A-Za-z][A-Za-z0-9_]{0,62}")
-    if len(value) > 1024 or any(ord(character) < 32 for character in value):
-        raise errors.FieldInvalid(f'{at}.tags["{key}"]', "has control characters or more than 1024 characters")
-    return value
-
-
-def _shown(command: Sequence[str], inputs: Sequence[BoundInput], path: Path) -> list[str]:
+def _shown(command: Sequence[str], hidden: Mapping[str, str]) -> list[str]:
     """The command without the sidecar's folders and without URLs, whose queries may be secret."""
-    names = {one.source.address: f"{{input{index}}}" for index, one in enumerate(inputs)}
-    names |= {f"file:{path}": "{output}", command[0]: "ffmpeg"}
-    shown = [names.get(word, word) for word in command]
-    for index, word in enumerate(shown[:-1]):
-        if word == "-format_whitelist":
-            shown[index + 1] = "{formats}"
+    shown = ["ffmpeg"]
+    for before, word in zip(command, command[1:], strict=False):
+        for secret, instead in hidden.items():
+            word = word.replace(secret, instead)
+        shown.append("{formats}" if before == "-format_whitelist" else word)
     return shown
 
 

@@ -34,11 +34,14 @@ class ProgressReader:
 
 
 class OutputMeter:
-    """How far one output is. `expected` in seconds, None: not known."""
+    """How far one output is. `expected` in seconds, None: not known. Of several passes only the last one writes media."""
 
-    def __init__(self, key: str, expected: float | None, clock: Callable[[], float]) -> None:
+    def __init__(self, key: str, expected: float | None, clock: Callable[[], float], *, passes: int = 1) -> None:
         self.expected = expected
         self.done = 0.0
+        """Seconds of media written."""
+        self._passes = passes
+        self._pass = 0
         self.progress = pb.OutputProgress(key=key, state=pb.OUTPUT_STATE_PENDING)
         self._clock = clock
         self._started: float | None = None
@@ -47,14 +50,30 @@ class OutputMeter:
         self._started = self._clock()
         self.progress.state = pb.OUTPUT_STATE_RUNNING
 
+    @property
+    def worked(self) -> float:
+        """Seconds of media, each pass counting its part of them."""
+        if self.expected and self.progress.HasField("fraction"):
+            return self.progress.fraction * self.expected
+        return self.done
+
+    def begin_pass(self, number: int) -> None:
+        self._pass = number
+
+    def count_bytes(self, size: int) -> None:
+        if size > self.progress.size_bytes:
+            self.progress.size_bytes = size
+
     def update(self, block: dict[str, str]) -> bool:
         """Takes one block of `-progress`. Tells whether anything has moved since the last one."""
-        before = (self.done, self.progress.frame, self.progress.size_bytes)
-        self.done = max(self.done, _number(block.get("out_time_us")) / 1_000_000)
-        for name, field in (("frame", "frame"), ("total_size", "size_bytes")):
-            value = int(_number(block.get(name)))
-            if value > getattr(self.progress, field):
-                setattr(self.progress, field, value)
+        before = (self.worked, self.progress.frame, self.progress.size_bytes)
+        now = _number(block.get("out_time_us")) / 1_000_000
+        if self._pass == self._passes - 1:
+            self.done = max(self.done, now)
+            frame = int(_number(block.get("frame")))
+            if frame > self.progress.frame:
+                self.progress.frame = frame
+            self.count_bytes(int(_number(block.get("total_size"))))
         for name in ("fps", "speed"):
             rate = _number(block.get(name, "").rstrip("x"))
             if rate > 0:
@@ -62,10 +81,11 @@ class OutputMeter:
         if self.done > 0:
             self.progress.media_time.CopyFrom(to_duration(self.done) or Duration())
         if self.expected:
-            fraction = max(self.progress.fraction, min(self.done / self.expected, 1.0))
+            reached = (self._pass + min(now / self.expected, 1.0)) / self._passes
+            fraction = max(self.progress.fraction, reached)
             self.progress.fraction = fraction
             _set_eta(self.progress, fraction, self._elapsed())
-        return before != (self.done, self.progress.frame, self.progress.size_bytes)
+        return before != (self.worked, self.progress.frame, self.progress.size_bytes)
 
     def end(self, state: pb.OutputState.ValueType) -> None:
         self.progress.state = state
@@ -90,7 +110,7 @@ class PipelineMeter:
     @property
     def done(self) -> float:
         """Seconds of media over all outputs."""
-        return sum(min(meter.done, meter.expected) if meter.expected else meter.done for meter in self._outputs)
+        return sum(meter.worked for meter in self._outputs)
 
     @property
     def total(self) -> float | None:

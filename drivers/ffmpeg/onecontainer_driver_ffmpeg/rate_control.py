@@ -21,6 +21,8 @@ _QSCALE = _words(
     libvorbis prores prores_ks libopenjpeg
     """
 )
+# Encoders that take their first pass from ffmpeg's own log file.
+_TWO_PASS = _words("libx264 libvpx libvpx-vp9 libaom-av1 libxvid mpeg4 mpeg2video mpeg1video")
 _BITRATE = (1_000, 1_000_000_000)
 _BUFFER_BITS = 2**31 - 1
 
@@ -50,8 +52,10 @@ def write_rate_control(
         return [f"-{name}{suffix}", str(control.constant_quantizer)]
     if mode == "average_bitrate":
         average = control.average_bitrate
-        if average.two_pass:
-            raise errors.BackendCapabilityMissing(f"{at}.average_bitrate.two_pass", "two passes are beyond this driver")
+        if average.two_pass and encoder not in _TWO_PASS:
+            raise errors.BackendCapabilityMissing(
+                f"{at}.average_bitrate.two_pass", f"encoder {encoder} has no two passes here"
+            )
         bitrate = _bitrate(average.bitrate, f"{at}.average_bitrate.bitrate")
         arguments = [f"-b{suffix}", bitrate]
         if average.HasField("max_bitrate"):

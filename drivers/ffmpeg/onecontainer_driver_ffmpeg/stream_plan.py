@@ -37,6 +37,7 @@ class StreamDraft:
     skip_if_missing: bool = False
     tags: tuple[tuple[str, str], ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
+    two_pass: bool = False
 
     def arguments(self, number: int) -> list[str]:
         """Options of the output's track `number` of this kind."""
@@ -135,7 +136,12 @@ async def _video(
         chain.append(f"fps=fps={rate.numerator}/{rate.denominator}")
     warnings = _hardware(video.hardware, f"{at}.hardware")
     return replace(
-        draft, encoder=encoder, pairs=_pairs(words, encoder, capabilities), chain=tuple(chain), warnings=warnings
+        draft,
+        encoder=encoder,
+        pairs=_pairs(words, encoder, capabilities),
+        chain=tuple(chain),
+        warnings=warnings,
+        two_pass=video.rate_control.average_bitrate.two_pass,
     )
 
 
