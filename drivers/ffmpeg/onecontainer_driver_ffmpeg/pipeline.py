@@ -16,6 +16,7 @@ from onecontainer_driver_ffmpeg.plan import BoundInput, bind_output, draft_outpu
 from onecontainer_driver_ffmpeg.prober import Prober
 from onecontainer_driver_ffmpeg.settings import Settings
 from onecontainer_driver_ffmpeg.sources import OpenedSource
+from onecontainer_driver_ffmpeg.storing import folder_bytes
 
 
 @dataclass
@@ -66,8 +67,10 @@ class PipelineRunner:
                 return pipeline_pb2.RunPipelineResult(outputs=outputs, warnings=warnings, validated_only=True)
             if not all(plan.target.makes_files for plan in plans):
                 await context.declare(idempotent=False)
+            copies = await asyncio.to_thread(folder_bytes, folder)
             run = PipelineRun(
                 settings=self.settings,
+                room=max(self.settings.max_scratch_bytes - copies, 1),
                 prober=self.prober,
                 slots=self._slots,
                 request=request,
@@ -108,6 +111,7 @@ class PipelineRunner:
                     copy=folder / f"input{index}",
                     artifacts=context.artifacts if one.source.WhichOneof("source") == "artifact" else None,
                     capabilities=self.capabilities,
+                    room=max(self.settings.max_scratch_bytes - await asyncio.to_thread(folder_bytes, folder), 1),
                 )
             sources.append(opened[same])
         async with contextlib.AsyncExitStack() as stack:

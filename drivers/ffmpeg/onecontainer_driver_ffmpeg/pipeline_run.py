@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,12 +53,17 @@ class RunningOutput:
 
 
 class PipelineRun:
-    """One pipeline. `slots` bounds the processes of all pipelines of the service."""
+    """One pipeline.
+
+    `slots` bounds the processes of all pipelines of the service, `room` the bytes of all outputs together, so that with the copies of
+    the inputs they stay within `max_scratch_bytes`.
+    """
 
     def __init__(
         self,
         *,
         settings: Settings,
+        room: int,
         prober: Prober,
         slots: asyncio.Semaphore,
         request: media_pb2.RunPipelineRequest,
@@ -94,7 +100,8 @@ class PipelineRun:
         limits = request.limits
         self._bounds = Bounds(
             memory_bytes=_least(settings.max_memory_bytes, limits.max_memory_bytes),
-            file_bytes=_least(settings.max_output_bytes, limits.max_output_bytes),
+            file_bytes=_least(_least(settings.max_output_bytes, limits.max_output_bytes), room),
+            cpu_seconds=math.ceil(settings.max_cpu_time),
         )
 
     async def all(self) -> None:

@@ -24,6 +24,7 @@ class Bounds:
 
     memory_bytes: int = 0
     file_bytes: int = 0
+    cpu_seconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ async def running_child(
         str(os.getpid()),
         str(bounds.memory_bytes),
         str(bounds.file_bytes),
+        str(bounds.cpu_seconds),
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

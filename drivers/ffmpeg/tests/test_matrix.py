@@ -84,9 +84,7 @@ def samples_of(path: Path, track: int = 0) -> NDArray[np.float64]:
     """The first channel of a track, at 48 kHz, as numbers from -1 to 1."""
     resampler = av.AudioResampler("fltp", "mono", 48000)
     with av.open(path) as container:
-        parts = [
-            part.to_ndarray()[0] for frame in container.decode(audio=track) for part in resampler.resample(frame)
-        ]
+        parts = [part.to_ndarray()[0] for frame in container.decode(audio=track) for part in resampler.resample(frame)]
     return np.concatenate(parts).astype(np.float64)
 
 
@@ -276,7 +274,8 @@ async def test_settings_of_muxers_and_sound(bench: Bench, source: str) -> None:
             audio("low", "libmp3lame", sample_rate=22050, channels=2, rate_control=RateControl(constant_quality=7)),
         ],
         outputs=[
-            file_output("mkv", "mkv", "copy", "s", muxer_params={"default_mode": text("infer_no_subs")}, tags={"stereo_mode": "left_right"}),
+            file_output("mkv", "mkv", "copy", "s", tags={"stereo_mode": "left_right"},
+                        muxer_params={"default_mode": text("infer_no_subs")}),
             file_output("live", "mp4", "copy", muxer_params={"movflags": text("isml+frag_keyframe")}),
             file_output("plain", "mp4", "copy"),
             Output(key="fast", streams=["copy"], file=FileOutput(container="mp4", fast_start=True)),
@@ -460,12 +459,14 @@ async def test_tracks_of_several_inputs(bench: Bench, source: str, ffmpeg: str, 
     second = StreamSelector(input=1)
     streams = [
         ElementaryStream(key="over", sources=[StreamSelector(), second], video=small_video(filters=[filter_of("overlay", x=10, y=10)])),
-        ElementaryStream(key="mixed", sources=[StreamSelector(), second], audio=AudioStream(codec="pcm_s16le", filters=[Filter(name="amix")])),
+        ElementaryStream(key="mixed", sources=[StreamSelector(), second],
+                         audio=AudioStream(codec="pcm_s16le", filters=[Filter(name="amix")])),
         ElementaryStream(key="eng", sources=[StreamSelector(language="eng")], audio=AudioStream(codec="flac")),
         ElementaryStream(key="deu", sources=[StreamSelector(language="deu")], audio=AudioStream(codec="flac")),
         ElementaryStream(key="last", sources=[StreamSelector(index=1)], audio=AudioStream(codec="flac")),
         ElementaryStream(key="foreign", sources=[second], language="jpn", audio=AudioStream(codec="flac")),
-        ElementaryStream(key="none", sources=[StreamSelector(input=1, language="deu")], skip_if_missing=True, audio=AudioStream(codec="flac")),
+        ElementaryStream(key="none", sources=[StreamSelector(input=1, language="deu")], skip_if_missing=True,
+                         audio=AudioStream(codec="flac")),
     ]  # fmt: skip
     result = await run(
         bench,
