@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from onecontainer.api.media.v1 import media_info_pb2, media_pb2, output_pb2
+from onecontainer.api.media.v1 import media_info_pb2, media_pb2
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
 from onecontainer_driver_ffmpeg.egress import EgressGuard
 from onecontainer_driver_ffmpeg.failures import process_failure
+from onecontainer_driver_ffmpeg.images import find_image
 from onecontainer_driver_ffmpeg.media_info import seconds, to_duration
 from onecontainer_driver_ffmpeg.prober import Prober, failure, input_options
 from onecontainer_driver_ffmpeg.process import Bounds, run
@@ -25,20 +25,6 @@ _TIMEOUT = 50.0
 _SHOWN = re.compile(r"pts_time:\s*(-?[\d.]+).*?\bs:(\d+)x(\d+)")
 
 
-@dataclass(frozen=True)
-class _Format:
-    encoder: str
-    muxer: str
-    media_type: str
-
-
-_FORMATS = {
-    output_pb2.IMAGE_FORMAT_JPEG: _Format("mjpeg", "mjpeg", "image/jpeg"),
-    output_pb2.IMAGE_FORMAT_PNG: _Format("png", "image2pipe", "image/png"),
-    output_pb2.IMAGE_FORMAT_WEBP: _Format("libwebp", "webp", "image/webp"),
-}
-
-
 async def capture_frame(
     request: media_pb2.CaptureFrameRequest,
     source: OpenedSource,
@@ -50,11 +36,7 @@ async def capture_frame(
     prober: Prober,
 ) -> media_pb2.CaptureFrameResponse:
     """The handler of CaptureFrame, once the source is open."""
-    image = _FORMATS.get(request.image_format or output_pb2.IMAGE_FORMAT_JPEG)
-    if image is None:
-        raise errors.FieldInvalid("image_format", "is no format of this driver")
-    if image.encoder not in capabilities.encoders:
-        raise errors.BackendCapabilityMissing("image_format", f"this build has no encoder {image.encoder}")
+    image = find_image(request.image_format, capabilities, "image_format")
     for name, most in (("quality", 100), ("width", MOST_SIDE), ("height", MOST_SIDE)):
         if not 0 <= getattr(request, name) <= most:
             raise errors.FieldInvalid(name, f"is not between 0 and {most}")
@@ -78,7 +60,8 @@ async def capture_frame(
     chain = ["trim=end_frame=1"]
     chain += [f"scale=w={request.width or -1}:h={request.height or -1}"] if request.width or request.height else []
     command += ["-filter:v", ",".join([*chain, "showinfo=checksum=0"])]
-    command += ["-c:v", image.encoder, *_quality(image, request.quality or 85), "-f", image.muxer, "pipe:1"]
+    quality = [word for name, value in image.quality(request.quality or 85) for word in (f"{name}:v", value)]
+    command += ["-c:v", image.encoder, *quality, "-f", image.muxer, "pipe:1"]
     try:
         finished = await run(
             command,
@@ -124,10 +107,3 @@ def _find_track(request: media_pb2.CaptureFrameRequest, info: media_info_pb2.Med
     if not tracks:
         raise errors.DataInvalid("source", "has no video")
     return tracks[0]
-
-
-def _quality(image: _Format, quality: int) -> list[str]:
-    if image.encoder == "mjpeg":
-        # ffmpeg's scale goes from 2 (best) to 31; its JPEG wants full range.
-        return ["-q:v", f"{2 + (100 - quality) * 29 / 99:.1f}", "-pix_fmt", "yuvj420p"]
-    return ["-quality", str(quality)] if image.encoder == "libwebp" else []

@@ -15,13 +15,15 @@ _MPEG_PS = "mpeg1video mpeg2video h264 mp2 mp3 ac3 dts pcm_s16be pcm_dvd dvd_sub
 
 @dataclass(frozen=True)
 class Container:
-    """`fast_start`: its index can be put in front."""
+    """`fast_start`: its index can be put in front. `key_frames`: seconds between key frames unless a stream says otherwise; None: the
+    encoder's business."""
 
     name: str
     muxer: str
     media_type: str
     holds: frozenset[str] | None = None
     fast_start: bool = False
+    key_frames: float | None = None
 
 
 def _container(name: str, muxer: str, media_type: str, holds: str | None = None, fast_start: bool = False) -> Container:

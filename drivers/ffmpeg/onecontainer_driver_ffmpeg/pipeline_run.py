@@ -163,7 +163,8 @@ class PipelineRun:
                 return
             output.meter.start()
             output.result.state = pipeline_pb2.OUTPUT_STATE_RUNNING
-            await asyncio.to_thread(output.plan.folder.mkdir, parents=True, exist_ok=True)
+            for folder in ("", *output.plan.written.folders):
+                await asyncio.to_thread((output.plan.folder / folder).mkdir, parents=True, exist_ok=True)
             try:
                 # What a target makes after ffmpeg takes processes too, so it belongs to the slot.
                 if await self._transcode(output):
@@ -209,8 +210,8 @@ class PipelineRun:
             await asyncio.to_thread(remove_files, plan.pass_log.parent, f"{plan.pass_log.name}-*")
         if output.meter.done >= plan.limit - 0.5 and (plan.expected is None or plan.expected < plan.limit - 1):
             raise errors.LimitExceeded(f"{plan.at} is longer than {plan.limit:.0f} s, the bound on its length")
-        if told := complaints(list(output.result.last_lines)):
-            self._warn(plan.at, f"made, but ffmpeg told of errors: {told}")
+        if complaint := complaints(list(output.result.last_lines)):
+            self._warn(plan.at, f"made, but ffmpeg told of errors: {complaint}")
         return True
 
     async def _run_pass(self, output: RunningOutput, command: Sequence[str]) -> tuple[int, list[str]]:
@@ -259,29 +260,39 @@ class PipelineRun:
             folder=plan.folder,
             tracks=plan.tracks,
             length=output.meter.done,
+            expected=plan.expected,
             ended_early=output.result.ended_early,
             run=functools.partial(self._run_more, plan),
             warn=self._warn,
         )
         try:
             output.collection = await plan.target.collect(made)
-            if output.collection.probe:
+        except NothingMade:
+            self._end_unreadable(output, "ffmpeg made nothing")
+            return
+        if output.collection.probe:
+            try:
                 info = await self._prober.probe(output.collection.probe, at=plan.at, folder=self._folder, guard=None)
-                output.result.media_info.CopyFrom(info)
-                if info.format.HasField("duration"):
-                    output.result.media_duration.CopyFrom(info.format.duration)
-        except (NothingMade, errors.DataInvalid) as error:
-            if output.result.ended_early:  # it had not written enough yet for something that can be played
-                output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
+            except errors.DataInvalid as error:
+                self._end_unreadable(output, f"what ffmpeg made cannot be read: {error}")
                 return
-            told = f"what ffmpeg made cannot be read: {error}" if str(error) else "ffmpeg made nothing"
-            raise errors.BackendExecutionFailed(f"{plan.at}: {told}", code=errors.Code.INTERNAL) from error
+            output.result.media_info.CopyFrom(info)
+            if info.format.HasField("duration"):
+                output.result.media_duration.CopyFrom(info.format.duration)
         if output.collection.length is not None and (length := to_duration(output.collection.length)):
             output.result.media_duration.CopyFrom(length)
         output.meter.count_bytes(await asyncio.to_thread(folder_bytes, plan.folder))
         if self._bytes_made() > self._bounds.file_bytes > 0:
             raise too_large(plan.at)
         output.enter(pipeline_pb2.OUTPUT_STATE_STORING)
+
+    def _end_unreadable(self, output: RunningOutput, told: str) -> None:
+        """Of an output that was ended early it only means that not enough had been written yet."""
+        if not output.result.ended_early:
+            raise errors.BackendExecutionFailed(f"{output.plan.at}: {told}", code=errors.Code.INTERNAL)
+        output.result.ended_early = False
+        output.result.ClearField("media_duration")
+        output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
 
     async def _run_more(self, plan: OutputPlan, arguments: Sequence[str]) -> None:
         """Runs ffmpeg on what it has made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,9 +77,7 @@ class OutputPlan:
     """Beginning of the names of what the first pass leaves to the second. None: there is one pass."""
 
     def redact(self, text: str) -> str:
-        for secret, instead in self.hidden.items():
-            text = text.replace(secret, instead)
-        return text
+        return _redact(text, self.hidden)
 
 
 async def draft_outputs(
@@ -132,7 +131,6 @@ def bind_output(
     expected, limit, cut = _lengths(draft, lengths, settings, limits)
     maps: list[str] = []
     graph: list[str] = []
-    encoding: list[Sequence[str]] = []
     made: list[Track] = []
     counts = dict.fromkeys(KINDS, 0)
     for pick, stream, tracks in found:
@@ -142,18 +140,28 @@ def bind_output(
                 f"{stream.at}.{stream.kind}.codec",
                 f"`copy` of {tracks[0][1].codec}, which {target.container.name} cannot hold",
             )
+        where = f"{tracks[0][0]}:{tracks[0][1].index}"
         chain = [*stream.chain, *(target.filters(expected) if stream.kind == "video" else ())]
         if chain:
             pads = "".join(f"[{number}:{track.index}]" for number, track in tracks)
-            graph.append(f"{pads}{','.join(chain)}[s{len(graph)}]")
-            maps += ["-map", f"[s{len(graph) - 1}]"]
-        else:
-            maps += ["-map", f"{tracks[0][0]}:{tracks[0][1].index}"]
-        made.append(Track(stream, counts[stream.kind], tracks[0][1], pick.rung))
-        encoding.append(stream.arguments(counts[stream.kind]))
-        counts[stream.kind] += 1
+            where = f"[s{len(graph)}]"
+            graph.append(f"{pads}{','.join(chain)}{where}")
+        apart = target.apart(stream.kind)
+        made.append(Track(stream, 0 if apart else counts[stream.kind], tracks[0][1], where, pick.rung, apart))
+        if not apart:
+            maps += ["-map", where]
+            counts[stream.kind] += 1
+    main = [track for track in made if not track.apart]
+    if not main:
+        raise errors.DataInvalid(
+            f"{draft.at}.streams", f"the inputs have no video or audio for {target.container.name}"
+        )
+    bounds = []
+    if output.HasField("start_offset") and any(one.looped for one in inputs):
+        bounds += ["-ss", _time(seconds(output.start_offset))]
+    bounds += ["-t", _time(cut)]
     own = folder / output.key
-    written = target.write(Known(own, made, expected, cut, capabilities))
+    written = target.write(Known(own, made, expected, bounds, capabilities))
     threads = _least(settings.threads, limits.threads)
     head = [capabilities.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "repeat+level+warning", "-nostats", "-y"]
     head += ["-progress", "pipe:1", "-stats_period", "0.25"]
@@ -164,21 +172,13 @@ def bind_output(
         head += _input_arguments(one, output, threads, capabilities)
     head += ["-filter_complex", ";".join(graph)] if graph else []
     head += maps
-    tail = ["-threads", str(threads)] if threads else []
-    if output.HasField("start_offset") and any(one.looped for one in inputs):
-        tail += ["-ss", _time(seconds(output.start_offset))]
-    tail += ["-t", _time(cut)]
+    middle = [*(["-threads", str(threads)] if threads else []), *bounds]
     tags = [word for key in sorted(output.tags) for word in ("-metadata", f"{key}={output.tags[key]}")]
-    last = [*tail, *tags, *written.arguments]
-    pass_log = folder / f"{output.key}.pass" if any(track.draft.two_pass for track in made) else None
+    pass_log = folder / f"{output.key}.pass" if any(track.draft.two_pass for track in main) else None
+    commands = [[*head, *_encoding(main, "2" if pass_log else "", pass_log), *middle, *tags, *written.arguments]]
     if pass_log:
         # The names that ffmpeg gives to the logs have the tracks' positions in them, so both passes take the same tracks.
-        commands = [
-            [*head, *_encoding(encoding, made, "1", pass_log), *tail, "-f", "null", "-"],
-            [*head, *_encoding(encoding, made, "2", pass_log), *last],
-        ]
-    else:
-        commands = [[*head, *_encoding(encoding, made, "", None), *last]]
+        commands.insert(0, [*head, *_encoding(main, "1", pass_log), *middle, "-f", "null", "-"])
     hidden = {**written.hidden}
     for index, one in enumerate(inputs):
         hidden |= {
@@ -206,11 +206,11 @@ def bind_output(
     )
 
 
-def _encoding(encoding: Sequence[Sequence[str]], tracks: Sequence[Track], which: str, log: Path | None) -> list[str]:
+def _encoding(tracks: Sequence[Track], which: str, log: Path | None) -> list[str]:
     """The encoders' arguments, with those of pass `which` for the tracks that are encoded in two."""
     words: list[str] = []
-    for arguments, track in zip(encoding, tracks, strict=True):
-        words += arguments
+    for track in tracks:
+        words += track.draft.arguments(track.number)
         if track.draft.two_pass and log:
             words += [f"-pass:v:{track.number}", which, f"-passlogfile:v:{track.number}", str(log)]
     return words
@@ -279,12 +279,19 @@ def _find_tracks(stream: StreamDraft, inputs: Sequence[BoundInput]) -> list[tupl
 
 def _shown(command: Sequence[str], hidden: Mapping[str, str]) -> list[str]:
     """The command without the sidecar's folders and without URLs, whose queries may be secret."""
-    shown = ["ffmpeg"]
-    for before, word in zip(command, command[1:], strict=False):
-        for secret, instead in hidden.items():
-            word = word.replace(secret, instead)
-        shown.append("{formats}" if before == "-format_whitelist" else word)
-    return shown
+    return [
+        "ffmpeg",
+        *(
+            "{formats}" if before == "-format_whitelist" else _redact(word, hidden)
+            for before, word in itertools.pairwise(command)
+        ),
+    ]
+
+
+def _redact(text: str, hidden: Mapping[str, str]) -> str:
+    for secret, instead in hidden.items():
+        text = text.replace(secret, instead)
+    return text
 
 
 def _least(*bounds: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onecontainer.api.media.v1 import media_info_pb2, stream_pb2
@@ -10,6 +10,7 @@ from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.containers import Container
 from onecontainer_driver_ffmpeg.filters import write_chain
+from onecontainer_driver_ffmpeg.listing import OptionEntry
 from onecontainer_driver_ffmpeg.media_info import seconds
 from onecontainer_driver_ffmpeg.rate_control import write_rate_control
 from onecontainer_driver_ffmpeg.values import encoder_params
@@ -106,12 +107,16 @@ async def _video(
             if field in ("preset", "tune") and option not in own:
                 raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} has no {field}")
             words += [f"-{option}", _word(value, f"{at}.{field}")]
+    interval = container.key_frames
     if video.HasField("keyframe_interval"):
         interval = seconds(video.keyframe_interval)
         if interval <= 0:
             raise errors.FieldInvalid(f"{at}.keyframe_interval", "is not more than 0")
+    if interval:
         # Half a millisecond less: a multiple that is a hair above the frame's own time would come a frame late.
         words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f}-0.0005)"]
+    if container.key_frames:
+        words += _aligned(encoder, own, video)
     if video.pixel_format:
         if video.pixel_format not in capabilities.pixel_formats:
             raise errors.BackendCapabilityMissing(
@@ -122,6 +127,22 @@ async def _video(
         if name in own and name not in video.params:
             words += [f"-{name}", value]
     words += encoder_params(video.params, encoder, own, "", f"{at}.params")
+    chain = await _picture_chain(draft, video, capabilities, at)
+    warnings = _hardware(video.hardware, f"{at}.hardware")
+    return replace(
+        draft,
+        encoder=encoder,
+        pairs=_pairs(words, encoder, capabilities),
+        chain=chain,
+        warnings=warnings,
+        two_pass=video.rate_control.average_bitrate.two_pass,
+    )
+
+
+async def _picture_chain(
+    draft: StreamDraft, video: stream_pb2.VideoStream, capabilities: Capabilities, at: str
+) -> tuple[str, ...]:
+    """Filters, size and frame rate."""
     chain = await write_chain(video.filters, "video", len(draft.selectors), capabilities, f"{at}.filters")
     if video.width or video.height:
         for side in ("width", "height"):
@@ -134,15 +155,41 @@ async def _video(
         if not (rate.numerator > 0 and rate.denominator > 0 and rate.numerator <= 1000 * rate.denominator):
             raise errors.FieldInvalid(f"{at}.frame_rate", "is not more than 0 and at most 1000")
         chain.append(f"fps=fps={rate.numerator}/{rate.denominator}")
-    warnings = _hardware(video.hardware, f"{at}.hardware")
-    return replace(
-        draft,
-        encoder=encoder,
-        pairs=_pairs(words, encoder, capabilities),
-        chain=tuple(chain),
-        warnings=warnings,
-        two_pass=video.rate_control.average_bitrate.two_pass,
+    return tuple(chain)
+
+
+def _aligned(encoder: str, own: Mapping[str, OptionEntry], video: stream_pb2.VideoStream) -> list[str]:
+    """Key frames only where they are forced, as whole new beginnings, so that the rungs of a ladder have them at the same places."""
+    words = []
+    if encoder == "libx264" and not {"sc_threshold", "x264-params"} & set(video.params):
+        words += ["-sc_threshold", "0"]
+    if (
+        encoder == "libx265"
+        and "x265-params" not in video.params
+        and video.rate_control.WhichOneof("mode") != "lossless"
+    ):
+        words += ["-x265-params", "scenecut=0:open-gop=0"]
+    if "forced-idr" in own and "forced-idr" not in video.params:
+        words += ["-forced-idr", "1"]
+    return words
+
+
+async def draft_picture(
+    stream: stream_pb2.ElementaryStream,
+    encoder: str,
+    pairs: Sequence[tuple[str, str]],
+    capabilities: Capabilities,
+    at: str,
+) -> StreamDraft:
+    """A video stream as still pictures: its source, filters and size; how they are encoded is the output's business."""
+    for field in ("codec", "rate_control"):
+        if stream.video.codec if field == "codec" else stream.video.HasField("rate_control"):
+            raise errors.FieldInvalid(f"{at}.video.{field}", "cannot go with an output of pictures, which has its own")
+    selectors = list(stream.sources) or [stream_pb2.StreamSelector()]
+    draft = StreamDraft(
+        stream.key, "video", at, selectors, encoder, tuple(pairs), skip_if_missing=stream.skip_if_missing
     )
+    return replace(draft, chain=await _picture_chain(draft, stream.video, capabilities, f"{at}.video"))
 
 
 async def _audio(

@@ -34,23 +34,28 @@ class Pick:
 
 @dataclass(frozen=True)
 class Track:
-    """A track that an output gets, in the order of the command's maps. `number` counts those of its kind, as in ffmpeg's `v:0`."""
+    """A track that an output gets, in the order of the command's maps. `number` counts those of its kind, as in ffmpeg's `v:0`.
+
+    `map` is what ffmpeg's `-map` takes. `apart`: it is none of the main address's, see `Target.apart`.
+    """
 
     draft: StreamDraft
     number: int
     source: StreamInfo
+    map: str
     rung: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True)
 class Known:
     """What is known of one output when the inputs are open. `folder` is the output's own, and ffmpeg's working folder; `expected`
-    the length in seconds, None: not known; `cut` where ffmpeg ends it at the latest."""
+    the length in seconds, None: not known. `bounds` are the arguments that a further address has to repeat: where to begin and end."""
 
     folder: Path
     tracks: Sequence[Track]
     expected: float | None
-    cut: float
+    bounds: Sequence[str]
     capabilities: Capabilities
 
 
@@ -58,12 +63,13 @@ class Known:
 class Written:
     """What a target adds to the command.
 
-    `arguments` follow the maps and the encoders; they end with the address. A target that writes to several addresses repeats the
-    `-map`s that the further ones take. `hidden`: texts that callers must not see, in the command and in the log, and what they see in
-    their place. `environment`: further variables of the process. `live_url`: address of a live sink, without secrets.
+    `arguments` follow the maps and the encoders; they end with the address, or the addresses. `folders` have to be there in the output's
+    own. `hidden`: texts that callers must not see, in the command and in the log, and what they see in their place. `environment`:
+    further variables of the process. `live_url`: address of a live sink, without secrets.
     """
 
     arguments: Sequence[str]
+    folders: Sequence[str] = ()
     hidden: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     live_url: str = ""
@@ -71,12 +77,17 @@ class Written:
 
 @dataclass(frozen=True)
 class Made:
-    """What is known when ffmpeg has ended. `length`: seconds that were written. `run` runs ffmpeg once more in `folder`, bounded as
-    the first time, with arguments that begin after the program's general ones; it raises what such a process's failure means."""
+    """What is known when ffmpeg has ended.
+
+    `length`: seconds that were written, `expected`: seconds as Known has them. `run` runs ffmpeg once more in `folder`, bounded as the
+    first time, with arguments that begin after the program's general ones; it raises what such a process's failure means. `warn` takes
+    the field that a warning of the result is about, and its text.
+    """
 
     folder: Path
     tracks: Sequence[Track]
     length: float
+    expected: float | None
     ended_early: bool
     run: Callable[[Sequence[str]], Awaitable[None]]
     warn: Callable[[str, str], None]
@@ -147,6 +158,10 @@ class Target(abc.ABC):
         """Checks the streams together, such as those of a ladder. FieldInvalid."""
         return
 
+    def apart(self, kind: str) -> bool:
+        """Tracks of this kind are left out of the main address: `write` gives them addresses, maps and encoders of their own."""
+        return False
+
     def input_arguments(self, tracks: Sequence[StreamDraft]) -> list[str]:
         """Options of every input, such as those of decoders."""
         return []
@@ -160,5 +175,6 @@ class Target(abc.ABC):
         """The muxer's arguments and the address or addresses."""
 
     async def collect(self, made: Made) -> Collection:
-        """Finds, after ffmpeg ended, the files that there are, and makes those that ffmpeg does not. NothingMade if there are none."""
+        """Finds, after ffmpeg ended, the files that there are, and makes those that ffmpeg does not. NothingMade if there are none; an
+        error of the SDK fails the output."""
         return Collection([])
