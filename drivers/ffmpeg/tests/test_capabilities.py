@@ -37,7 +37,7 @@ async def test_capabilities_are_those_of_the_binary(bench: Bench, ffmpeg: str) -
     assert protocols["file"]
     assert not protocols["http"]  # no host is allowed
     assert not protocols["tcp"]
-    assert list(answer.targets) == ["file"]
+    assert "file" in answer.targets
     assert answer.limits.threads == 2
 
 
