@@ -57,12 +57,11 @@ class StreamDraft:
 
 async def draft_default(kind: str, container: Container, capabilities: Capabilities, at: str) -> StreamDraft | None:
     """The stream of `kind` that an output without `streams` gets; None: the container takes none by default."""
-    encoder = await capabilities.default_encoder(container, kind)
-    if encoder is None:
+    if await capabilities.default_encoder(container, kind) is None:
         return None
-    return StreamDraft(
-        "", kind, at, [stream_pb2.StreamSelector()], encoder, _experimental(encoder, capabilities), skip_if_missing=True
-    )
+    stream = stream_pb2.ElementaryStream(skip_if_missing=True)
+    getattr(stream, kind).SetInParent()
+    return await draft_stream(stream, container, capabilities, at)
 
 
 async def draft_stream(

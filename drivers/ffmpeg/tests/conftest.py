@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -164,3 +165,55 @@ def processes_of(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+COLOURS = {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+
+
+@pytest.fixture(scope="session")
+def colours(ffmpeg: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four seconds of 96x54 at 10 frames per second, one second of each of COLOURS, with a tone and subtitles in English."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "text.srt").write_text(
+        "1\n00:00:00,500 --> 00:00:01,500\nGood evening\n\n2\n00:00:03,000 --> 00:00:03,500\nBye\n"
+    )
+    pads = "".join(f"color=c={name}:s=96x54:r=10:d=1[{name}];" for name in COLOURS)
+    graph = f"{pads}{''.join(f'[{name}]' for name in COLOURS)}concat=n={len(COLOURS)}[v]"
+    return make_media(
+        ffmpeg, folder / "colours.mkv", "-f", "lavfi", "-i", "sine=d=4:r=48000", "-i", str(folder / "text.srt"), "-filter_complex", graph,
+        "-map", "[v]", "-map", "0:a", "-map", "1:s", "-c:v", "libx264", "-preset", "ultrafast", "-g", "10", "-pix_fmt", "yuv420p",
+        "-c:a", "aac", "-c:s", "srt", "-metadata:s:s:0", "language=eng",
+    )  # fmt: skip
+
+
+def colour_at(time: float) -> str:
+    """Of the clip `colours`."""
+    return list(COLOURS)[min(int(time), len(COLOURS) - 1)]
+
+
+def colour_of(pixels: Any) -> str:
+    """The colour of COLOURS that an array (height, width, 3) has on average; a failure if it is none of them."""
+    mean = pixels.reshape(-1, 3).astype(float).mean(axis=0)
+    near = [name for name, colour in COLOURS.items() if abs(mean - colour).max() < 40]
+    assert near, f"no colour of the clip: {mean}"
+    return near[0]
+
+
+def unpacked(bench: Bench, result: pipeline_pb2.OutputResult) -> Path:
+    """A folder with the files of an output under their own names."""
+    folder = Path(tempfile.mkdtemp(dir=bench.root))
+    for file in result.files:
+        path = folder / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bench.artifacts.stored[file.artifact], path)
+        assert path.stat().st_size == file.size_bytes > 0
+    return folder
+
+
+def play(ffmpeg: str, path: Path, *arguments: str) -> None:
+    """Decodes all of a file or a playlist; a failure if ffmpeg tells of any error."""
+    done = subprocess.run(
+        [ffmpeg, "-nostdin", "-v", "error", "-xerror", "-i", str(path), *arguments, "-f", "null", "-"],
+        check=False, capture_output=True, text=True, cwd=path.parent,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

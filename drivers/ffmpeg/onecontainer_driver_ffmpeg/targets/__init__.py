@@ -8,7 +8,7 @@ from onecontainer.api.media.v1 import output_pb2
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
 from onecontainer_driver_ffmpeg.settings import Settings
-from onecontainer_driver_ffmpeg.targets import file, pictures
+from onecontainer_driver_ffmpeg.targets import dash, file, hls, pictures
 from onecontainer_driver_ffmpeg.targets.target import Target
 
 Check = Callable[[output_pb2.Output, Capabilities, Settings, str], Awaitable[Target]]
@@ -17,6 +17,8 @@ BackendCapabilityMissing or SourceNotAllowed."""
 
 TARGETS: dict[str, Check] = {
     "file": file.check,
+    "hls": hls.check,
+    "dash": dash.check,
     "frames": pictures.check_frames,
     "sprites": pictures.check_sprites,
 }
