@@ -15,7 +15,7 @@ from onecontainer_driver_ffmpeg.egress import EgressGuard
 from onecontainer_driver_ffmpeg.failures import complaints, process_failure, too_large
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.plan import BoundInput, OutputPlan
-from onecontainer_driver_ffmpeg.prober import Prober, failure
+from onecontainer_driver_ffmpeg.prober import Prober, WarmChild, failure
 from onecontainer_driver_ffmpeg.process import Bounds, Child, run, running_child
 from onecontainer_driver_ffmpeg.progress import OutputMeter, PipelineMeter, ProgressReader
 from onecontainer_driver_ffmpeg.settings import Settings
@@ -166,9 +166,11 @@ class PipelineRun:
             for folder in ("", *output.plan.written.folders):
                 await asyncio.to_thread((output.plan.folder / folder).mkdir, parents=True, exist_ok=True)
             try:
-                # What a target makes after ffmpeg takes processes too, so it belongs to the slot.
-                if await self._transcode(output):
-                    await self._collect(output)
+                # What a target makes after ffmpeg takes processes too, so it belongs to the slot. The one that will look into what was
+                # made starts now, when nobody waits for it.
+                async with self._prober.warmed(self._folder) as warm:
+                    if await self._transcode(output):
+                        await self._collect(output, warm)
             except errors.OneContainerError as error:
                 self._fail(output, error)
         if not self._request.all_or_nothing:
@@ -246,7 +248,7 @@ class PipelineRun:
             output.meter.count_bytes(await asyncio.to_thread(folder_bytes, output.plan.folder))
             await asyncio.sleep(_SIZE_INTERVAL)
 
-    async def _collect(self, output: RunningOutput) -> None:
+    async def _collect(self, output: RunningOutput, warm: WarmChild) -> None:
         """Finds what was made. Leaves the output STORING, or ended."""
         plan = output.plan
         output.result.ended_early = self.finishing and output.result.return_code != 0
@@ -272,7 +274,9 @@ class PipelineRun:
             return
         if output.collection.probe:
             try:
-                info = await self._prober.probe(output.collection.probe, at=plan.at, folder=self._folder, guard=None)
+                info = await self._prober.probe(
+                    output.collection.probe, at=plan.at, folder=self._folder, guard=None, warm=warm
+                )
             except errors.DataInvalid as error:
                 self._end_unreadable(output, f"what ffmpeg made cannot be read: {error}")
                 return

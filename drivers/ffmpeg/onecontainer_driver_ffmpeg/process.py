@@ -67,6 +67,13 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    def send(self, data: bytes) -> None:
+        """Writes to its standard input, and closes that. What has ended already hears nothing."""
+        if self._process.stdin is None:
+            raise RuntimeError("the child was started without an input")
+        self._process.stdin.write(data)
+        self._process.stdin.close()
+
     def interrupt(self) -> None:
         # Not SIGINT: a sidecar ignores that one, and its children inherit it.
         self._signal(signal.SIGTERM)
@@ -98,9 +105,16 @@ async def _drain(stream: asyncio.StreamReader, consume: Callable[[bytes], None])
 
 @contextlib.asynccontextmanager
 async def running_child(
-    command: Sequence[str], *, folder: Path, bounds: Bounds = Bounds(), environment: dict[str, str] | None = None
+    command: Sequence[str],
+    *,
+    folder: Path,
+    bounds: Bounds = Bounds(),
+    environment: dict[str, str] | None = None,
+    hears: bool = False,
 ) -> AsyncIterator[Child]:
     """Starts `command` in `folder`; on the way out, by whatever way, its process group is killed and reaped.
+
+    `hears`: it has a standard input, for `Child.send`; else that is empty.
 
     The environment is only what `environment` says, so that no proxy setting or secret of the sidecar reaches the child.
     """
@@ -114,7 +128,7 @@ async def running_child(
         str(bounds.file_bytes),
         str(bounds.cpu_seconds),
         *command,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE if hears else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
@@ -140,6 +154,15 @@ async def run(
     most_output: int = 64 * 1024 * 1024,
 ) -> Finished:
     """Runs `command` to its end and gives what it printed, at most `most_output` bytes. TimeoutError after `timeout` seconds."""
+    async with (
+        asyncio.timeout(timeout),
+        running_child(command, folder=folder, bounds=bounds, environment=environment) as child,
+    ):
+        return await finish(child, most_output)
+
+
+async def finish(child: Child, most_output: int = 64 * 1024 * 1024) -> Finished:
+    """Waits for a child's end, and gives what it printed, at most `most_output` bytes."""
     output = bytearray()
     truncated = False
 
@@ -149,9 +172,5 @@ async def run(
         output.extend(data[:room])
         truncated = truncated or len(data) > room
 
-    async with (
-        asyncio.timeout(timeout),
-        running_child(command, folder=folder, bounds=bounds, environment=environment) as child,
-    ):
-        code = await child.wait(collect)
+    code = await child.wait(collect)
     return Finished(code, child.log.lines(), bytes(output), truncated)
