@@ -1,4 +1,4 @@
-"""Takes a JSON request as a line of its input, and prints what FFmpeg's libraries see, as ffprobe would. Started as `python probe_child.py`.
+"""Takes a JSON request as a line of its input, and prints what FFmpeg's libraries see, as ffprobe would.
 
 It may be started before there is something to probe: what takes time is its start.
 
@@ -12,6 +12,8 @@ from fractions import Fraction
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+sys.path.append(sys.argv[1])  # the folder of the packages; started without `site`
 
 import av
 import av.error

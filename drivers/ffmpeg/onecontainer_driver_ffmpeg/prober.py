@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import importlib.util
 import json
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -132,8 +134,17 @@ class Prober:
             yield WarmChild(child)
 
 
+@functools.cache
+def _packages() -> str:
+    found = importlib.util.find_spec("av")
+    if found is None or found.origin is None:
+        raise errors.StateInvalid("PyAV, which probes media, is not installed: set the option ffprobe_path")
+    return str(Path(found.origin).parents[1])
+
+
 def _libraries(folder: Path, environment: dict[str, str] | None) -> contextlib.AbstractAsyncContextManager[Child]:
-    command = [sys.executable, "-I", str(PROBE_CHILD)]
+    # Without `site`, which takes a quarter of the start: only the folder that PyAV is in.
+    command = [sys.executable, "-I", "-S", str(PROBE_CHILD), _packages()]
     return running_child(command, folder=folder, bounds=_BOUNDS, environment=environment, hears=True)
 
 
