@@ -161,13 +161,12 @@ def audio_only(
 def archive(source: SourceLike, *, start: float | None = None, duration: float | None = None) -> pb.RunPipelineRequest:
     """A Matroska file that loses nothing and checks itself: FFV1 version 3 with checksums (RFC 9043), FLAC."""
     params = {
-        "level": stream_pb2.ParamValue(integer=3),
         "slicecrc": stream_pb2.ParamValue(integer=1),
         "slices": stream_pb2.ParamValue(integer=4),
         # Each frame stands alone, so that one that is damaged is the only one.
         "g": stream_pb2.ParamValue(integer=1),
     }
-    video = stream_pb2.VideoStream(codec="ffv1", params=params)
+    video = stream_pb2.VideoStream(codec="ffv1", level="3", params=params)
     return _request(
         source,
         [_video("video", video), _audio("audio", "flac", 0)],
