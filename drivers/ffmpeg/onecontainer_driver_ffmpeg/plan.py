@@ -130,6 +130,16 @@ def bind_output(
         raise errors.DataInvalid(f"{draft.at}.streams", f"the inputs have no track that {target.container.name} takes")
     lengths = [inputs[number].length for _, _, tracks in found for number, _ in tracks]
     expected, limit, cut = _lengths(draft, lengths, settings, limits)
+    own_filters = target.filters(expected)
+    bounds = []
+    # Of a looped input only the first play could be sought in, so the output's own start is then cut off after decoding.
+    if output.HasField("start_offset") and any(one.looped for one in inputs):
+        late = _time(seconds(output.start_offset))
+        if own_filters:  # they go by time, so the cut has to come before them
+            own_filters = [f"trim=start={late}", f"setpts=expr=PTS-{late}/TB", *own_filters]
+        else:
+            bounds += ["-ss", late]
+    bounds += ["-t", _time(cut)]
     maps: list[str] = []
     graph: list[str] = []
     made: list[Track] = []
@@ -142,7 +152,7 @@ def bind_output(
                 f"`copy` of {tracks[0][1].codec}, which {target.container.name} cannot hold",
             )
         where = f"{tracks[0][0]}:{tracks[0][1].index}"
-        chain = [*stream.chain, *(target.filters(expected) if stream.kind == "video" else ()), *stream.upload]
+        chain = [*stream.chain, *(own_filters if stream.kind == "video" else ()), *stream.upload]
         if chain:
             pads = "".join(f"[{number}:{track.index}]" for number, track in tracks)
             where = f"[s{len(graph)}]"
@@ -157,10 +167,6 @@ def bind_output(
         raise errors.DataInvalid(
             f"{draft.at}.streams", f"the inputs have no video or audio for {target.container.name}"
         )
-    bounds = []
-    if output.HasField("start_offset") and any(one.looped for one in inputs):
-        bounds += ["-ss", _time(seconds(output.start_offset))]
-    bounds += ["-t", _time(cut)]
     own = folder / output.key
     written = target.write(Known(own, made, expected, bounds, capabilities))
     threads = _least(settings.threads, limits.threads)
@@ -242,7 +248,6 @@ def _input_arguments(one: BoundInput, output: output_pb2.Output, threads: int, c
         arguments += ["-f", one.source.demuxer]
     if one.request.loop_forever or one.request.extra_plays:
         arguments += ["-stream_loop", "-1" if one.request.loop_forever else str(one.request.extra_plays)]
-    # Of a looped input only the first play could be sought in, so the output's own start is then left to the output.
     start = seconds(one.request.start_offset) + (0.0 if one.looped else seconds(output.start_offset))
     arguments += ["-ss", _time(start)] if start else []
     if one.request.HasField("duration"):

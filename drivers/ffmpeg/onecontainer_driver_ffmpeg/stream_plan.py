@@ -43,6 +43,8 @@ class StreamDraft:
     use: Use | None = None
     upload: tuple[str, ...] = ()
     two_pass: bool = False
+    filters: tuple[str, ...] = ()
+    """Those of `chain` that the request named; the rest keep the shape of the picture."""
 
     def arguments(self, number: int) -> list[str]:
         """Options of the output's track `number` of this kind."""
@@ -168,12 +170,13 @@ async def _encoded_video(
         if name in own and name not in video.params:
             words += [f"-{name}", value]
     words += encoder_params(video.params, encoder, own, "", f"{at}.params")
-    chain = await _picture_chain(draft, video, capabilities, at)
+    filters, sizing = await _picture_chain(draft, video, capabilities, at)
     return replace(
         draft,
         encoder=encoder,
         pairs=(*(use.pairs() if use else ()), *_pairs(words, encoder, capabilities)),
-        chain=chain,
+        chain=(*filters, *sizing),
+        filters=filters,
         use=use,
         upload=use.upload(video.pixel_format) if use else (),
         two_pass=video.rate_control.average_bitrate.two_pass,
@@ -182,9 +185,10 @@ async def _encoded_video(
 
 async def _picture_chain(
     draft: StreamDraft, video: stream_pb2.VideoStream, capabilities: Capabilities, at: str
-) -> tuple[str, ...]:
-    """Filters, size and frame rate."""
-    chain = await write_chain(video.filters, "video", len(draft.selectors), capabilities, f"{at}.filters")
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The filters, and what makes size and frame rate after them."""
+    filters = await write_chain(video.filters, "video", len(draft.selectors), capabilities, f"{at}.filters")
+    chain = []
     if video.width or video.height:
         for side in ("width", "height"):
             if not 0 <= getattr(video, side) <= 16384:
@@ -196,7 +200,7 @@ async def _picture_chain(
         if not (rate.numerator > 0 and rate.denominator > 0 and rate.numerator <= 1000 * rate.denominator):
             raise errors.FieldInvalid(f"{at}.frame_rate", "is not more than 0 and at most 1000")
         chain.append(f"fps=fps={rate.numerator}/{rate.denominator}")
-    return tuple(chain)
+    return tuple(filters), tuple(chain)
 
 
 def _aligned(encoder: str, own: Mapping[str, OptionEntry], video: stream_pb2.VideoStream) -> list[str]:
@@ -230,7 +234,8 @@ async def draft_picture(
     draft = StreamDraft(
         stream.key, "video", at, selectors, encoder, tuple(pairs), skip_if_missing=stream.skip_if_missing
     )
-    return replace(draft, chain=await _picture_chain(draft, stream.video, capabilities, f"{at}.video"))
+    filters, sizing = await _picture_chain(draft, stream.video, capabilities, f"{at}.video")
+    return replace(draft, chain=(*filters, *sizing))
 
 
 async def _audio(

@@ -10,6 +10,7 @@ from onecontainer_driver_ffmpeg import allowed, listing
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
 from onecontainer_driver_ffmpeg.containers import CONTAINERS
 from onecontainer_driver_ffmpeg.process import run
+from onecontainer_driver_ffmpeg.targets import TARGETS
 
 from drivers.ffmpeg.tests.conftest import Bench
 from onecontainer.api.media.v1 import media_info_pb2, media_pb2
@@ -37,7 +38,8 @@ async def test_capabilities_are_those_of_the_binary(bench: Bench, ffmpeg: str) -
     assert protocols["file"]
     assert not protocols["http"]  # no host is allowed
     assert not protocols["tcp"]
-    assert "file" in answer.targets
+    assert list(answer.targets) == list(TARGETS)
+    assert set(answer.targets) >= {"file", "hls", "dash", "frames", "sprites"}
     assert answer.limits.threads == 2
 
 

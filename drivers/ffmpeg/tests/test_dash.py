@@ -79,8 +79,20 @@ async def test_a_ladder_plays(bench: Bench, colours: Path, ffmpeg: str, with_hls
             assert len(packets) == count
             key_times.append([float(packet.pts * packet.time_base) for packet in packets if packet.is_keyframe])
     assert key_times[0] == key_times[1] == pytest.approx([0, 1, 2, 3])
-    play(ffmpeg, joined(folder, "big-audio"))
-    play(ffmpeg, folder / "show.mpd", "-map", "0:v", "-map", "0:a")
+    for name in ("big", "0-little", "big-audio"):
+        play(ffmpeg, joined(folder, name))
+    # FFmpeg's reader knows no text beside the segments, and repeats the end of tracks that are shorter than others.
+    silent = folder / "silent.mpd"
+    silent.write_text(
+        re.sub(
+            r'<AdaptationSet contentType="text".*?</AdaptationSet>',
+            "",
+            (folder / "show.mpd").read_text(),
+            flags=re.DOTALL,
+        )
+    )
+    for track in ("0:v:0", "0:v:1", "0:a"):
+        play(ffmpeg, silent, "-map", track, "-t", "3.8")
     assert "Good evening" in (folder / "show-text.vtt").read_text()
     playlists = [file.name for file in output.files if file.role == pipeline_pb2.FILE_ROLE_PLAYLIST]
     if not with_hls:

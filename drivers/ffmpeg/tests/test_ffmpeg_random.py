@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from drivers.ffmpeg.tests.conftest import Bench, processes_of
 from onecontainer.api.media.v1 import media_pb2, pipeline_pb2
 from onecontainer.api.media.v1.input_pb2 import Input, InputFormat, MediaSource
-from onecontainer.api.media.v1.output_pb2 import FileOutput, Output
+from onecontainer.api.media.v1.output_pb2 import FileOutput, FramePick, FramesOutput, Output, SpriteSheetOutput, Variant
 from onecontainer.api.media.v1.stream_pb2 import (
     AudioStream,
     ElementaryStream,
@@ -186,6 +186,14 @@ def hostile_requests(draw: st.DrawFn) -> media_pb2.RunPipelineRequest:
         tags={word("title"): word("x")},
         muxer_params=params(),
     )
+    target = draw(st.sampled_from(["file", "file", "hls", "dash", "frames", "sprites"]))
+    if target in ("hls", "dash"):
+        del output.streams[:]
+        getattr(output, target).variants.append(Variant(name=word("a"), **{kind: "v"}))  # type: ignore[arg-type]
+    elif target == "frames":
+        output.frames.CopyFrom(FramesOutput(pick=FramePick(count=3)))
+    elif target == "sprites":
+        output.sprites.CopyFrom(SpriteSheetOutput(url_prefix=word(""), columns=draw(st.integers(-1, 70))))
     return media_pb2.RunPipelineRequest(inputs=[one], elementary_streams=[stream], outputs=[output])
 
 

@@ -110,3 +110,24 @@ def test_whatever_is_in_a_filter_value_stays_in_it(value: str) -> None:
     ]
     printed = subprocess.run(command, check=True, capture_output=True).stdout.decode()
     assert printed.partition("\nk=")[2] == f"{value}\n"
+
+
+async def test_the_disk_of_a_pipeline_holds_inputs_and_outputs_together(bench: Bench, clip: Path) -> None:
+    size = clip.stat().st_size
+    source = Input(source=MediaSource(artifact=bench.artifacts.add(clip)))
+    copied = media_pb2.RunPipelineRequest(
+        inputs=[source], outputs=[Output(key="out", file=FileOutput(container="wav"))]
+    )
+    await bench.attach(max_scratch_bytes=size - 1)
+    with pytest.raises(errors.LimitExceeded, match=r"inputs\[0\]\.source\.artifact .* max_scratch_bytes"):
+        await bench.driver.run_pipeline(copied, bench.context())
+    assert not bench.events.details()
+    # The copy of the input fits, and then the sound, which is larger, does not.
+    await bench.attach(max_scratch_bytes=size + 100_000)
+    with pytest.raises(errors.LimitExceeded, match=r"outputs\[0\] .* max_scratch_bytes"):
+        await bench.driver.run_pipeline(copied, bench.context())
+    # Both inputs are copied, so the second has what the first leaves.
+    (bench.sources / "again.mp4").write_bytes(clip.read_bytes())
+    copied.inputs.add().source.artifact = bench.artifacts.add(bench.sources / "again.mp4")
+    with pytest.raises(errors.LimitExceeded, match=r"inputs\[1\]"):
+        await bench.driver.run_pipeline(copied, bench.context())

@@ -74,7 +74,15 @@ class DashTarget(SegmentedTarget):
         for index, track in enumerate(main):
             sets.setdefault(_alike(track), []).append(str(index))
         adaptation = " ".join(f"id={number},streams={','.join(tracks)}" for number, tracks in enumerate(sets.values()))
-        words = ["-f", "dash", "-seg_duration", f"{self.segment:.6f}", "-dash_segment_type", "mp4"]
+        words = [
+            *self.tag_arguments(known),
+            "-f",
+            "dash",
+            "-seg_duration",
+            f"{self.segment:.6f}",
+            "-dash_segment_type",
+            "mp4",
+        ]
         words += ["-init_seg_name", "$RepresentationID$/init.mp4", "-adaptation_sets", adaptation]
         words += ["-media_seg_name", "$RepresentationID$/$Number%05d$.m4s"]
         if self.output.dash.with_hls:
@@ -169,10 +177,13 @@ class DashTarget(SegmentedTarget):
 
 
 def _alike(track: Track) -> tuple[str, ...]:
-    """What the representations of one adaptation set have in common: a player changes between them as it goes."""
+    """What the representations of one adaptation set have in common: a player changes between them as it goes.
+
+    Filters are part of it, because they may change the shape of the picture, which has to be one.
+    """
     codec = track.source.codec if track.draft.encoder == "copy" else track.draft.encoder
     selectors = [selector.SerializeToString(deterministic=True).hex() for selector in track.draft.selectors]
-    return (track.draft.kind, codec, language_of(track), *selectors)
+    return (track.draft.kind, codec, language_of(track), *selectors, *track.draft.filters)
 
 
 def _segments(folder: Path, name: str, kind: str) -> list[MadeFile]:

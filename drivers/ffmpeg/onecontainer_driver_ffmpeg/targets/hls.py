@@ -62,7 +62,17 @@ class HlsTarget(SegmentedTarget):
         flags += ["single_file"] if self.output.hls.single_file else []
         extension = "m4s" if self._fragmented else "ts"
         name = "media" if self.output.hls.single_file else "%05d"
-        words = ["-f", "hls", "-hls_time", f"{self.segment:.6f}", "-hls_playlist_type", "vod", "-hls_list_size", "0"]
+        words = [
+            *self.tag_arguments(known),
+            "-f",
+            "hls",
+            "-hls_time",
+            f"{self.segment:.6f}",
+            "-hls_playlist_type",
+            "vod",
+            "-hls_list_size",
+            "0",
+        ]
         words += ["-hls_segment_type", "fmp4" if self._fragmented else "mpegts", "-start_number", "1"]
         words += ["-hls_fmp4_init_filename", "init.mp4"] if self._fragmented else []
         words += ["-hls_flags", "+".join(flags)] if flags else []

@@ -96,6 +96,15 @@ class SegmentedTarget(Target):
             stream = named
         return await super().draft(stream, capabilities, at)
 
+    def tag_arguments(self, known: Known) -> list[str]:
+        """Apple's players know HEVC in fragmented MP4 by this tag only."""
+        words: list[str] = []
+        for track in known.tracks:
+            encoder = known.capabilities.encoders.get(track.draft.encoder)
+            if (encoder.codec if encoder else track.source.codec) == "hevc":
+                words += [f"-tag:v:{track.number}", "hvc1"]
+        return words
+
     # --- subtitles -----------------------------------------------------------------------------------------------------
 
     def subtitle_arguments(self, known: Known) -> list[str]:
