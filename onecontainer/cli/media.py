@@ -149,7 +149,11 @@ def transcode(
 ) -> None:
     """Turn SOURCE into another file, as a job with a live bar, and download it. Ctrl-C leaves the job running."""
     if preset:
-        others = {"--video-codec": video_codec, "--audio-codec": audio_codec, "--encoder-preset": encoder_preset}
+        others: dict[str, object] = {
+            "--video-codec": video_codec,
+            "--audio-codec": audio_codec,
+            "--encoder-preset": encoder_preset,
+        }
         others |= {"--no-audio": no_audio, "--quality": quality is not None}
         if given := [name for name, value in others.items() if value]:
             raise click.UsageError(f"{given[0]} cannot go with --preset, which has its own")
