@@ -9,7 +9,7 @@ import click
 import pytest
 
 from onecontainer.api.media.v1 import pipeline_pb2
-from onecontainer.cli import media
+from onecontainer.cli import media_files
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         found[name] = path
         return path
 
-    monkeypatch.setattr(media, "fetch", fetch)
+    monkeypatch.setattr(media_files, "fetch", fetch)
     return found
 
 
@@ -31,10 +31,10 @@ def output(*names: str) -> pipeline_pb2.OutputResult:
 
 
 def test_one_file_is_the_target_and_several_go_into_it(tmp_path: Path, written: dict[str, Path]) -> None:
-    media.save(None, output("main.mp4"), tmp_path / "clip.mp4")  # type: ignore[arg-type]
+    media_files.save(None, output("main.mp4"), tmp_path / "clip.mp4")  # type: ignore[arg-type]
     assert written == {"artifacts/main.mp4": tmp_path / "clip.mp4"}
     written.clear()
-    media.save(None, output("main.m3u8", "360p/00001.ts"), tmp_path / "clip")  # type: ignore[arg-type]
+    media_files.save(None, output("main.m3u8", "360p/00001.ts"), tmp_path / "clip")  # type: ignore[arg-type]
     assert written == {
         "artifacts/main.m3u8": tmp_path / "clip/main.m3u8",
         "artifacts/360p/00001.ts": tmp_path / "clip/360p/00001.ts",
@@ -45,5 +45,5 @@ def test_one_file_is_the_target_and_several_go_into_it(tmp_path: Path, written: 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil"])
 def test_nothing_is_written_outside_the_folder(tmp_path: Path, written: dict[str, Path], name: str) -> None:
     with pytest.raises(click.ClickException, match="not inside"):
-        media.save(None, output("main.m3u8", name), tmp_path / "clip")  # type: ignore[arg-type]
+        media_files.save(None, output("main.m3u8", name), tmp_path / "clip")  # type: ignore[arg-type]
     assert f"artifacts/{name}" not in written
