@@ -65,8 +65,8 @@ class Bench:
             request.validate_only = True
             for name in RUNTIMES:  # both have then read what their ffmpeg can do
                 job = await self._client.media.run_pipeline(name, request)
-                shown = (await job.result(pipeline_pb2.RunPipelineResult, timeout=120)).outputs[0].command
-            self._commands[length] = list(shown)
+                result = await job.result(pipeline_pb2.RunPipelineResult, timeout=120)
+                self._commands[length] = list(result.outputs[0].command)
 
     def request(self, length: int) -> media_pb2.RunPipelineRequest:
         return transcode_request(self._artifacts[length], "mp4", video=VIDEO, audio=AUDIO)

@@ -24,8 +24,10 @@ from onecontainer.api.media.v1.output_pb2 import FileOutput, Output
 from onecontainer.api.media.v1.stream_pb2 import (
     AudioStream,
     AverageBitrate,
+    ConstantBitrate,
     ElementaryStream,
     Filter,
+    FilterArgument,
     ParamValue,
     RateControl,
     StreamSelector,
@@ -248,7 +250,9 @@ async def test_settings_of_encoders(bench: Bench, source: str) -> None:
             assert container.streams.video[0].profile == profile
     assert all(map(np.array_equal, frames_of(files["lossless"]), frames_of(bench.artifacts.stored[source])))
     with av.open(files["keyframes"]) as container:
-        keyed = [float(packet.pts * packet.time_base) for packet in container.demux(video=0) if packet.is_keyframe]
+        keyed = [
+            float((packet.pts or 0) * packet.time_base) for packet in container.demux(video=0) if packet.is_keyframe
+        ]
     assert keyed == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
 
 
@@ -269,8 +273,8 @@ async def test_settings_of_muxers_and_sound(bench: Bench, source: str) -> None:
         elementary_streams=[
             ElementaryStream(key="copy", video=VideoStream(codec="copy")),
             ElementaryStream(key="s", subtitle=SubtitleStream()),
-            audio("rich", "aac", profile="aac_low", rate_control=RateControl(average_bitrate=AverageBitrate(bitrate=192_000))),
-            audio("coder", "aac", params={"aac_coder": text("fast"), "strict": text("experimental")}),
+            audio("rich", "libmp3lame", rate_control=RateControl(constant_bitrate=ConstantBitrate(bitrate=192_000))),
+            audio("coder", "aac", profile="aac_low", params={"aac_coder": text("fast"), "strict": text("experimental")}),
             audio("low", "libmp3lame", sample_rate=22050, channels=2, rate_control=RateControl(constant_quality=7)),
         ],
         outputs=[
@@ -280,7 +284,7 @@ async def test_settings_of_muxers_and_sound(bench: Bench, source: str) -> None:
             file_output("plain", "mp4", "copy"),
             Output(key="fast", streams=["copy"], file=FileOutput(container="mp4", fast_start=True)),
             file_output("ts", "ts", "copy", muxer_params={"mpegts_start_pid": number(0x300)}, tags={"service_name": "Nine"}),
-            file_output("rich", "aac", "rich"),
+            file_output("rich", "mp3", "rich"),
             file_output("coder", "aac", "coder"),
             file_output("low", "mp3", "low", muxer_params={"id3v2_version": number(3)}, tags={"title": "A song"}),
         ],
@@ -298,9 +302,8 @@ async def test_settings_of_muxers_and_sound(bench: Bench, source: str) -> None:
         assert container.streams.video[0].id == 0x300
     assert b"Nine" in files["ts"].read_bytes()
     rich = result.outputs[5].media_info
-    assert rich.format.bitrate == pytest.approx(192_000, rel=0.3)
-    profiles = [output.media_info.streams[0].profile for output in result.outputs[5:7]]
-    assert profiles == ["LC", "LC"]
+    assert rich.format.bitrate == pytest.approx(192_000, rel=0.1)  # with the header of a short file
+    assert result.outputs[6].media_info.streams[0].profile == "LC"
     low = result.outputs[7].media_info
     assert (low.streams[0].audio.sample_rate, low.streams[0].audio.channels) == (22050, 2)
     assert low.format.tags["title"] == "A song"
@@ -316,7 +319,9 @@ async def test_filters_of_pictures(bench: Bench, source: str) -> None:
         "crop-flip": [left, filter_of("hflip")],
         "flip-crop": [filter_of("hflip"), left],
         "late": [filter_of("trim", start_frame=5), filter_of("setpts", expr="PTS-STARTPTS")],
-        "positional": [Filter(name="scale", arguments=[{"value": {"integer": 64}}, {"value": {"integer": 48}}])],
+        "positional": [
+            Filter(name="scale", arguments=[FilterArgument(value=ParamValue(integer=side)) for side in (64, 48)])
+        ],
     }
     result = await run(
         bench,
