@@ -14,9 +14,9 @@ from google.protobuf.duration_pb2 import Duration
 
 from drivers.ffmpeg.tests.conftest import Bench, make_media, play, unpacked
 from drivers.ffmpeg.tests.test_hls import LADDER, ladder_streams
-from drivers.ffmpeg.tests.test_pipeline import artifact_input, run
+from drivers.ffmpeg.tests.test_pipeline import artifact_input, run, small_video
 from onecontainer.api.media.v1 import media_pb2, pipeline_pb2
-from onecontainer.api.media.v1.output_pb2 import DashOutput, Output, Variant
+from onecontainer.api.media.v1.output_pb2 import DashOutput, HlsOutput, Output, Variant
 from onecontainer.api.media.v1.stream_pb2 import (
     AudioStream,
     ElementaryStream,
@@ -138,6 +138,32 @@ async def test_copies_languages_and_defaults(bench: Bench, colours: Path, ffmpeg
     assert len(list((usual / "video").glob("*.m4s"))) == 4
     play(ffmpeg, both / "both.mpd", "-map", "0")
     play(ffmpeg, usual / "usual.mpd", "-map", "0")
+
+
+async def test_a_ladder_does_without_what_is_missing(bench: Bench, clip: Path, ffmpeg: str) -> None:
+    streams = [
+        ElementaryStream(key="v", video=small_video(width=64)),
+        ElementaryStream(key="a", audio=AudioStream(codec="copy")),
+        ElementaryStream(
+            key="other", sources=[StreamSelector(language="deu")], skip_if_missing=True, audio=AudioStream()
+        ),
+    ]
+    rungs = [
+        Variant(name="v", video="v", audio="other"),
+        Variant(name="other", audio="other"),
+        Variant(name="a", audio="a"),
+    ]
+    result = await run(
+        bench,
+        inputs=[artifact_input(bench.artifacts.add(clip))],
+        elementary_streams=streams,
+        outputs=[dash_output("dash", variants=rungs), Output(key="hls", hls=HlsOutput(variants=rungs))],
+    )
+    dash, hls = (unpacked(bench, output) for output in result.outputs)
+    assert representations(dash / "dash.mpd") == {"video": ["v"], "audio": ["a"]}
+    assert re.findall(r"^[^#\n]+$", (hls / "hls.m3u8").read_text(), re.MULTILINE) == ["v/index.m3u8", "a/index.m3u8"]
+    play(ffmpeg, joined(dash, "v"))
+    play(ffmpeg, hls / "a/index.m3u8")
 
 
 async def test_finish_leaves_a_manifest_that_plays(bench: Bench, long_clip: Path, ffmpeg: str) -> None:

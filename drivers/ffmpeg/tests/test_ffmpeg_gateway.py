@@ -86,6 +86,27 @@ async def test_errors_name_the_field(client: AsyncClient, clip: Path) -> None:
     assert caught.value.violations[0].field == "elementary_streams[0].video.codec"
 
 
+async def test_outputs_of_many_files_are_artifacts(client: AsyncClient, clip: Path, tmp_path: Path) -> None:
+    artifact = await client.artifacts.upload(clip)
+    request = transcode_request(artifact.name, "mp4")
+    del request.outputs[:], request.elementary_streams[:]
+    request.outputs.add(key="show").hls.segment_duration.seconds = 1
+    request.outputs.add(key="bar").sprites.columns = 5
+    job = await client.media.run_pipeline("films", request)
+    result = await job.result(pipeline_pb2.RunPipelineResult, timeout=60)
+    show, bar = result.outputs
+    assert [file.name for file in show.files[:3]] == ["show.m3u8", "main/index.m3u8", "main/00001.ts"]
+    assert [file.name for file in bar.files] == ["bar.vtt", "bar-001.jpg"]
+    for file in (*show.files, *bar.files):
+        stored = await client.artifacts.get(file.artifact)
+        assert (stored.filename, stored.media_type) == (file.name.replace("/", "-"), file.media_type)
+        path = tmp_path / file.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(await client.artifacts.read_all(file.artifact))
+    with av.open(tmp_path / "show.m3u8") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 90
+
+
 async def test_finish_keeps_what_is_done(client: AsyncClient, gateway: GatewayProcess, long_clip: Path) -> None:
     job = await started(client, long_clip)
     await job.cancel(finish=True)

@@ -11,7 +11,7 @@ import av
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from drivers.ffmpeg.tests.conftest import Bench, play, unpacked
+from drivers.ffmpeg.tests.conftest import Bench, make_media, play, unpacked
 from drivers.ffmpeg.tests.test_pipeline import artifact_input, file_output, run, small_video
 from onecontainer.api.media.v1 import media_pb2, output_pb2, pipeline_pb2
 from onecontainer.api.media.v1.output_pb2 import HlsOutput, Output, Variant
@@ -159,6 +159,60 @@ async def test_copies_and_default_streams(bench: Bench, colours: Path, ffmpeg: s
         play(ffmpeg, next(folder.glob("*.m3u8")))
 
 
+async def test_languages_are_renditions(bench: Bench, colours: Path, ffmpeg: str) -> None:
+    source = bench.artifacts.add(colours)
+    result = await run(
+        bench,
+        inputs=[artifact_input(source)],
+        elementary_streams=[
+            ElementaryStream(key="v", video=small_video()),
+            ElementaryStream(key="english", language="eng", audio=AudioStream(codec="aac")),
+            ElementaryStream(key="german", language="deu", audio=AudioStream(codec="aac", channels=2)),
+            ElementaryStream(key="text", subtitle=SubtitleStream()),
+        ],
+        outputs=[hls_output("out", "english", "v", "german", "text")],
+    )
+    output = result.outputs[0]
+    folder = unpacked(bench, output)
+    master = (folder / "out.m3u8").read_text()
+    sounds = re.findall(r"#EXT-X-MEDIA:TYPE=AUDIO,(.*)", master)
+    assert [re.findall(r'(?:LANGUAGE|URI)="([^"]*)"', line) for line in sounds] == [
+        ["eng", "audio/index.m3u8"],
+        ["deu", "audio-2/index.m3u8"],
+    ]
+    assert ["DEFAULT=YES" in line for line in sounds] == [True, False]
+    assert re.findall(r"#EXT-X-STREAM-INF:.*\n(.*)", master) == ["main/index.m3u8"]
+    assert 'AUDIO="' in master
+    assert master.count("SUBTITLES=") == master.count('URI="out-text.m3u8"') == 1
+    for name, channels in (("audio", 1), ("audio-2", 2)):
+        play(ffmpeg, folder / name / "index.m3u8")
+        with av.open(folder / name / "00001.ts") as container:
+            assert container.streams.audio[0].codec_context.channels == channels
+            assert not container.streams.video
+    play(ffmpeg, folder / "main/index.m3u8")
+
+
+async def test_sounds_whose_picture_is_missing_are_variants(
+    bench: Bench, colours: Path, ffmpeg: str, tmp_path: Path
+) -> None:
+    sound = make_media(ffmpeg, tmp_path / "sound.mka", "-i", str(colours), "-map", "0:a", "-c", "copy")
+    result = await run(
+        bench,
+        inputs=[artifact_input(bench.artifacts.add(sound))],
+        elementary_streams=[
+            ElementaryStream(key="v", skip_if_missing=True, video=small_video()),
+            ElementaryStream(key="one", audio=AudioStream(codec="aac")),
+            ElementaryStream(key="two", audio=AudioStream(codec="copy")),
+        ],
+        outputs=[hls_output("out", "v", "one", "two")],
+    )
+    folder = unpacked(bench, result.outputs[0])
+    master = (folder / "out.m3u8").read_text()
+    assert re.findall(r"#EXT-X-STREAM-INF:.*\n(.*)", master) == ["audio/index.m3u8", "audio-2/index.m3u8"]
+    for name in ("audio", "audio-2"):
+        play(ffmpeg, folder / name / "index.m3u8")
+
+
 async def test_finish_leaves_a_playlist_that_plays(bench: Bench, long_clip: Path, ffmpeg: str) -> None:
     source = bench.artifacts.add(long_clip)
     slow = VideoStream(codec="libx264", preset="slower")
@@ -211,6 +265,7 @@ REFUSED: dict[str, tuple[Output, str]] = {
         "outputs[0].hls.variants[1].video",
     ),
     "two videos in one variant": (hls_output("o", "big", "little"), "outputs[0].streams[1]"),
+    "two sounds and no picture": (hls_output("o", "sound", "other"), "outputs[0].streams[1]"),
     "text alone": (hls_output("o", "text"), "outputs[0].streams[0]"),
     "a short segment": (hls_output("o", "big", segment_duration=Duration(nanos=999_000_000)), "outputs[0].hls.segment_duration"),
     "a long segment": (hls_output("o", "big", segment_duration=Duration(seconds=61)), "outputs[0].hls.segment_duration"),
@@ -233,6 +288,7 @@ async def test_what_is_refused_names_its_field(bench: Bench, clip: Path, name: s
     source = bench.artifacts.add(clip)
     streams = [
         *ladder_streams(),
+        ElementaryStream(key="other", audio=AudioStream()),
         ElementaryStream(key="vp9", video=VideoStream(codec="vp9")),
         ElementaryStream(key="often", video=VideoStream(keyframe_interval=Duration(nanos=300_000_000))),
     ]

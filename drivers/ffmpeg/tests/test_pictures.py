@@ -118,6 +118,24 @@ async def test_frames_over_the_bound_are_left_out_with_a_warning(bench: Bench, c
     ]
 
 
+async def test_a_late_start_in_a_looped_source(bench: Bench, colours: Path) -> None:
+    source = bench.artifacts.add(colours)
+    late = frames("late", pick={"interval": span(1)})
+    late.start_offset.CopyFrom(span(5.5))  # in the middle of lime, the second time
+    result = await run(bench, inputs=[artifact_input(source, extra_plays=1)], outputs=[late])
+    output = result.outputs[0]
+    assert times_of(output) == pytest.approx([0, 1, 2], abs=0.11)
+    folder = unpacked(bench, output)
+    assert [colour_of(pixels(folder / file.name)) for file in output.files] == ["lime", "blue", "white"]
+
+
+async def test_sound_alone_gives_no_pictures(bench: Bench, colours: Path, ffmpeg: str, tmp_path: Path) -> None:
+    sound = make_media(ffmpeg, tmp_path / "sound.mka", "-i", str(colours), "-map", "0:a", "-c", "copy")
+    with pytest.raises(errors.DataInvalid) as caught:
+        await run(bench, inputs=[artifact_input(bench.artifacts.add(sound))], outputs=[frames("o")])
+    assert [violation.field for violation in caught.value.violations] == ["outputs[0].streams"]
+
+
 CUE = re.compile(r"(\d\d):(\d\d):(\d\d\.\d{3}) --> (\d\d):(\d\d):(\d\d\.\d{3})\n(\S+)#xywh=(\d+),(\d+),(\d+),(\d+)\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from drivers.ffmpeg.tests.conftest import Bench, play, unpacked
 from drivers.ffmpeg.tests.test_hls import hls_output
@@ -26,9 +27,12 @@ async def test_a_file_in_two_passes(bench: Bench, clip: Path, ffmpeg: str, conta
     result = await run(
         bench,
         inputs=[artifact_input(bench.artifacts.add(clip))],
-        elementary_streams=[ElementaryStream(key="a", audio=AudioStream()), ElementaryStream(key="v", video=in_two(150_000, codec))],
+        elementary_streams=[
+            ElementaryStream(key="a", audio=AudioStream()),
+            ElementaryStream(key="v", video=in_two(90_000, codec, width=96)),
+        ],
         outputs=[file_output("out", container, "a", "v")],
-    )  # fmt: skip
+    )
     output = result.outputs[0]
     command = list(output.command)
     assert command[command.index("-pass:v:0") + 1] == "2"
@@ -52,7 +56,7 @@ async def test_the_second_pass_is_closer_than_one_alone(bench: Bench, long_clip:
     )
     result = await run(
         bench,
-        inputs=[artifact_input(bench.artifacts.add(long_clip))],
+        inputs=[artifact_input(bench.artifacts.add(long_clip), duration=Duration(seconds=20))],
         elementary_streams=[
             ElementaryStream(key="two", video=in_two(bitrate, **quick)),
             ElementaryStream(key="one", video=one),
@@ -61,7 +65,7 @@ async def test_the_second_pass_is_closer_than_one_alone(bench: Bench, long_clip:
     )
     two, one_alone = (output.media_info.streams[0].bitrate for output in result.outputs)
     assert abs(two - bitrate) <= abs(one_alone - bitrate)
-    assert two == pytest.approx(bitrate, rel=0.03)
+    assert two == pytest.approx(bitrate, rel=0.05)
 
 
 async def test_a_ladder_in_two_passes(bench: Bench, colours: Path, ffmpeg: str) -> None:

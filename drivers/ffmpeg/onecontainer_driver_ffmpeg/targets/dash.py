@@ -6,6 +6,7 @@ ffmpeg names representations and their folders by number; when it has ended they
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -104,7 +105,10 @@ class DashTarget(SegmentedTarget):
             await asyncio.to_thread((made.folder / str(index)).rename, made.folder / f"{name}.part")
         for name in names:  # in two steps: a variant may be called as another one's number
             await asyncio.to_thread((made.folder / f"{name}.part").rename, made.folder / name)
-        text = re.sub(r'(<Representation id=")(\d+)"', lambda match: f'{match[1]}{names[int(match[2])]}"', text)
+        by_number = {str(index): name for index, name in enumerate(names)}
+        text = re.sub(
+            r'(?<=<Representation id=")(\d+)(?=" mimeType)', lambda match: by_number.get(match[1], match[1]), text
+        )
         text = text.replace("</Period>", f"{self._text_sets(made.tracks)}</Period>", 1)
         await asyncio.to_thread(manifest.write_text, text, "utf-8")
         files = [made_file(made.folder, self._manifest, MANIFEST, DASH_TYPE)]
@@ -156,7 +160,7 @@ class DashTarget(SegmentedTarget):
         try:
             for index, name in enumerate(names):
                 path = made.folder / f"media_{index}.m3u8"
-                await edit_text(path, lambda text, index=index, name=name: _renamed(text, index, name))  # type: ignore[misc]
+                await edit_text(path, functools.partial(_renamed, index, name))
                 read[path.name] = await asyncio.to_thread(playlists.read_media_playlist, path)
             text = await asyncio.to_thread(master.read_text, "utf-8")
         except FileNotFoundError:
@@ -192,7 +196,7 @@ def _segments(folder: Path, name: str, kind: str) -> list[MadeFile]:
     return [head, *(made_file(folder, f"{name}/{part}", SEGMENT) for part in parts)]
 
 
-def _renamed(playlist: str, index: int, name: str) -> str:
+def _renamed(index: int, name: str, playlist: str) -> str:
     return re.sub(rf'^({index})/|(?<=URI="){index}/', f"{name}/", playlist, flags=re.MULTILINE)
 
 

@@ -52,11 +52,20 @@ class _Picture:
 class PictureTarget(Target):
     """What frames and sheets have in common: pictures in a folder of their own, `raw/{microseconds}.{extension}`."""
 
-    def __init__(self, output: output_pb2.Output, at: str, choice: FrameChoice, image: Image, quality: int) -> None:
+    def __init__(
+        self,
+        output: output_pb2.Output,
+        at: str,
+        choice: FrameChoice,
+        image: Image,
+        quality: int,
+        muxing: Sequence[str],
+    ) -> None:
         super().__init__(output, at, Container(at, "image2", image.media_type))
         self.choice = choice
         self.image = image
         self.quality = quality
+        self.muxing = muxing
 
     @property
     def made(self) -> Image:
@@ -87,7 +96,7 @@ class PictureTarget(Target):
     def write(self, known: Known) -> Written:
         # One more than there may be tells whether there would have been more.
         most = min(self.choice.most + 1, self.choice.asked or self.choice.most + 1)
-        words = ["-frames:v", str(most), "-f", "image2", "-frame_pts", "1", "-atomic_writing", "1"]
+        words = ["-frames:v", str(most), "-f", "image2", "-frame_pts", "1", "-atomic_writing", "1", *self.muxing]
         return Written([*words, f"{_RAW}/%d.{self.made.extension}"], folders=[_RAW])
 
     def _encoding(self) -> tuple[tuple[str, str], ...]:
@@ -141,9 +150,10 @@ class SpritesTarget(PictureTarget):
         choice: FrameChoice,
         image: Image,
         quality: int,
+        muxing: Sequence[str],
         tile: Image,
     ) -> None:
-        super().__init__(output, at, choice, image, quality)
+        super().__init__(output, at, choice, image, quality, muxing)
         self._tile = tile
         sprites = output.sprites
         self._columns, self._rows = sprites.columns or 10, sprites.rows or 10
@@ -214,9 +224,8 @@ class SpritesTarget(PictureTarget):
 async def check_frames(output: output_pb2.Output, capabilities: Capabilities, settings: Settings, at: str) -> Target:
     frames = output.frames
     image = find_image(frames.format, capabilities, f"{at}.frames.format")
-    _check_picture(output, f"{at}.frames", at)
-    muxer_params(output.muxer_params, "image2", {}, f"{at}.muxer_params")
-    return FramesTarget(output, at, check_pick(frames.pick, f"{at}.frames.pick"), image, frames.quality or 85)
+    muxing = _check_picture(output, frames.quality, f"{at}.frames", at)
+    return FramesTarget(output, at, check_pick(frames.pick, f"{at}.frames.pick"), image, frames.quality or 85, muxing)
 
 
 async def check_sprites(output: output_pb2.Output, capabilities: Capabilities, settings: Settings, at: str) -> Target:
@@ -224,7 +233,7 @@ async def check_sprites(output: output_pb2.Output, capabilities: Capabilities, s
     where = f"{at}.sprites"
     image = find_image(sprites.format, capabilities, f"{where}.format")
     tile = find_image(output_pb2.IMAGE_FORMAT_PNG, capabilities, f"{where}.format")
-    _check_picture(output, where, at)
+    muxing = _check_picture(output, sprites.quality, where, at)
     for name, least, most in (("tile_width", 16, 1920), ("tile_height", 16, 1080), ("columns", 1, 64), ("rows", 1, 64)):
         value = getattr(sprites, name)
         if value and not least <= value <= most:
@@ -234,16 +243,17 @@ async def check_sprites(output: output_pb2.Output, capabilities: Capabilities, s
         raise errors.FieldInvalid(
             f"{where}.url_prefix", f"has blanks, an arrow, or more than {_MOST_URL_PREFIX} characters"
         )
-    muxer_params(output.muxer_params, "image2", {}, f"{at}.muxer_params")
-    return SpritesTarget(output, at, check_pick(sprites.pick, f"{where}.pick"), image, sprites.quality or 75, tile)
+    choice = check_pick(sprites.pick, f"{where}.pick")
+    return SpritesTarget(output, at, choice, image, sprites.quality or 75, muxing, tile)
 
 
-def _check_picture(output: output_pb2.Output, where: str, at: str) -> None:
-    quality = output.frames.quality if where.endswith("frames") else output.sprites.quality
+def _check_picture(output: output_pb2.Output, quality: int, where: str, at: str) -> list[str]:
+    """Arguments for `muxer_params`."""
     if not 0 <= quality <= 100:
         raise errors.FieldInvalid(f"{where}.quality", "is not between 1 and 100")
     if len(output.streams) > 1:
         raise errors.FieldInvalid(f"{at}.streams[1]", "is one too many: pictures are made of exactly one video stream")
+    return muxer_params(output.muxer_params, "image2", {}, f"{at}.muxer_params")
 
 
 def _size_of_png(path: Path) -> tuple[int, int]:

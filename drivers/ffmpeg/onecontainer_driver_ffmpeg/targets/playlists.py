@@ -124,7 +124,8 @@ def with_subtitles(master: str, variants: Mapping[str, Sequence[SubtitleRenditio
         lines[index] = f'{line},SUBTITLES="{group}"'
         for one in renditions:
             language = f',LANGUAGE="{one.language}"' if one.language else ""
-            name = one.name.replace('"', "'")
+            # It may come from a stranger's file, and the value of an attribute knows no escapes.
+            name = "".join(character for character in one.name.replace('"', "'") if character.isprintable())
             media.append(
                 f'#EXT-X-MEDIA:TYPE=SUBTITLES,GROUP-ID="{group}",NAME="{name}"{language},DEFAULT=NO,AUTOSELECT=YES,FORCED=NO,'
                 f'URI="{one.uri}"'

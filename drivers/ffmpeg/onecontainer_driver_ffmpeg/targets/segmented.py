@@ -30,6 +30,7 @@ MANIFEST, PLAYLIST, SEGMENT = (
 HLS_TYPE, DASH_TYPE = "application/vnd.apple.mpegurl", "application/dash+xml"
 _TYPES = {".ts": "video/mp2t", ".m4s": "video/iso.segment", ".mp4": "video/mp4", ".vtt": "text/vtt", ".m3u8": HLS_TYPE}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_LANGUAGE = re.compile(r"[A-Za-z0-9-]{1,35}")
 _SEGMENT_SECONDS = 6.0
 MAIN = "main"
 """Folder of the one variant of an output without a ladder."""
@@ -122,8 +123,9 @@ class SegmentedTarget(Target):
 
 
 def language_of(track: Track) -> str:
-    """ISO 639-2 as the containers get it, empty: not known."""
-    return dict(track.draft.tags).get("language", "") or track.source.language
+    """ISO 639-2 as the containers get it, empty: not known, or nothing that could stand in a playlist."""
+    language = dict(track.draft.tags).get("language", "") or track.source.language
+    return language if _LANGUAGE.fullmatch(language) else ""
 
 
 def subtitle_renditions(target: SegmentedTarget, tracks: Sequence[Track], rung: int) -> list[SubtitleRendition]:
