@@ -135,6 +135,10 @@ bench-db: setup ## Rows through the gateway against cassandra-driver and SQLAlch
 bench-ai: $(BIN)/.installed-bench ## Predictions per second: the model alone, a minimal service, ours, MLServer, BentoML, LitServe, an HTTP chain
 	$(BIN)/python -m tests.bench.ai
 
+.PHONY: bench-media
+bench-media: setup ## A pipeline against bare ffmpeg with the same arguments, and eight of them against a shell loop
+	$(BIN)/python -m tests.bench.media
+
 .PHONY: bench-growth
 bench-growth: setup ## Jobs with 1,000 to 100,000 queued, and with 1, 2 and 4 workers
 	$(BIN)/python -m tests.bench.growth

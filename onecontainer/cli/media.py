@@ -10,15 +10,17 @@ from google.protobuf import json_format
 
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.media.v1 import media_info_pb2, media_pb2, pipeline_pb2, stream_pb2
-from onecontainer.cli.artifact import fetch, send
+from onecontainer.cli.artifact import send
 from onecontainer.cli.bars import duration
 from onecontainer.cli.job import follow, options_of, show
+from onecontainer.cli.media_files import preset_options, save
 from onecontainer.cli.media_result import show_result
 from onecontainer.cli.options import DURATION, JSON, job_options
 from onecontainer.cli.render import enum_name, size
 from onecontainer.cli.session import Session, connected
 from onecontainer.client import Job, transcode_request
-from onecontainer.client.media import IMAGE_FORMATS
+from onecontainer.client.media import IMAGE_FORMATS, presets
+from onecontainer.client.media.live import live_output, live_request
 from onecontainer.errors import OneContainerError
 
 SOURCE_TTL = 24 * 3600.0
@@ -36,6 +38,7 @@ def media() -> None:
     Examples:
       oca media probe films clip.mp4
       oca media transcode films clip.mp4 --to small.webm --height 360
+      oca media transcode films clip.mp4 --preset hls-abr --to clip-hls
       oca media run films @pipeline.json
       oca media frame films artifacts/01jd… --at 12s --to frame.png
     """
@@ -104,14 +107,24 @@ def track_row(track: media_info_pb2.StreamInfo) -> dict[str, object]:
 @click.argument("source")
 @remote_option
 @click.option(
-    "--to", "target", type=click.Path(path_type=Path), required=True, help="File to write; its ending is the container."
+    "--to",
+    "target",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File to write; its ending is the container. A folder for what has several files, as HLS.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(sorted(presets.NAMES)),
+    help="A whole pipeline: web-mp4 for browsers, hls-abr with a ladder, thumbnail, sprites for scrub bars, audio-only, "
+    "archive without loss. Then only --start, --duration, --width and --height count, as far as the preset has them.",
 )
 @click.option("--video-codec", default="", help="Encoder or codec; `copy` passes it through. Default: the container's.")
 @click.option("--audio-codec", default="", help="The same for sound.")
 @click.option("--width", type=click.IntRange(0), default=0, help="Pixels. Default: from the height, or unchanged.")
 @click.option("--height", type=click.IntRange(0), default=0, help="Pixels. Default: from the width, or unchanged.")
 @click.option("--quality", type=float, help="On the encoder's own scale (CRF); lower is better for most.")
-@click.option("--preset", default="", help="Preset of the encoder, such as fast.")
+@click.option("--encoder-preset", default="", help="Preset of the encoder, such as fast.")
 @click.option("--start", type=DURATION, help="Begin there.")
 @click.option("--duration", "length", type=DURATION, help="So much of it.")
 @click.option("--no-audio", is_flag=True, help="Without sound.")
@@ -123,34 +136,52 @@ def transcode(
     source: str,
     remote: bool,
     target: Path,
+    preset: str | None,
     video_codec: str,
     audio_codec: str,
     width: int,
     height: int,
     quality: float | None,
-    preset: str,
+    encoder_preset: str,
     start: float | None,
     length: float | None,
     no_audio: bool,
     **values: Any,
 ) -> None:
     """Turn SOURCE into another file, as a job with a live bar, and download it. Ctrl-C leaves the job running."""
-    video = stream_pb2.VideoStream(codec=video_codec, preset=preset, width=width, height=height)
-    if quality is not None:
-        video.rate_control.constant_quality = quality
-    audio = stream_pb2.AudioStream(codec=audio_codec)
-    plain = not (video.ByteSize() or audio.ByteSize() or no_audio)
-    request = transcode_request(
-        source_of(session, source, remote),
-        target.suffix.removeprefix(".").lower() or "mp4",
-        video=None if plain else video,
-        audio=None if plain or no_audio else audio,
-        start=start,
-        duration=length,
-    )
+    if preset:
+        others: dict[str, object] = {
+            "--video-codec": video_codec,
+            "--audio-codec": audio_codec,
+            "--encoder-preset": encoder_preset,
+        }
+        others |= {"--no-audio": no_audio, "--quality": quality is not None}
+        if given := [name for name, value in others.items() if value]:
+            raise click.UsageError(f"{given[0]} cannot go with --preset, which has its own")
+        wishes = {"start": start, "duration": length, "width": width or None, "height": height or None}
+        options = preset_options(preset, target, {name: value for name, value in wishes.items() if value is not None})
+        found = source_of(session, source, remote)
+        if preset == "hls-abr":
+            info = session.client.media.probe(service, found, timeout=session.timeout)
+            options["rungs"] = presets.rungs_for(info)
+        request = presets.NAMES[preset](found, **options)
+    else:
+        video = stream_pb2.VideoStream(codec=video_codec, preset=encoder_preset, width=width, height=height)
+        if quality is not None:
+            video.rate_control.constant_quality = quality
+        audio = stream_pb2.AudioStream(codec=audio_codec)
+        plain = not (video.ByteSize() or audio.ByteSize() or no_audio)
+        request = transcode_request(
+            source_of(session, source, remote),
+            target.suffix.removeprefix(".").lower() or "mp4",
+            video=None if plain else video,
+            audio=None if plain or no_audio else audio,
+            start=start,
+            duration=length,
+        )
     job = session.client.media.run_pipeline(service, request, options=options_of(values), timeout=session.timeout)
     result = finished(session, job, title=target.name)
-    fetch(session, result.outputs[0].files[0].artifact, target, resume=False)
+    save(session, result.outputs[0], target)
     show_result(session, result)
 
 
@@ -234,6 +265,47 @@ def frame(
             }
         ]
     )
+
+
+@media.command()
+@click.argument("service")
+@click.argument("source")
+@click.argument("url")
+@remote_option
+@click.option("--copy", is_flag=True, help="Pass the tracks through, which the sink must be able to carry.")
+@click.option("--loop", is_flag=True, help="Again and again, until the job is cancelled.")
+@click.option("--wait/--no-wait", "wait_", default=True, show_default=True, help="Show it until it ends.")
+@job_options
+@connected
+def stream(
+    session: Session,
+    service: str,
+    source: str,
+    url: str,
+    remote: bool,
+    copy: bool,
+    loop: bool,
+    wait_: bool,
+    **values: Any,
+) -> None:
+    """Send SOURCE to URL at the pace of playing: `udp://HOST:PORT`, `srt://HOST:PORT[?mode=listener&streamid=…]` or
+    `rtmp://HOST[:PORT]/APP/NAME`. The service's operator must have allowed the host. `oca job cancel --finish` ends it.
+
+    \b
+    Example:
+      oca media stream films clip.mp4 rtmp://127.0.0.1/live/clip
+    """
+    try:
+        sink = live_output(url)
+    except ValueError as error:
+        raise click.UsageError(f"{url}: {error}") from None
+    request = live_request(source_of(session, source, remote), sink, copy=copy, loop=loop)
+    job = session.client.media.run_pipeline(service, request, options=options_of(values), timeout=session.timeout)
+    if not wait_:
+        show(session, job.record)
+        return
+    result = finished(session, job, title=url.partition("?")[0])
+    show_result(session, result)
 
 
 @media.command()

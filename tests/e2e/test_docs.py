@@ -20,6 +20,8 @@ from tests.fixtures.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROGRAM = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+JSON = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,20 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
         "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}",
     }
     run_page("tutorial.md", tmp_path, variables, least=15, stop=["oca down"])
+
+
+def test_the_media_page_runs(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    page = (ROOT / "docs" / "media.md").read_text()
+    programs = PROGRAM.findall(page)
+    assert [name for name, _ in programs] == ["progress.py"]
+    for name, program in programs:
+        (tmp_path / name).write_text(program.replace("127.0.0.1:50051", address))
+    (tmp_path / "pipeline.json").write_text(JSON.findall(page)[0])
+    variables = {"ONECONTAINER_DATA_DIR": str(tmp_path / "data"), "ONECONTAINER_LISTEN": address}
+    run_page("media.md", tmp_path, variables, least=15, stop=["oca down"])
+    for name in ("small.webm", "tone.mp3", "keep.mkv", "frame.png", "thumbnail.jpg", "first-seconds.mp4"):
+        assert (tmp_path / name).stat().st_size > 0
 
 
 def test_sidecars_that_you_start_yourself_run(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg import allowed, listing
-from onecontainer_driver_ffmpeg.containers import AUDIO_ONLY, CONTAINERS, Container
+from onecontainer_driver_ffmpeg.containers import AUDIO_ONLY, CONTAINERS, SUBTITLES, Container
+from onecontainer_driver_ffmpeg.hardware import Hardware
 from onecontainer_driver_ffmpeg.process import run
 
 _HARDWARE_SUFFIXES = (
@@ -47,6 +50,7 @@ class Capabilities:
     input_protocols: frozenset[str]
     output_protocols: frozenset[str]
     pixel_formats: tuple[str, ...]
+    hardware: Hardware
     _help: dict[tuple[str, str], listing.Help] = field(default_factory=dict)
     _file_options: bool | None = None
 
@@ -78,6 +82,7 @@ class Capabilities:
             input_protocols=inputs,
             output_protocols=outputs,
             pixel_formats=listing.parse_pixel_formats(pixel_formats),
+            hardware=Hardware(frozenset(listing.parse_encoders(encoders)), functools.partial(_works, ffmpeg, folder)),
         )
         missing = [
             part for part in ("version", "encoders", "codecs", "formats", "filters") if not getattr(loaded, part)
@@ -104,6 +109,8 @@ class Capabilities:
         if (codec := dict(container.defaults).get(kind)) and (encoder := self.encoder_for(codec)):
             return encoder
         codec = (await self._read_help("muxer", container.muxer, "E")).defaults.get(kind)
+        if kind == "subtitle" and codec in (None, "none"):
+            codec = SUBTITLES.get(container.name)
         return self.encoder_for(codec) if codec and codec != "none" else None
 
     def encoder_for(self, name: str) -> str | None:
@@ -157,6 +164,16 @@ class Capabilities:
         if key not in self._help:
             self._help[key] = listing.parse_help(await _ask(self.ffmpeg, self.folder, "-h", f"{kind}={name}"), flag)
         return self._help[key]
+
+
+async def _works(ffmpeg: str, folder: Path, arguments: Sequence[str]) -> bool:
+    try:
+        finished = await run(
+            [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", *arguments], folder=folder, timeout=_TIMEOUT
+        )
+    except (OSError, TimeoutError):
+        return False
+    return finished.return_code == 0
 
 
 async def _ask(ffmpeg: str, folder: Path, *arguments: str) -> str:

@@ -6,6 +6,7 @@ from onecontainer.api.media.v1 import capabilities_pb2 as pb
 from onecontainer.api.media.v1 import media_info_pb2, media_pb2, pipeline_pb2, stream_pb2
 from onecontainer_driver_ffmpeg import allowed
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
+from onecontainer_driver_ffmpeg.hardware import APIS
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.settings import Settings
 from onecontainer_driver_ffmpeg.targets import TARGETS
@@ -18,14 +19,10 @@ _KINDS = {
     "data": media_info_pb2.STREAM_KIND_DATA,
     "attachment": media_info_pb2.STREAM_KIND_ATTACHMENT,
 }
-_HARDWARE = {
-    "vaapi": stream_pb2.HARDWARE_API_VAAPI,
-    "nvenc": stream_pb2.HARDWARE_API_NVENC,
-    "qsv": stream_pb2.HARDWARE_API_QSV,
-}
 
 
 async def list_capabilities(capabilities: Capabilities, settings: Settings) -> media_pb2.ListCapabilitiesResponse:
+    devices = {api: await capabilities.hardware.working_devices(api) for api in APIS}
     encoders = [
         pb.EncoderCapability(
             name=encoder.name,
@@ -33,8 +30,8 @@ async def list_capabilities(capabilities: Capabilities, settings: Settings) -> m
             kind=_KINDS[encoder.kind],
             codec=encoder.codec,
             experimental=encoder.experimental,
-            hardware=_HARDWARE.get(hardware_of(encoder.name), stream_pb2.HARDWARE_API_UNSPECIFIED),
-            unavailable=bool(hardware_of(encoder.name)),
+            hardware=APIS.get(hardware_of(encoder.name), stream_pb2.HARDWARE_API_UNSPECIFIED),
+            unavailable=bool(hardware_of(encoder.name)) and not devices.get(hardware_of(encoder.name)),
         )
         for encoder in capabilities.encoders.values()
     ]
@@ -96,8 +93,12 @@ async def list_capabilities(capabilities: Capabilities, settings: Settings) -> m
         for name in sorted(capabilities.input_protocols | capabilities.output_protocols)
     ]
     hardware = [
-        pb.HardwareCapability(api=api, compiled_in=any(hardware_of(name) == suffix for name in capabilities.encoders))
-        for suffix, api in _HARDWARE.items()
+        pb.HardwareCapability(
+            api=api,
+            compiled_in=any(hardware_of(name) == suffix for name in capabilities.encoders),
+            devices=devices[suffix],
+        )
+        for suffix, api in APIS.items()
     ]
     return media_pb2.ListCapabilitiesResponse(
         version=capabilities.version,

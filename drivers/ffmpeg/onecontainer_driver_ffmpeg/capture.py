@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -66,7 +67,7 @@ async def capture_frame(
             command,
             folder=folder,
             timeout=_TIMEOUT,
-            bounds=Bounds(memory_bytes=settings.max_memory_bytes),
+            bounds=Bounds(memory_bytes=settings.max_memory_bytes, cpu_seconds=math.ceil(settings.max_cpu_time)),
             environment=guard.environment() if guard else None,
             most_output=MOST_BYTES,
         )

@@ -81,6 +81,8 @@ CONTAINERS: dict[str, Container] = {
         _container("ass", "ass", "text/x-ssa", "ass ssa"),
     )
 }
+SUBTITLES = {"mp4": "mov_text", "mov": "mov_text", "m4a": "mov_text", "3gp": "mov_text"}
+"""What subtitles become by default where the muxer names nothing, and there is one form only that players read."""
 AUDIO_ONLY = frozenset(
     {"mka", "wma", "oga", "opus", "wav", "aiff", "caf", "flac", "mp3", "mp2", "aac", "ac3", "eac3", "au"}
 )

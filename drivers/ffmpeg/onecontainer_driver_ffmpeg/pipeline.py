@@ -16,6 +16,7 @@ from onecontainer_driver_ffmpeg.plan import BoundInput, bind_output, draft_outpu
 from onecontainer_driver_ffmpeg.prober import Prober
 from onecontainer_driver_ffmpeg.settings import Settings
 from onecontainer_driver_ffmpeg.sources import OpenedSource
+from onecontainer_driver_ffmpeg.storing import folder_bytes
 from onecontainer_driver_ffmpeg.targets.live import check_lives
 
 
@@ -68,8 +69,10 @@ class PipelineRunner:
                 return pipeline_pb2.RunPipelineResult(outputs=outputs, warnings=warnings, validated_only=True)
             if any(plan.uploads or not plan.target.makes_files for plan in plans):
                 await context.declare(idempotent=False)
+            copies = await asyncio.to_thread(folder_bytes, folder)
             run = PipelineRun(
                 settings=self.settings,
+                room=max(self.settings.max_scratch_bytes - copies, 1),
                 prober=self.prober,
                 slots=self._slots,
                 request=request,
@@ -94,34 +97,41 @@ class PipelineRunner:
         folder = context.scratch
         opened: dict[bytes, OpenedSource] = {}
         sources = []
-        for index, one in enumerate(request.inputs):
-            # The same source twice is fetched once.
-            same = (
-                one.source.SerializeToString(deterministic=True)
-                + b"|"
-                + one.format.SerializeToString(deterministic=True)
-            )
-            if same not in opened:
-                context.progress(0.0, message=f"opening input {index}")
-                opened[same] = await self.settings.sources.open(
-                    one.source,
-                    one.format,
-                    at=f"inputs[{index}].",
-                    copy=folder / f"input{index}",
-                    artifacts=context.artifacts if one.source.WhichOneof("source") == "artifact" else None,
-                    capabilities=self.capabilities,
-                )
-            sources.append(opened[same])
         async with contextlib.AsyncExitStack() as stack:
             guard = None
-            if any(source.http for source in sources):
-                guard = await stack.enter_async_context(egress_guard(self.settings.sources.hosts))
-            inputs = [
-                BoundInput(
-                    one,
-                    source,
-                    await self.prober.probe(source, at=f"inputs[{index}].source", folder=folder, guard=guard),
-                )
-                for index, (one, source) in enumerate(zip(request.inputs, sources, strict=True))
-            ]
+            # The process that will look into the first input starts while that is fetched.
+            async with self.prober.warmed(folder) as warm:
+                for index, one in enumerate(request.inputs):
+                    # The same source twice is fetched once.
+                    same = (
+                        one.source.SerializeToString(deterministic=True)
+                        + b"|"
+                        + one.format.SerializeToString(deterministic=True)
+                    )
+                    if same not in opened:
+                        context.progress(0.0, message=f"opening input {index}")
+                        opened[same] = await self.settings.sources.open(
+                            one.source,
+                            one.format,
+                            at=f"inputs[{index}].",
+                            copy=folder / f"input{index}",
+                            artifacts=context.artifacts if one.source.WhichOneof("source") == "artifact" else None,
+                            capabilities=self.capabilities,
+                            room=max(
+                                self.settings.max_scratch_bytes - await asyncio.to_thread(folder_bytes, folder), 1
+                            ),
+                        )
+                    sources.append(opened[same])
+                if any(source.http for source in sources):
+                    guard = await stack.enter_async_context(egress_guard(self.settings.sources.hosts))
+                inputs = [
+                    BoundInput(
+                        one,
+                        source,
+                        await self.prober.probe(
+                            source, at=f"inputs[{index}].source", folder=folder, guard=guard, warm=warm
+                        ),
+                    )
+                    for index, (one, source) in enumerate(zip(request.inputs, sources, strict=True))
+                ]
             yield inputs, guard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from onecontainer_driver_ffmpeg.egress import EgressGuard
 from onecontainer_driver_ffmpeg.failures import complaints, pipeline_failure, process_failure, too_large
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.plan import BoundInput, OutputPlan
-from onecontainer_driver_ffmpeg.prober import Prober, failure
+from onecontainer_driver_ffmpeg.prober import Prober, WarmChild, failure
 from onecontainer_driver_ffmpeg.process import Bounds, Child, run, running_child
 from onecontainer_driver_ffmpeg.progress import OutputMeter, PipelineMeter, ProgressReader
 from onecontainer_driver_ffmpeg.settings import Settings
@@ -56,12 +57,17 @@ class RunningOutput:
 
 
 class PipelineRun:
-    """One pipeline. `slots` bounds the processes of all pipelines of the service."""
+    """One pipeline.
+
+    `slots` bounds the processes of all pipelines of the service, `room` the bytes of all outputs together, so that with the copies of
+    the inputs they stay within `max_scratch_bytes`.
+    """
 
     def __init__(
         self,
         *,
         settings: Settings,
+        room: int,
         prober: Prober,
         slots: asyncio.Semaphore,
         request: media_pb2.RunPipelineRequest,
@@ -99,7 +105,8 @@ class PipelineRun:
         limits = request.limits
         self._bounds = Bounds(
             memory_bytes=_least(settings.max_memory_bytes, limits.max_memory_bytes),
-            file_bytes=_least(settings.max_output_bytes, limits.max_output_bytes),
+            file_bytes=_least(_least(settings.max_output_bytes, limits.max_output_bytes), room),
+            cpu_seconds=math.ceil(settings.max_cpu_time),
         )
 
     async def all(self) -> None:
@@ -158,13 +165,15 @@ class PipelineRun:
             for folder in ("", *output.plan.written.folders):
                 await asyncio.to_thread((output.plan.folder / folder).mkdir, parents=True, exist_ok=True)
             try:
-                # What a target makes after ffmpeg takes processes too, so it belongs to the slot.
-                async with output.plan.target.started() as started:
-                    for at, message in started.warnings:
-                        self._warn(at, message)
-                    made = await self._transcode(output, started)
-                if made:
-                    await self._collect(output)
+                # What a target makes after ffmpeg takes processes too, so it belongs to the slot. The one that will look into what was
+                # made starts now, when nobody waits for it.
+                async with self._prober.warmed(self._folder) as warm:
+                    async with output.plan.target.started() as started:
+                        for at, message in started.warnings:
+                            self._warn(at, message)
+                        made = await self._transcode(output, started)
+                    if made:
+                        await self._collect(output, warm)
             except errors.OneContainerError as error:
                 self._fail(output, error)
         if not self._request.all_or_nothing:
@@ -248,7 +257,7 @@ class PipelineRun:
             output.meter.count_bytes(await asyncio.to_thread(folder_bytes, output.plan.folder))
             await asyncio.sleep(_SIZE_INTERVAL)
 
-    async def _collect(self, output: RunningOutput) -> None:
+    async def _collect(self, output: RunningOutput, warm: WarmChild) -> None:
         """Finds what was made. Leaves the output STORING, or ended."""
         plan = output.plan
         live = not plan.target.makes_files
@@ -277,7 +286,9 @@ class PipelineRun:
             return
         if output.collection.probe:
             try:
-                info = await self._prober.probe(output.collection.probe, at=plan.at, folder=self._folder, guard=None)
+                info = await self._prober.probe(
+                    output.collection.probe, at=plan.at, folder=self._folder, guard=None, warm=warm
+                )
             except errors.DataInvalid as error:
                 self._end_unreadable(output, f"what ffmpeg made cannot be read: {error}")
                 return

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from onecontainer.api.media.v1 import input_pb2, media_pb2, output_pb2, pipeline_pb2
+from onecontainer.api.media.v1 import input_pb2, media_pb2, output_pb2, pipeline_pb2, stream_pb2
 from onecontainer.api.media.v1.media_info_pb2 import MediaInfo, StreamInfo
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
+from onecontainer_driver_ffmpeg.hardware import APIS
 from onecontainer_driver_ffmpeg.media_info import seconds
 from onecontainer_driver_ffmpeg.prober import input_options
 from onecontainer_driver_ffmpeg.request_checks import check_request
@@ -155,7 +156,7 @@ def bind_output(
                 f"`copy` of {tracks[0][1].codec}, which {target.container.name} cannot hold",
             )
         where = f"{tracks[0][0]}:{tracks[0][1].index}"
-        chain = [*stream.chain, *(own_filters if stream.kind == "video" else ())]
+        chain = [*stream.chain, *(own_filters if stream.kind == "video" else ()), *stream.upload]
         if chain:
             pads = "".join(f"[{number}:{track.index}]" for number, track in tracks)
             where = f"[s{len(graph)}]"
@@ -175,6 +176,7 @@ def bind_output(
     threads = _least(settings.threads, limits.threads)
     head = [capabilities.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "repeat+level+warning", "-nostats", "-y"]
     head += ["-progress", "pipe:1", "-stats_period", "0.25"]
+    head += _devices([track.draft for track in made])
     if threads:
         head += ["-filter_threads", str(threads), "-filter_complex_threads", str(threads)]
     for one in inputs:
@@ -208,13 +210,29 @@ def bind_output(
         expected=expected,
         limit=limit,
         streams=[
-            pipeline_pb2.OutputStream(key=track.draft.key, kind=KINDS[track.draft.kind], encoder=track.draft.encoder)
+            pipeline_pb2.OutputStream(
+                key=track.draft.key,
+                kind=KINDS[track.draft.kind],
+                encoder=track.draft.encoder,
+                hardware=APIS[track.draft.use.api] if track.draft.use else stream_pb2.HARDWARE_API_UNSPECIFIED,
+            )
             for track in made
         ],
         uploads=draft.uploads,
         hidden=hidden,
         pass_log=pass_log,
     )
+
+
+def _devices(drafts: Sequence[StreamDraft]) -> list[str]:
+    """The arguments of the hardware that encodes streams of one output: one device, for there is one place to upload to."""
+    uses = {tuple(draft.use.general()): draft for draft in drafts if draft.use and draft.use.general()}
+    if len(uses) > 1:
+        where = [*uses.values()][1].at
+        raise errors.FieldInvalid(
+            f"{where}.video.hardware.device", "differs from that of another stream of this output"
+        )
+    return [word for words in uses for word in words]
 
 
 def _encoding(tracks: Sequence[Track], which: str, log: Path | None) -> list[str]:

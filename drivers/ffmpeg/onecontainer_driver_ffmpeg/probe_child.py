@@ -1,4 +1,6 @@
-"""Started as `python probe_child.py`, with a JSON request on the command line: prints what FFmpeg's libraries see, as ffprobe would.
+"""Takes a JSON request as a line of its input, and prints what FFmpeg's libraries see, as ffprobe would.
+
+It may be started before there is something to probe: what takes time is its start.
 
 A process of its own, because a hostile file may crash or hang the libraries, and because only a process can be killed in time.
 """
@@ -10,6 +12,8 @@ from fractions import Fraction
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+sys.path.append(sys.argv[1])  # the folder of the packages; started without `site`
 
 import av
 import av.error
@@ -162,7 +166,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     try:
-        facts = probe(json.loads(sys.argv[1]))
+        facts = probe(json.loads(sys.stdin.readline()))
     except (OSError, av.error.FFmpegError, ValueError) as error:
         sys.stderr.write(getattr(error, "strerror", None) or str(error))
         return 1

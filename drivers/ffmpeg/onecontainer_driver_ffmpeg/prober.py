@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import importlib.util
 import json
 import sys
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +19,13 @@ from onecontainer_driver_ffmpeg import allowed
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
 from onecontainer_driver_ffmpeg.egress import EgressGuard, certificate_authorities
 from onecontainer_driver_ffmpeg.media_info import media_info
-from onecontainer_driver_ffmpeg.process import Bounds, Finished, run
+from onecontainer_driver_ffmpeg.process import Bounds, Child, Finished, finish, run, running_child
 from onecontainer_driver_ffmpeg.sources import OpenedSource
 
 PROBE_CHILD = Path(__file__).with_name("probe_child.py")
 _READ_TIMEOUT = 15.0
 _TOTAL_TIMEOUT = 45.0
-_MEMORY = 2 * 1024**3
+_BOUNDS = Bounds(memory_bytes=2 * 1024**3)
 
 
 def input_options(source: OpenedSource, capabilities: Capabilities) -> dict[str, str]:
@@ -37,6 +42,17 @@ def input_options(source: OpenedSource, capabilities: Capabilities) -> dict[str,
     return options | dict(source.demuxer_options)
 
 
+@dataclass
+class WarmChild:
+    """A process that waits for what it shall probe; good for one."""
+
+    _child: Child | None
+
+    def take(self) -> Child | None:
+        child, self._child = self._child, None
+        return child
+
+
 @dataclass(frozen=True)
 class Prober:
     """`ffprobe` None: FFmpeg's libraries."""
@@ -45,9 +61,16 @@ class Prober:
     capabilities: Capabilities
 
     async def probe(
-        self, source: OpenedSource, *, at: str, folder: Path, guard: EgressGuard | None, with_raw: bool = False
+        self,
+        source: OpenedSource,
+        *,
+        at: str,
+        folder: Path,
+        guard: EgressGuard | None,
+        with_raw: bool = False,
+        warm: WarmChild | None = None,
     ) -> MediaInfo:
-        """What is in `source`. `at` is the request's field that named it; DataInvalid if it is no media."""
+        """What is in `source`. `at` is the request's field that named it; DataInvalid if it is no media. `warm`: see `warmed`."""
         options = input_options(source, self.capabilities)
         if self.ffprobe:
             command = [self.ffprobe, "-hide_banner", "-loglevel", "error", "-print_format", "json"]
@@ -56,21 +79,15 @@ class Prober:
                 command += [f"-{name}", value]
             command += [*(["-f", source.demuxer] if source.demuxer else []), "-i", source.address]
         else:
-            request = {
-                "address": source.address,
-                "demuxer": source.demuxer,
-                "options": options,
-                "timeout": _READ_TIMEOUT,
-            }
-            command = [sys.executable, "-I", str(PROBE_CHILD), json.dumps(request)]
+            command = []
+        environment = guard.environment() if guard else None
         try:
-            finished = await run(
-                command,
-                folder=folder,
-                timeout=_TOTAL_TIMEOUT,
-                bounds=Bounds(memory_bytes=_MEMORY),
-                environment=guard.environment() if guard else None,
-            )
+            if command:
+                finished = await run(
+                    command, folder=folder, timeout=_TOTAL_TIMEOUT, bounds=_BOUNDS, environment=environment
+                )
+            else:
+                finished = await self._ask_libraries(source, options, folder, environment, warm)
         except TimeoutError as error:
             raise errors.DataInvalid(at, f"could not be read in {_TOTAL_TIMEOUT:.0f} s") from error
         facts = _facts(finished)
@@ -83,6 +100,52 @@ class Prober:
             facts.get("format", {}).pop("filename", None)
             raw = json.dumps(facts, ensure_ascii=False)
         return media_info(facts, prober=prober, raw_json=raw)
+
+    async def _ask_libraries(
+        self,
+        source: OpenedSource,
+        options: Mapping[str, str],
+        folder: Path,
+        environment: dict[str, str] | None,
+        warm: WarmChild | None,
+    ) -> Finished:
+        request = {
+            "address": source.address,
+            "demuxer": source.demuxer,
+            "options": options,
+            "timeout": _READ_TIMEOUT,
+        }
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(asyncio.timeout(_TOTAL_TIMEOUT))
+            # The environment, with the proxy that all traffic must go through, is a process's from its beginning.
+            child = warm.take() if warm and not environment else None
+            if child is None:
+                child = await stack.enter_async_context(_libraries(folder, environment))
+            child.send(json.dumps(request).encode() + b"\n")
+            return await finish(child)
+
+    @contextlib.asynccontextmanager
+    async def warmed(self, folder: Path) -> AsyncIterator[WarmChild]:
+        """Starts the process of one probe to come, which takes longer than the probe; it is killed with the context if none came."""
+        if self.ffprobe:  # starts at once
+            yield WarmChild(None)
+            return
+        async with _libraries(folder, None) as child:
+            yield WarmChild(child)
+
+
+@functools.cache
+def _packages() -> str:
+    found = importlib.util.find_spec("av")
+    if found is None or found.origin is None:
+        raise errors.StateInvalid("PyAV, which probes media, is not installed: set the option ffprobe_path")
+    return str(Path(found.origin).parents[1])
+
+
+def _libraries(folder: Path, environment: dict[str, str] | None) -> contextlib.AbstractAsyncContextManager[Child]:
+    # Without `site`, which takes a quarter of the start: only the folder that PyAV is in.
+    command = [sys.executable, "-I", "-S", str(PROBE_CHILD), _packages()]
+    return running_child(command, folder=folder, bounds=_BOUNDS, environment=environment, hears=True)
 
 
 def _facts(finished: Finished) -> dict[str, Any] | None:

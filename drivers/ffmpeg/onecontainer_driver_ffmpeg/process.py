@@ -24,6 +24,7 @@ class Bounds:
 
     memory_bytes: int = 0
     file_bytes: int = 0
+    cpu_seconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    def send(self, data: bytes) -> None:
+        """Writes to its standard input, and closes that. What has ended already hears nothing."""
+        if self._process.stdin is None:
+            raise RuntimeError("the child was started without an input")
+        self._process.stdin.write(data)
+        self._process.stdin.close()
+
     def interrupt(self) -> None:
         # Not SIGINT: a sidecar ignores that one, and its children inherit it.
         self._signal(signal.SIGTERM)
@@ -102,12 +110,15 @@ async def running_child(
     folder: Path,
     bounds: Bounds = Bounds(),
     environment: dict[str, str] | None = None,
+    hears: bool = False,
     stdin: bytes = b"",
 ) -> AsyncIterator[Child]:
     """Starts `command` in `folder`; on the way out, by whatever way, its process group is killed and reaped.
 
-    The environment is only what `environment` says, so that no proxy setting or secret of the sidecar reaches the child. `stdin` is
-    for a secret, which no other process can read there: less than a pipe holds (64 KiB).
+    `hears`: it has a standard input, for `Child.send`; `stdin`: that is all that it will hear, less than a pipe holds (64 KiB). There a
+    secret is safe from other processes. Without either it hears nothing.
+
+    The environment is only what `environment` says, so that no proxy setting or secret of the sidecar reaches the child.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -117,8 +128,9 @@ async def running_child(
         str(os.getpid()),
         str(bounds.memory_bytes),
         str(bounds.file_bytes),
+        str(bounds.cpu_seconds),
         *command,
-        stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE if hears or stdin else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
@@ -127,9 +139,8 @@ async def running_child(
     )
     child = Child(process)
     try:
-        if process.stdin:
-            process.stdin.write(stdin)
-            process.stdin.close()
+        if stdin:
+            child.send(stdin)
         yield child
     finally:
         child.kill()
@@ -148,6 +159,15 @@ async def run(
     stdin: bytes = b"",
 ) -> Finished:
     """Runs `command` to its end and gives what it printed, at most `most_output` bytes. TimeoutError after `timeout` seconds."""
+    async with (
+        asyncio.timeout(timeout),
+        running_child(command, folder=folder, bounds=bounds, environment=environment, stdin=stdin) as child,
+    ):
+        return await finish(child, most_output)
+
+
+async def finish(child: Child, most_output: int = 64 * 1024 * 1024) -> Finished:
+    """Waits for a child's end, and gives what it printed, at most `most_output` bytes."""
     output = bytearray()
     truncated = False
 
@@ -157,9 +177,5 @@ async def run(
         output.extend(data[:room])
         truncated = truncated or len(data) > room
 
-    async with (
-        asyncio.timeout(timeout),
-        running_child(command, folder=folder, bounds=bounds, environment=environment, stdin=stdin) as child,
-    ):
-        code = await child.wait(collect)
+    code = await child.wait(collect)
     return Finished(code, child.log.lines(), bytes(output), truncated)

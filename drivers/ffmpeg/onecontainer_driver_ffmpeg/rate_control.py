@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from onecontainer.api.media.v1.stream_pb2 import RateControl
 from onecontainer.driver import errors
-from onecontainer_driver_ffmpeg.capabilities import Capabilities
+from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.listing import OptionEntry
 
 
@@ -82,6 +82,8 @@ def write_rate_control(
 def _quality(
     quality: float, encoder: str, own: Mapping[str, OptionEntry], kind: str, suffix: str, at: str
 ) -> list[str]:
+    if hardware := hardware_of(encoder):
+        return _hardware_quality(quality, hardware, own, suffix, at)
     if "crf" in own:
         _within(quality, own["crf"], at)
         if quality < 0:
@@ -94,6 +96,17 @@ def _quality(
     if not 0 <= quality <= 100:
         raise errors.FieldInvalid(at, "is not between 0 and 100")
     return [f"-q{suffix}", f"{quality:g}"]
+
+
+def _hardware_quality(quality: float, hardware: str, own: Mapping[str, OptionEntry], suffix: str, at: str) -> list[str]:
+    """Each interface has its own scale, and another name for it."""
+    name, mode = {"nvenc": ("cq", "vbr"), "vaapi": ("qp", "CQP"), "qsv": ("global_quality", "")}.get(hardware, ("", ""))
+    if not name or (name not in own and name != "global_quality"):
+        raise errors.BackendCapabilityMissing(at, f"{hardware} has no quality scale here; give it a bitrate")
+    if not 1 <= quality <= 51:
+        raise errors.FieldInvalid(at, "is not between 1 and 51")
+    option = "rc_mode" if hardware == "vaapi" else "rc"
+    return [*([f"-{option}{suffix}", mode] if mode and option in own else []), f"-{name}{suffix}", f"{round(quality)}"]
 
 
 def _lossless(

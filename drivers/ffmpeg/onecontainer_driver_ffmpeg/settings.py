@@ -29,6 +29,8 @@ class Settings:
     max_media_duration: float = 12 * 3600.0
     max_output_bytes: int = 64 * 1024**3
     max_memory_bytes: int = 4 * 1024**3
+    max_cpu_time: float = 96 * 3600.0
+    max_scratch_bytes: int = 128 * 1024**3
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Settings:
@@ -69,4 +71,6 @@ _LEAST = {
     "max_media_duration": 1,
     "max_output_bytes": 1024,
     "max_memory_bytes": 256 * 1024**2,
+    "max_cpu_time": 1,
+    "max_scratch_bytes": 1024,
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from onecontainer.api.artifact.v1 import artifact_pb2
 from onecontainer.api.media.v1.input_pb2 import InputFormat, MediaSource
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg import allowed
@@ -20,6 +22,8 @@ _MOST_PIXELS_A_SIDE = 16384
 
 class Artifacts(Protocol):
     """The part of the SDK's `context.artifacts` that sources need."""
+
+    async def get(self, name: str) -> artifact_pb2.Artifact: ...
 
     async def fetch(self, name: str, path: Path) -> None: ...
 
@@ -52,8 +56,12 @@ class SourceRules:
         copy: Path,
         artifacts: Artifacts | None,
         capabilities: Capabilities,
+        room: int = 0,
     ) -> OpenedSource:
-        """Checks a source; an artifact is copied to `copy`. `at` is the request's field that holds both messages, as `inputs[0].`"""
+        """Checks a source; an artifact is copied to `copy`. `at` is the request's field that holds both messages, as `inputs[0].`
+
+        `room` is how many bytes the copy may have; 0: as many as the disk has.
+        """
         demuxer, options = check_format(source_format, at=f"{at}format", capabilities=capabilities)
         kind = source.WhichOneof("source")
         if kind is None:
@@ -65,6 +73,7 @@ class SourceRules:
                 )
             if artifacts is None:
                 raise errors.StateInvalid("artifacts cannot be reached from here")
+            await _check_room(source.artifact, artifacts, copy.parent, room, f"{at}source.artifact")
             await artifacts.fetch(source.artifact, copy)
             return OpenedSource(f"file:{copy}", False, source.artifact, demuxer, options)
         if kind == "path":
@@ -80,7 +89,13 @@ class SourceRules:
         if not self.folders:
             raise errors.SourceNotAllowed(at, "this service allows no folders; upload the file as an artifact")
         folders = [folder.resolve() for folder in self.folders]
-        path = (folders[0] / text).resolve()  # an absolute text replaces the folder; symbolic links are followed now
+        try:
+            path = (
+                folders[0] / text
+            ).resolve()  # an absolute text replaces the folder; symbolic links are followed now
+            path.exists()
+        except OSError as error:
+            raise errors.FieldInvalid(at, f"is no path: {error.strerror}") from error
         if not any(path.is_relative_to(folder) for folder in folders):
             raise errors.SourceNotAllowed(
                 at, f"{text!r} is not in a folder that this service allows (option source_folders)"
@@ -107,6 +122,18 @@ class SourceRules:
                 at, f"{parts.netloc} is not a host that this service allows (option source_hosts)"
             )
         return url
+
+
+async def _check_room(name: str, artifacts: Artifacts, folder: Path, room: int, at: str) -> None:
+    """LimitExceeded if a copy of the artifact is beyond the bound, or beyond what the disk has left."""
+    size = (await artifacts.get(name)).size_bytes
+    free = (await asyncio.to_thread(shutil.disk_usage, folder)).free
+    if 0 < room < size:
+        raise errors.LimitExceeded(
+            f"{at} has {size} bytes, and {room} are left of the bound (option max_scratch_bytes)"
+        )
+    if size > free:
+        raise errors.LimitExceeded(f"{at} has {size} bytes, and the sidecar's disk has {free} left")
 
 
 def check_format(source_format: InputFormat, *, at: str, capabilities: Capabilities) -> tuple[str, dict[str, str]]:

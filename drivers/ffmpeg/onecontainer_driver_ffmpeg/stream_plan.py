@@ -10,6 +10,7 @@ from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.containers import Container
 from onecontainer_driver_ffmpeg.filters import write_chain
+from onecontainer_driver_ffmpeg.hardware import APIS, Use, choose
 from onecontainer_driver_ffmpeg.listing import OptionEntry
 from onecontainer_driver_ffmpeg.media_info import seconds
 from onecontainer_driver_ffmpeg.rate_control import write_rate_control
@@ -26,7 +27,8 @@ _NO_VIDEO = frozenset({"wav", "aiff", "caf", "au"})
 
 @dataclass(frozen=True)
 class StreamDraft:
-    """A stream of one output. `pairs` are options and values without stream specifiers, which depend on the other tracks."""
+    """A stream of one output. `pairs` are options and values without stream specifiers, which depend on the other tracks; `use` is the
+    hardware that encodes it, None: software, and `upload` the filters that bring frames there."""
 
     key: str
     kind: str
@@ -38,6 +40,8 @@ class StreamDraft:
     skip_if_missing: bool = False
     tags: tuple[tuple[str, str], ...] = ()
     warnings: tuple[tuple[str, str], ...] = ()
+    use: Use | None = None
+    upload: tuple[str, ...] = ()
     two_pass: bool = False
     filters: tuple[str, ...] = ()
     """Those of `chain` that the request named; the rest keep the shape of the picture."""
@@ -101,12 +105,43 @@ async def _video(
     if _is_copy(video, at):
         return _copied(draft, at)
     encoder = await _encoder(video.codec, "video", container, capabilities, f"{at}.codec")
+    codec = capabilities.encoders[encoder].codec
+    use = await choose(video.hardware, encoder, codec, capabilities.hardware, at)
+    reason = use if isinstance(use, str) else ""
+    if isinstance(use, Use):
+        try:
+            return await _encoded_video(draft, video, use.encoder, use, container, capabilities, at)
+        except errors.BackendCapabilityMissing as error:
+            # Hardware encoders have fewer settings. What is preferred gives way to what else was asked for.
+            if video.hardware.mode == stream_pb2.HARDWARE_MODE_REQUIRED:
+                raise
+            reason = str(error)
+    if hardware_of(encoder):  # named, and only preferred
+        encoder = await _encoder(codec, "video", container, capabilities, f"{at}.codec")
+    done = await _encoded_video(draft, video, encoder, None, container, capabilities, at)
+    if reason:
+        return replace(done, warnings=((f"{at}.hardware.mode", f"encoded in software: {reason}"),))
+    return done
+
+
+async def _encoded_video(
+    draft: StreamDraft,
+    video: stream_pb2.VideoStream,
+    encoder: str,
+    use: Use | None,
+    container: Container,
+    capabilities: Capabilities,
+    at: str,
+) -> StreamDraft:
+    """The stream by one encoder. BackendCapabilityMissing for a setting that the encoder does not have."""
     own = await capabilities.encoder_options(encoder)
     words = write_rate_control(video.rate_control, encoder, own, capabilities, "video", "", f"{at}.rate_control")
     for field, option in (("preset", "preset"), ("tune", "tune"), ("profile", "profile"), ("level", "level")):
         if value := getattr(video, field):
             if field in ("preset", "tune") and option not in own:
                 raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} has no {field}")
+            if use and option in own and own[option].constants and value not in own[option].constants:
+                raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} knows no {field} {value!r}")
             words += [f"-{option}", _word(value, f"{at}.{field}")]
     interval = container.key_frames
     if video.HasField("keyframe_interval"):
@@ -114,7 +149,8 @@ async def _video(
         if interval <= 0:
             raise errors.FieldInvalid(f"{at}.keyframe_interval", "is not more than 0")
     if interval:
-        words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f})"]
+        # Half a millisecond less: a multiple that is a hair above the frame's own time would come a frame late.
+        words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f}-0.0005)"]
     if container.key_frames:
         words += _aligned(encoder, own, video)
     if video.pixel_format:
@@ -122,20 +158,27 @@ async def _video(
             raise errors.BackendCapabilityMissing(
                 f"{at}.pixel_format", f"{video.pixel_format!r} is no pixel format here"
             )
-        words += ["-pix_fmt", video.pixel_format]
+        if use is None:
+            words += ["-pix_fmt", video.pixel_format]
+        elif not use.takes(video.pixel_format):
+            raise errors.BackendCapabilityMissing(
+                f"{at}.pixel_format", f"encoder {encoder} takes no {video.pixel_format}"
+            )
+        elif not use.upload(""):
+            words += ["-pix_fmt", video.pixel_format]
     for name, value in _QUICKER.get(encoder, {}).items():
         if name in own and name not in video.params:
             words += [f"-{name}", value]
     words += encoder_params(video.params, encoder, own, "", f"{at}.params")
     filters, sizing = await _picture_chain(draft, video, capabilities, at)
-    warnings = _hardware(video.hardware, f"{at}.hardware")
     return replace(
         draft,
         encoder=encoder,
-        pairs=_pairs(words, encoder, capabilities),
+        pairs=(*(use.pairs() if use else ()), *_pairs(words, encoder, capabilities)),
         chain=(*filters, *sizing),
         filters=filters,
-        warnings=warnings,
+        use=use,
+        upload=use.upload(video.pixel_format) if use else (),
         two_pass=video.rate_control.average_bitrate.two_pass,
     )
 
@@ -237,8 +280,8 @@ async def _encoder(name: str, kind: str, container: Container, capabilities: Cap
     if encoder is None:
         raise errors.BackendCapabilityMissing(at, f"{name!r} is no encoder of this build")
     entry = capabilities.encoders[encoder]
-    if hardware_of(encoder):
-        raise errors.BackendCapabilityMissing(at, f"{name!r} needs hardware that is not available to this service")
+    if hardware_of(encoder) and hardware_of(encoder) not in APIS:
+        raise errors.BackendCapabilityMissing(at, f"{name!r} needs hardware that this driver does not use")
     if entry.kind != kind:
         raise errors.FieldInvalid(at, f"{name!r} encodes {entry.kind}, not {kind}")
     if container.holds is not None and entry.codec not in container.holds:
@@ -261,15 +304,6 @@ def _copied(draft: StreamDraft, at: str) -> StreamDraft:
     if len(draft.selectors) > 1:
         raise errors.FieldInvalid(f"{at}.codec", "`copy` takes one track, and here are several")
     return draft
-
-
-def _hardware(hardware: stream_pb2.Hardware, at: str) -> tuple[tuple[str, str], ...]:
-    """This driver encodes in software: what was preferred falls back and says so, what was required is refused."""
-    if hardware.mode == stream_pb2.HARDWARE_MODE_REQUIRED:
-        raise errors.BackendCapabilityMissing(f"{at}.mode", "no hardware for encoding is available to this service")
-    if hardware.mode == stream_pb2.HARDWARE_MODE_PREFERRED:
-        return ((f"{at}.mode", "no hardware for encoding is available to this service: encoded in software"),)
-    return ()
 
 
 def _pairs(words: list[str], encoder: str, capabilities: Capabilities) -> tuple[tuple[str, str], ...]:

@@ -40,6 +40,11 @@ class FakeArtifacts:
         self.stored[name] = path
         return name
 
+    async def get(self, name: str) -> artifact_pb2.Artifact:
+        if name not in self.stored:
+            raise errors.ResourceNotFound(f"no artifact {name}", resource=("artifact", name))
+        return artifact_pb2.Artifact(name=name, size_bytes=self.stored[name].stat().st_size)
+
     async def fetch(self, name: str, path: Path) -> None:
         if name not in self.stored:
             raise errors.ResourceNotFound(f"no artifact {name}", resource=("artifact", name))

@@ -23,11 +23,12 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.media.v1 import media_pb2, output_pb2, pipeline_pb2
 from onecontainer.api.media.v1.input_pb2 import Input, MediaSource
 from onecontainer.api.media.v1.output_pb2 import LiveOutput, Output, SrtSink, UdpSink
-from onecontainer.api.media.v1.stream_pb2 import VideoStream
+from onecontainer.api.media.v1.stream_pb2 import Filter, FilterArgument, ParamValue, VideoStream
 from onecontainer.api.type.v1.job_options_pb2 import JobOptions
 from onecontainer.cli.main import cli
-from onecontainer.client import AsyncClient, AsyncJob, transcode_request
+from onecontainer.client import AsyncClient, AsyncJob, job_error, job_options, transcode_request
 from onecontainer.driver import errors
+from onecontainer.errors import Reason
 from tests.fixtures.object_stores import BUCKET, KEY, S3Emulator
 from tests.fixtures.processes import GatewayProcess, running
 
@@ -140,6 +141,21 @@ async def test_abort_leaves_nothing(client: AsyncClient, gateway: GatewayProcess
     assert record.state == job_pb2.JOB_STATE_CANCELLED
     await wait_until_gone(gateway.data_dir)
     assert [path for path in (gateway.data_dir / "scratch").rglob("*") if path.is_file()] == []
+
+
+async def test_a_pipeline_that_stands_still_is_ended(client: AsyncClient, gateway: GatewayProcess, clip: Path) -> None:
+    """An expression without end: ffmpeg runs, and nothing moves any more."""
+    artifact = await client.artifacts.upload(clip)
+    endless = Filter(
+        name="setpts", arguments=[FilterArgument(name="expr", value=ParamValue(text="if(gt(N,30),while(1,0),PTS)"))]
+    )
+    request = transcode_request(artifact.name, "mkv", video=VideoStream(codec="ffv1", filters=[endless]))
+    options = job_options(stall_timeout=3.0, max_attempts=1)
+    job = await client.media.run_pipeline("films", request, options=options)
+    record = await job.wait(timeout=120)
+    assert record.state == job_pb2.JOB_STATE_FAILED
+    assert job_error(record).reason == Reason.STALLED
+    await wait_until_gone(gateway.data_dir)
 
 
 async def test_a_lost_attempt_runs_again(client: AsyncClient, gateway: GatewayProcess, long_clip: Path) -> None:

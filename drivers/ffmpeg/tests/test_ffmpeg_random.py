@@ -36,6 +36,7 @@ FEW = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 MANY = settings(FEW, max_examples=60)
+ALL = settings(FEW, max_examples=200)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -73,6 +74,9 @@ MATRIX = [
     ("avi", ["mpeg4", "mjpeg"], ["libmp3lame", "pcm_s16le"]),
     ("mov", ["libx264", "prores", "copy"], ["aac", "pcm_s16le", "copy"]),
     ("ts", ["mpeg2video", "libx264"], ["mp2", "aac"]),
+    ("wmv", ["wmv2", "msmpeg4"], ["wmav2"]),
+    ("vob", ["mpeg2video", ""], ["mp2", "ac3"]),
+    ("ogg", ["libtheora", ""], ["libvorbis", "libopus", ""]),
 ]
 
 
@@ -106,6 +110,17 @@ def valid_requests(draw: st.DrawFn) -> media_pb2.RunPipelineRequest:
 @FEW
 @given(valid_requests())
 async def test_valid_requests_come_to_a_file(bench: Bench, request_: media_pb2.RunPipelineRequest) -> None:
+    await run_valid(bench, request_)
+
+
+@pytest.mark.slow
+@ALL
+@given(valid_requests())
+async def test_two_hundred_valid_requests_come_to_a_file(bench: Bench, request_: media_pb2.RunPipelineRequest) -> None:
+    await run_valid(bench, request_)
+
+
+async def run_valid(bench: Bench, request_: media_pb2.RunPipelineRequest) -> None:
     result = await bench.driver.run_pipeline(request_, bench.context())
     output = result.outputs[0]
     assert output.state == pipeline_pb2.OUTPUT_STATE_SUCCEEDED
@@ -185,6 +200,19 @@ def hostile_requests(draw: st.DrawFn) -> media_pb2.RunPipelineRequest:
 @MANY
 @given(hostile_requests())
 async def test_hostile_requests_are_refused_or_contained(bench: Bench, request_: media_pb2.RunPipelineRequest) -> None:
+    await run_hostile(bench, request_)
+
+
+@pytest.mark.slow
+@ALL
+@given(hostile_requests())
+async def test_two_hundred_hostile_requests_are_refused_or_contained(
+    bench: Bench, request_: media_pb2.RunPipelineRequest
+) -> None:
+    await run_hostile(bench, request_)
+
+
+async def run_hostile(bench: Bench, request_: media_pb2.RunPipelineRequest) -> None:
     before = sorted(path.name for path in bench.sources.iterdir())
     told = ""
     try:

@@ -210,25 +210,6 @@ async def test_all_or_nothing_keeps_all_of_a_success(bench: Bench, clip: Path) -
     assert [len(output.files) for output in result.outputs] == [1, 1]
 
 
-DEFAULTS = {
-    "mkv": ("h264", "vorbis"), "mp4": ("h264", "aac"), "mov": ("h264", "aac"), "m4a": ("h264", "aac"), "avi": ("mpeg4", "mp3"),
-    "wmv": ("msmpeg4v3", "wmav2"), "vob": ("mpeg2video", "mp2"), "ogg": ("theora", "vorbis"), "ts": ("mpeg2video", "mp2"),
-    "wav": (None, "pcm_s16le"), "flac": (None, "flac"), "mp3": (None, "mp3"), "ac3": (None, "ac3"), "aac": (None, "aac"),
-}  # fmt: skip
-
-
-async def test_default_codecs_of_containers(bench: Bench, clip: Path) -> None:
-    source = bench.artifacts.add(clip)
-    outputs = [file_output(f"as-{container}", container) for container in DEFAULTS]
-    result = await run(bench, inputs=[artifact_input(source)], outputs=outputs)
-    found = {}
-    for container, output in zip(DEFAULTS, result.outputs, strict=True):
-        with av.open(stored(bench, output)) as opened:
-            names = {stream.type: stream.codec_context.codec.canonical_name for stream in opened.streams}
-        found[container] = (names.get("video"), names.get("audio"))
-    assert found == DEFAULTS
-
-
 async def test_validate_only_runs_nothing(bench: Bench, clip: Path) -> None:
     source = bench.artifacts.add(clip)
     result = await run(bench, inputs=[artifact_input(source)], outputs=[file_output("out", "mp4")], validate_only=True)

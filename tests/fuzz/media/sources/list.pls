@@ -1,0 +1,3 @@
+[playlist]
+File1={secret}
+Length1=3
