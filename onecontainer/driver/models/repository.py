@@ -254,8 +254,8 @@ class Repository:
             raise
         finally:
             self._coming.discard(found)
-            found.loading, found.phase = None, ""
             found.load_seconds = time.monotonic() - started
+            found.load_ended()
         old = found.served
         found.became_ready(served, material, config, self._clock())
         found.loads += 1
@@ -363,6 +363,7 @@ class Repository:
         found.state = model_pb2.MODEL_STATE_UNLOADED
         found.unload_reason = reason
         found.memory_bytes, found.error = 0, None
+        found.load_ended()
         return 0 if served is None else await asyncio.shield(self._retire(served))
 
     def _forget(self, found: Version) -> None:
