@@ -24,8 +24,9 @@ from onecontainer.driver.models.config import Rules, checked, model_id, version_
 from onecontainer.driver.models.mapping import list_models, model_to_proto, statistics_to_proto
 from onecontainer.driver.models.repository import Repository
 from onecontainer.driver.models.request import Fetched, Limits, plan
-from onecontainer.driver.models.served import Served, try_out
+from onecontainer.driver.models.served import Served
 from onecontainer.driver.models.statistics import CallTimes
+from onecontainer.driver.models.trial import try_out, try_rows
 from onecontainer.driver.models.version import Fetch, Report, Version
 
 if TYPE_CHECKING:
@@ -313,3 +314,4 @@ def _warm_up(served: Served, *, request: pb.ServeModelRequest, fetched: Mapping[
         served, request.warm_up, inference_pb2.OutputOptions(), struct_pb2.Struct(), fetched, "warm_up"
     )
     prediction.predict(served, checked_input, limits, CallTimes(), lambda: False)
+    try_rows(served)

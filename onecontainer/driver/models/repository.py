@@ -14,8 +14,9 @@ from collections.abc import Callable
 from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.models.recording import material_of, record_of
-from onecontainer.driver.models.served import Served, try_out
+from onecontainer.driver.models.served import Served
 from onecontainer.driver.models.store import Catalog, Store
+from onecontainer.driver.models.trial import try_out
 from onecontainer.driver.models.version import Fetch, Material, Open, Report, Version, no_report
 
 Clock = Callable[[], float]

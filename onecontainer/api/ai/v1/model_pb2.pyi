@@ -859,7 +859,11 @@ Global___Execution: _TypeAlias = Execution  # noqa: Y015
 
 @_typing.final
 class DynamicBatching(_message.Message):
-    """Puts calls that wait together into one run of the model. Every caller gets its own rows."""
+    """Puts calls that wait together into one run of the model. Every caller gets its own rows. When the model is served, a few random rows are
+    run alone and together; a model whose answer for one depends on the others is INVALID_ARGUMENT / DATA_INVALID at
+    `config.dynamic_batching`, because it would mix the callers' data. That is a check by example: who serves a model must know that it
+    treats the rows one by one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
