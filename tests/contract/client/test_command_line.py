@@ -159,6 +159,11 @@ def test_several_jobs_are_waited_for_at_once_and_one_failure_fails_the_command(o
     assert oca("job", "wait", "1", "1").exit_code == 0
 
 
+def test_tensors_are_shown_as_numbers(oca) -> None:
+    shown = oca("ai", "predict", "cats", "--text", "tensor").output
+    assert "output  UINT8 [3]  [2, 4, 6]" in shown
+
+
 def test_files_go_up_and_come_down(oca, blocking, tmp_path: Path) -> None:
     source = tmp_path / "a.bin"
     source.write_bytes(b"content")
