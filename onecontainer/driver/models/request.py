@@ -26,6 +26,10 @@ Array = npt.NDArray[Any]
 
 MAX_ITEMS = 256
 
+IGNORED = frozenset({"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"})
+"""Parameters of every request of the Open Inference Protocol and Triton's extensions of it: a model whose queue has no priorities, and
+that keeps no sequences, does not look at them there either."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -149,7 +153,7 @@ def plan(
         raise errors.FieldRequired(root, "needs at least one")
     if len(inputs) > MAX_ITEMS:
         raise errors.FieldInvalid(root, f"has {len(inputs)}; {MAX_ITEMS} are allowed")
-    for name in parameters.fields:
+    for name in parameters.fields.keys() - IGNORED:
         raise errors.FieldInvalid(f"parameters.{name}", "this model has no such parameter")
     tensors: dict[str, Array] = {}
     items: dict[str, list[Item]] = {}
