@@ -114,6 +114,15 @@ class Plan:
     min_probability: float
     outputs: Sequence[str]
     """Empty: all that the model gives."""
+    paths: Mapping[str, str]
+    """The field that each of `tensors` came from."""
+
+    def not_finite(self) -> str:
+        """The field of a tensor with NaN or an infinite number in it. Empty: there is none."""
+        for name, array in self.tensors.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                return self.paths[name]
+        return ""
 
     @property
     def item_count(self) -> int:
@@ -156,6 +165,7 @@ def plan(
     for name in parameters.fields.keys() - IGNORED:
         raise errors.FieldInvalid(f"parameters.{name}", "this model has no such parameter")
     tensors: dict[str, Array] = {}
+    paths: dict[str, str] = {}
     items: dict[str, list[Item]] = {}
     for index, value in enumerate(inputs):
         path = f"{root}[{index}]"
@@ -170,9 +180,9 @@ def plan(
             items.setdefault(name, []).append(item)
         else:
             served.session.check(name, item, f"{path}.tensor")
-            tensors[name] = item
+            tensors[name], paths[name] = item, f"{path}.tensor"
     _check_complete(served, tensors, items, root)
-    return Plan(tensors, items, *_output(served, output))
+    return Plan(tensors, items, *_output(served, output), paths)
 
 
 def _tensor_or_item(
