@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
+from onecontainer.cli.render import in_a_line
 from onecontainer.client import AsyncClient
 from onecontainer.client.jobs import AsyncJob
 from onecontainer.client.management import SETTLED, service_error, state_name
@@ -21,10 +22,10 @@ OnChange = Callable[[job_pb2.Job, str], None]
 
 
 def cause(service: resources_pb2.Service) -> str:
-    """Why a service is not READY: `services/cats is UNAVAILABLE: …`; of an error of several lines the first. Empty: it is."""
+    """Why a service is not READY, in one line: `services/cats is UNAVAILABLE: …`. Empty: it is."""
     if service.state == resources_pb2.SERVICE_STATE_READY:
         return ""
-    message = service.error.message.strip().partition("\n")[0]
+    message = in_a_line(service.error.message)
     return f"{service.name} is {state_name(service)}" + (f": {message}" if message else "")
 
 
