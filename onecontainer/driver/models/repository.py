@@ -255,8 +255,7 @@ class Repository:
             raise
         finally:
             self._coming.discard(found)
-            found.load_seconds = time.monotonic() - started
-            found.load_ended()
+            found.load_ended(time.monotonic() - started)
         old = found.served
         found.became_ready(served, material, config, self._clock())
         found.loads += 1

@@ -106,8 +106,10 @@ class Version:
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the load that runs or is to come has ended, well or not, or will not be; another one then stands here for the next."""
 
-    def load_ended(self) -> None:
-        """Those who wait for the load look again."""
+    def load_ended(self, seconds: float | None = None) -> None:
+        """Those who wait for the load look again. `seconds`: that it took; None: there was none."""
+        if seconds is not None:
+            self.load_seconds = seconds
         self.loading, self.phase = None, ""
         self.moved.set()
         self.moved = asyncio.Event()
