@@ -13,6 +13,7 @@ from onecontainer.cli.job import end_of, follow, options_of, show
 from onecontainer.cli.options import FILE, JSON, JSON_PAIR, job_options
 from onecontainer.cli.render import enum_name, size
 from onecontainer.cli.session import Session, connected
+from onecontainer.cli.tensors import shown
 from onecontainer.client.ai import InputLike
 from onecontainer.client.names import short_name
 
@@ -101,6 +102,9 @@ def predict(
                     for score in prediction.classification.classes
                 ]
             )
+        elif prediction.HasField("tensors"):
+            for one in prediction.tensors.tensors:
+                session.screen.say(f"{one.name}  {shown(one.tensor)}")
         else:
             session.screen.data(session.screen.to_json(prediction))
 

@@ -55,7 +55,7 @@ class JobBar:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._last = ("", 0)
+        self._last = ("", 0, "")
 
     def __enter__(self) -> JobBar:
         self._progress.start()
@@ -64,12 +64,14 @@ class JobBar:
     def __exit__(self, *_exc: object) -> None:
         self._progress.stop()
 
-    def __call__(self, record: job_pb2.Job) -> None:
+    def __call__(self, record: job_pb2.Job, why: str = "") -> None:
+        """`why`: what keeps it from going on."""
         state = job_state(record)
         title = f"{self._title or short_name(record.name)}  {state}"
         progress = record.progress
         total = progress.total if progress.HasField("total") else None
         finished = record.state == job_pb2.JOB_STATE_SUCCEEDED
+        words = ", ".join(filter(None, (note(record), why)))
         if self._task is None:
             self._task = self._progress.add_task(title, total=None, amount="", note="")
         self._progress.update(
@@ -79,12 +81,12 @@ class JobBar:
             completed=(total or 1) if finished else progress.done,
             total=(total or 1) if finished else total,
             amount=amount(progress),
-            note=note(record),
+            note=words,
         )
         quarter = int(4 * progress.done / total) if total else 0
-        if not self._console.is_terminal and (state, quarter) != self._last:
-            self._last = (state, quarter)
-            self._console.print(f"{title}  {amount(progress)} {note(record)}".rstrip(), markup=False)
+        if not self._console.is_terminal and (state, quarter, why) != self._last:
+            self._last = (state, quarter, why)
+            self._console.print(f"{title}  {amount(progress)} {words}".rstrip(), markup=False)
 
 
 def amount(progress: progress_pb2.Progress) -> str:

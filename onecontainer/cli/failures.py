@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import click
 
 from onecontainer.errors import Code, FieldViolation, OneContainerError, Reason
+from onecontainer.rpc.texts import sendable
 
 EXIT_CODES: Mapping[Code, int] = {
     Code.INVALID_ARGUMENT: 2,
@@ -94,9 +95,11 @@ def lines(error: OneContainerError, address: str) -> list[str]:
             f"  {error.message}",
             "  → Start one with `oca up --detach`, or say where it is: --address or ONECONTAINER_ADDRESS.",
         ]
-    found = [click.style(f"Error: {error.reason.value}", fg="red", bold=True) + f": {error.message}"]
+    found = [click.style(f"Error: {error.reason.value}", fg="red", bold=True) + f": {sendable(error.message)}"]
     found += [
-        f"  {field_line(violation)}" for violation in error.violations if field_line(violation) not in error.message
+        f"  {field_line(violation)}"
+        for violation in error.violations
+        if field_line(violation) not in sendable(error.message)
     ]
     facts = [f"{key} {error.metadata[key]}" for key in ("service", "driver", "job", "attempt") if key in error.metadata]
     if error.hop:
@@ -120,7 +123,8 @@ def hint_of(error: OneContainerError) -> str:
 
 
 def field_line(violation: FieldViolation) -> str:
-    return f"{violation.field}: {violation.description}" if violation.field else violation.description
+    # Once more: a driver that is not written with the SDK may send what it likes.
+    return sendable(f"{violation.field}: {violation.description}" if violation.field else violation.description)
 
 
 def as_dict(error: OneContainerError) -> dict[str, object]:

@@ -12,6 +12,7 @@ from onecontainer.cli.bars import JobBar, amount, duration
 from onecontainer.cli.options import JSON, job_options
 from onecontainer.cli.render import enum_name, moment
 from onecontainer.cli.session import Session, connected
+from onecontainer.cli.waiting import OnChange, wait_job
 from onecontainer.client import Job, job_error, job_state
 from onecontainer.client import job_options as make_job_options
 from onecontainer.client.names import filter_of, full_name, short_name
@@ -64,15 +65,25 @@ def options_of(values: dict[str, Any]) -> Any:
 
 
 def follow(session: Session, running: Job, *, title: str = "") -> job_pb2.Job:
-    """Shows a job until it ends, and returns its last record. In JSON mode, nothing is shown. Ctrl-C leaves the job running."""
+    """Shows a job until it ends, and why it waits, and returns its last record. In JSON mode, nothing is shown. Ctrl-C leaves the job
+    running.
+
+    Raises the error of its service if the job waits for one that cannot work as it is.
+    """
     try:
         if session.screen.is_json:
-            return running.wait(timeout=session.timeout)
+            return wait_for(session, running)
         with JobBar(session.screen.console, title) as bar:
-            return running.wait(on_progress=bar, timeout=session.timeout)
+            return wait_for(session, running, bar)
     except KeyboardInterrupt:
         click.echo(f"{running.name} goes on; `oca job cancel {short_name(running.name)}` ends it.", err=True)
         raise
+
+
+def wait_for(session: Session, running: Job, on_progress: OnChange | None = None) -> job_pb2.Job:
+    """The job's last record. Raises as `follow` does."""
+    client = session.client
+    return client.portal.run(wait_job, client.inner, running.inner, on_progress=on_progress, timeout=session.timeout)
 
 
 def end_of(session: Session, record: job_pb2.Job) -> None:
@@ -190,7 +201,7 @@ def wait(session: Session, names: tuple[str, ...]) -> None:
     Of several, up to 1000, each is told as it ends.
     """
     if len(names) == 1:
-        end_of(session, session.client.jobs.handle(names[0]).wait(timeout=session.timeout))
+        end_of(session, wait_for(session, session.client.jobs.handle(names[0])))
         return
     failure: OneContainerError | None = None
     for name, ended in session.client.jobs.wait_all(names, timeout=session.timeout):

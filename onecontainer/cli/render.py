@@ -19,6 +19,8 @@ from rich.text import Text
 
 Cell = object
 PIPE_WIDTH = 4096
+_EXACT = 2**53
+"""Up to here a double holds every whole number."""
 FindTypes = Callable[..., Any]
 _ALWAYS_ASKED = ("google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RetryInfo", "google.rpc.ResourceInfo")
 """Types that errors inside a message hold: a pool asked for must have them, too."""
@@ -135,7 +137,7 @@ class Screen:
         while True:
             try:
                 shown = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
-                return _without_marks(shown) if _GIVEN_UP in asked else shown
+                return _whole(_without_marks(shown) if _GIVEN_UP in asked else shown)
             except (TypeError, json_format.Error) as error:
                 match = _UNKNOWN_TYPE.search(str(error))
                 if match is None:
@@ -182,6 +184,17 @@ def _without_marks(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_marks(item) for item in value]
     return value.removesuffix(_BYTES_MARK) if isinstance(value, str) else value
+
+
+def _whole(value: Any) -> Any:
+    """Without the `.0` of whole numbers, which a Struct (options, details) keeps as doubles."""
+    if isinstance(value, dict):
+        return {name: _whole(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    return value
 
 
 def _cell(value: Cell) -> Text | str:

@@ -10,11 +10,12 @@ import click
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.management.v1 import management_service_pb2, resources_pb2
 from onecontainer.cli.options import DURATION, JSON_PAIR, PAIR, SIZE
+from onecontainer.cli.ready import wait_ready, wait_replaced
 from onecontainer.cli.render import enum_name, in_a_line, moment
 from onecontainer.cli.session import Session, connected
-from onecontainer.client.management import SETTLED, service_error, state_name
+from onecontainer.client.management import state_name
 from onecontainer.client.names import filter_of, full_name, seconds, short_name, struct
-from onecontainer.errors import DeadlineExceeded, Draining, ResourceNotFound, StateInvalid
+from onecontainer.errors import ResourceNotFound, StateInvalid
 
 COLUMNS: dict[str, Callable[[Any], object]] = {
     "name": lambda s: short_name(s.name),
@@ -209,16 +210,6 @@ def create(session: Session, name: str, request_id: str, validate_only: bool, wa
     show(session, found)
 
 
-def wait_ready(session: Session, *names: str) -> resources_pb2.Service:
-    """Waits with a spinner until all are READY; returns the first."""
-    with session.screen.console.status(f"waiting for {', '.join(names)} to be READY"):
-        try:
-            return session.client.services.wait_ready(*names, timeout=session.timeout or 120.0)[0]
-        except DeadlineExceeded as error:
-            error.add_note("It goes on trying. Look: `oca service get NAME`, `oca sidecar logs NAME`.")
-            raise
-
-
 def driver_of(session: Session, found: resources_pb2.Service) -> str:
     """The assigned driver, and another one that serves as long as that one's sidecar is not ready."""
     for name in found.sidecars[:1]:  # the serving one comes first
@@ -356,29 +347,6 @@ def assign(session: Session, name: str, driver: str, wait: bool) -> None:
     old = list(services.get(name, timeout=session.timeout).sidecars[:1]) if wait else []
     found = services.assign_driver(name, driver, timeout=session.timeout)
     show(session, wait_replaced(session, found.name, old) if wait else found)
-
-
-def wait_replaced(session: Session, name: str, old: list[str]) -> resources_pb2.Service:
-    """Waits with a spinner until another sidecar than `old` serves. Raises the service's error if the new one does not come up."""
-    timeout = session.timeout or 120.0
-    with session.screen.console.status(f"waiting for the new sidecar of {name}"):
-        try:
-            for event in session.client.services.watch(timeout=timeout):
-                found = event.service
-                if found.name != name:
-                    continue
-                ready = found.state == resources_pb2.SERVICE_STATE_READY
-                if ready and list(found.sidecars[:1]) != old:
-                    return found
-                if found.error.code and (ready or found.state in SETTLED):
-                    raise service_error(found)
-        except DeadlineExceeded:
-            late = DeadlineExceeded(
-                f"the new sidecar of {name} is not ready after {timeout:g} s; an old one that was goes on serving"
-            )
-            late.add_note("It goes on trying. Look: `oca sidecar list`, `oca sidecar logs NAME`.")
-            raise late from None
-    raise Draining("the gateway ended the watch; ask again", retry_after=1.0)
 
 
 @service.command()

@@ -17,7 +17,7 @@ from onecontainer.cli.options import DURATION, data_dir_option, output_option
 from onecontainer.cli.process import LOG_FILE_VARIABLE, LOG_NAME, last_lines, note_of, settings_of, start_detached, stop
 from onecontainer.cli.render import Screen, screen_of
 from onecontainer.errors import OneContainerError
-from onecontainer.gateway.lock import Note
+from onecontainer.gateway.lock import Note, check_unused
 from onecontainer.settings import Settings
 
 STOP_MARGIN = 30.0
@@ -106,6 +106,7 @@ def up(
         elif code := start_chosen(told, note, settings, chosen, screen):
             raise click.exceptions.Exit(code)
         return
+    check_unused(settings.data_dir)
     # Imported here: the gateway brings its database and all else with it.
     from onecontainer.gateway.app import serve
     from onecontainer.gateway.logs import configure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import field_mask_pb2
@@ -156,8 +156,13 @@ class Services:
         async for event in self._caller.resumed(start, timeout=timeout):
             yield event
 
-    async def wait_ready(self, *names: str, timeout: float = 60.0) -> Sequence[resources_pb2.Service]:
-        """Waits until all named services are READY, and returns them in that order.
+    async def wait_ready(
+        self,
+        *names: str,
+        timeout: float = 60.0,
+        on_progress: Callable[[resources_pb2.Service], None] | None = None,
+    ) -> Sequence[resources_pb2.Service]:
+        """Waits until all named services are READY, and returns them in that order. `on_progress` is told of each change of one of them.
 
         Raises the service's own error as soon as one cannot become ready by itself (FAILED, UNASSIGNED), ResourceNotFound if
         one is not there, and DeadlineExceeded with the last known cause when the time is over.
@@ -171,6 +176,8 @@ class Services:
                 match event.WhichOneof("event"):
                     case "service":
                         seen[event.service.name] = event.service
+                        if on_progress is not None and event.service.name in wanted:
+                            on_progress(event.service)
                     case "deleted" if event.deleted in wanted:
                         raise _no_service(event.deleted)
                     case "synchronized":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any, cast
 
 import grpc
@@ -20,7 +21,7 @@ from onecontainer.driver.isolation import Requests
 from onecontainer.driver.lifecycle import Sidecar
 from onecontainer.driver.methods import DriverMethod
 from onecontainer.driver.runs import Execution, check_size, decode
-from onecontainer.errors import Cancelled, DeadlineExceeded, MethodUnknown, NeedsGateway
+from onecontainer.errors import Cancelled, DeadlineExceeded, FieldInvalid, MethodUnknown, NeedsGateway, WrongInstance
 from onecontainer.rpc import status
 from onecontainer.rpc.server import Context as GrpcContext
 from onecontainer.rpc.streams import confirm_end
@@ -144,7 +145,8 @@ class _Entry:
         try:
             if not self._method.client_streaming:
                 return self._decode(request)
-            return Requests(lambda: self._read(context, execution), asyncio.get_running_loop())
+            counted = count()
+            return Requests(lambda: self._read(context, execution, next(counted)), asyncio.get_running_loop())
         except BaseException:
             self._sidecar.ended(execution)
             raise
@@ -153,14 +155,24 @@ class _Entry:
         check_size(len(data), self._limit, "the request")
         return decode(self._method, data, self._sidecar.service)
 
-    async def _read(self, context: GrpcContext, execution: Execution) -> Message | None:
-        """The next request, None at the end of the stream. Raises if the call has ended meanwhile."""
+    async def _read(self, context: GrpcContext, execution: Execution, number: int) -> Message | None:
+        """The next request, None at the end of the stream. Raises if the call has ended meanwhile.
+
+        The first one brings the call here. A later one that names another service is the caller's mistake, not a wrong address.
+        """
         data = await context.read()
         if data is grpc.aio.EOF:
             await confirm_end(context)
         if execution.stop_error is not None:
             raise execution.stop_error
-        return None if data is grpc.aio.EOF else self._decode(data)
+        if data is grpc.aio.EOF:
+            return None
+        try:
+            return self._decode(data)
+        except WrongInstance as error:
+            if number == 0:
+                raise
+            raise FieldInvalid("service", f"the stream is for {self._sidecar.service!r}") from error
 
     def _arm(self, execution: Execution) -> asyncio.TimerHandle | None:
         remaining = execution.context.time_remaining()

@@ -46,6 +46,26 @@ def read_note(data_dir: Path) -> Note | None:
         return None
 
 
+def check_unused(data_dir: Path) -> None:
+    """Raises StateInvalid if a gateway uses the folder now. It takes nothing: another one may still come before us."""
+    try:
+        with (data_dir / LOCK_FILE).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except BlockingIOError:
+        raise _used(data_dir) from None
+
+
+def _used(data_dir: Path) -> StateInvalid:
+    other = read_note(data_dir)
+    who = f"pid {other.pid}, listening on {other.address}" if other else "it is just starting"
+    return StateInvalid(
+        f"another gateway ({who}) uses the data folder {data_dir}: "
+        "stop it with `oca down`, or start this one with another --data-dir"
+    )
+
+
 LEAST_FREE_BYTES = 1 << 20
 """With less the gateway's database cannot even be opened."""
 
@@ -69,12 +89,7 @@ class DataFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            other = read_note(self.path)
-            who = f"pid {other.pid}, listening on {other.address}" if other else "it is just starting"
-            raise StateInvalid(
-                f"another gateway ({who}) uses the data folder {self.path}: "
-                "stop it with `oca down`, or start this one with another --data-dir"
-            ) from None
+            raise _used(self.path) from None
         self._lock = lock
         (self.path / NOTE_FILE).unlink(missing_ok=True)
         return self

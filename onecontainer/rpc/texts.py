@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+# C1 too: some terminals take U+009B for ESC [.
+_NOT_FOR_READERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 _CONTROLS_BUT_LAYOUT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -13,8 +15,14 @@ def sendable(text: object) -> str:
 
     A lone surrogate, which Python has in names of files that are not UTF-8, is written as its escape (`\\udc80`): protobuf would
     raise for it, and the error or progress that it is part of would be lost. What is no text is written as `str` writes it.
+    Control characters but tabs and ends of lines are written as their escapes, too (`\\x1b`): what a backend says is not to move the
+    cursor of whoever reads it.
     """
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return _NOT_FOR_READERS.sub(_escaped, str(text).encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\x{ord(match[0]):02x}"
 
 
 def control_problem(text: str, *, layout: bool = False) -> str:

@@ -262,6 +262,7 @@ class Instance:
             logs=self.logs,
             max_message_bytes=around.policy.max_message_bytes,
             log_level=around.policy.log_level,
+            doing=self._doing,
             adopted=self.adopted,
         )
         try:
@@ -272,6 +273,11 @@ class Instance:
         self.record = replace(self.record, target=self._running.target, runtime_id=self._running.runtime_id)
         self._on_change()
         return self._running
+
+    def _doing(self, what: str) -> None:
+        error = DriverUnreachable(what, metadata={"sidecar": self.name}) if what else None
+        self.record = replace(self.record, error=error)
+        self._on_change()
 
     def _job_source(self) -> driver_pb2.JobSource | None:
         source = self._around.job_source(self.target)

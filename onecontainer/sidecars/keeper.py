@@ -142,7 +142,10 @@ class Keeper:
     def _starting(self) -> tuple[ServiceState, OneContainerError | None]:
         if self._last_error is not None:
             return ServiceState.UNAVAILABLE, self._last_error
-        return ServiceState.STARTING, None
+        # What it waits for, if its runtime tells.
+        current = self.current
+        waits = current is not None and current.record.state is SidecarState.STARTING
+        return ServiceState.STARTING, current.record.error if current is not None and waits else None
 
     # --- its task ----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ class StartSpec:
     logs: LogBuffer
     max_message_bytes: int
     log_level: str
+    doing: Callable[[str], None] = lambda _what: None
+    """Told what the start waits for, for people (`building the image …`); empty: for nothing any more."""
     adopted: bool = False
     """True: it runs since an earlier gateway, and `take_over` named it."""
 

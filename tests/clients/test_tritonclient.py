@@ -107,11 +107,10 @@ def test_a_stream_goes_on_behind_an_error(found: Any) -> None:
         ("wrong_service", "NOT_FOUND", "services/none"),
         ("wrong_version", "NOT_FOUND", "9"),
         ("wrong_shape", "INVALID_ARGUMENT", "inputs[0].shape"),
-        ("wrong_dtype", "INVALID_ARGUMENT", "inputs[0].datatype"),
+        ("wrong_dtype", "INVALID_ARGUMENT", "inputs[0].datatype: 'images' takes FP32, not FP64"),
         ("wrong_output", "INVALID_ARGUMENT", "outputs[0].name"),
         ("wrong_parameter", "INVALID_ARGUMENT", "parameters.temperature"),
-        ("wrong_image", "INVALID_ARGUMENT", "image"),
-        ("sequence", "INVALID_ARGUMENT", "parameters.sequence"),
+        ("wrong_image", "INVALID_ARGUMENT", "raw_input_contents[0]: element 0"),
         ("shared_memory_input", "INVALID_ARGUMENT", "inputs[0].parameters.shared_memory"),
         ("shared_memory", "UNIMPLEMENTED", "SystemSharedMemoryStatus"),
         ("late", "DEADLINE_EXCEEDED", ""),
@@ -124,6 +123,10 @@ def test_errors_are_status_codes(found: Any, call: str, code: str, words: str) -
     assert words in found[call]["message"]
 
 
+def test_what_every_request_may_say_of_its_place_in_a_queue_is_taken(found: Any) -> None:
+    assert found["queue"]["best"] == found["sequence"]["best"] == found["infer"]["best"]
+
+
 def test_statistics_are_told_as_triton_has_them(found: Any) -> None:
     (one,) = found["statistics"]["model_stats"]
     assert one["name"] == "cats/efficientnet-lite0"
@@ -133,6 +136,8 @@ def test_statistics_are_told_as_triton_has_them(found: Any) -> None:
 
 
 def test_a_model_is_unloaded_and_loaded_again(found: Any) -> None:
+    assert (found["unload_default"], found["load_default"]) == (None, None)
+    assert found["ready_after_load_of_default"] is True
     assert found["unload"] is None
     assert found["ready_after_unload"] is False
     assert found["load"] is None

@@ -314,7 +314,8 @@ def test_a_dockerfile_that_does_not_build(scene: Scene) -> None:
     dockerfile.write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nRUN echo the-cause-of-it && exit 7\n")
     try:
         scene.client.services.create("unbuilt", app="echo", app_version="1.0")
-        found = until(lambda: _error(scene, "unbuilt"), "an error")
+        until(lambda: "the-cause-of-it" in str(_error(scene, "unbuilt")), "an error")
+        found = _error(scene, "unbuilt")
         assert found.reason is Reason.DRIVER_NOT_AVAILABLE
         assert "the-cause-of-it" in str(found)
         assert "returned a non-zero code: 7" in str(found)

@@ -10,13 +10,14 @@ import onnxruntime  # type: ignore[import-untyped]
 import platformdirs
 
 from onecontainer.api.ai.v1 import model_pb2, usage_pb2
-from onecontainer.driver import Attachment, errors
+from onecontainer.driver import Attachment
 from onecontainer.driver.models.batch import Batches
 from onecontainer.driver.models.calls import Calls
 from onecontainer.driver.models.config import Rules, checked
 from onecontainer.driver.models.driver import ModelBackend, ModelDriver, check_options, cores
 from onecontainer.driver.models.repository import FIRST_VERSION, Repository
 from onecontainer.driver.models.request import Limits
+from onecontainer.driver.models.sources import allowed_folder
 from onecontainer.driver.models.store import Store
 from onecontainer_driver_onnx import built_in
 from onecontainer_driver_onnx.config import rules
@@ -31,9 +32,7 @@ class OnnxDriver(ModelDriver):
     async def attach(self, attachment: Attachment) -> None:
         options = attachment.options
         check_options(options)
-        folder = Path(options["model_dir"]) if options["model_dir"] else None
-        if folder is not None and not (folder.is_absolute() and await asyncio.to_thread(folder.is_dir)):
-            raise errors.FieldInvalid("options.model_dir", "must be an absolute path of a folder")
+        folder = await asyncio.to_thread(allowed_folder, options["model_dir"], attachment.state_dir, "model_dir")
         limit_arenas()
         workers = options["concurrency"] or cores()
         threads = options["threads"] or min(cores(), 8)

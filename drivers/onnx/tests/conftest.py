@@ -66,6 +66,7 @@ class FakeArtifacts:
         self.stored: dict[str, tuple[bytes, str]] = {}
         self.hold: asyncio.Event | None = None
         self.reads = 0
+        self.reading = asyncio.Event()
 
     def for_call(self, *_: object) -> FakeArtifacts:
         return self
@@ -85,6 +86,7 @@ class FakeArtifacts:
 
     async def read(self, name: str, offset: int = 0) -> AsyncIterator[bytes]:
         self.reads += 1
+        self.reading.set()
         data = self.stored[name][0]
         for at in range(offset, len(data), 1 << 20):
             if self.hold is not None:

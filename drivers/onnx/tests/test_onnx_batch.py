@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from onecontainer.api.ai.v1 import inference_pb2
+from onecontainer.api.ai.v1 import inference_pb2, model_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver import JobAttempt, errors
+from onecontainer.driver.models import driver as driver_module
+from onecontainer.driver.models.repository import Repository
 
 JOB = JobAttempt("jobs/b1", 1, 1)
 TOP_1 = inference_pb2.OutputOptions(top_k=1)
@@ -132,6 +134,66 @@ async def test_the_next_attempt_goes_on(cats: Any, cat: bytes) -> None:
     assert cats.artifacts.reads - reads == 30 - done
     assert result.item_count == 30
     assert [line.item for line in found] == names
+
+
+async def test_an_attempt_waits_for_a_model_that_comes_back(cats: Any, cat: bytes) -> None:
+    """The sidecar was started again, and its worker takes the job before the models are there."""
+    name = cats.artifacts.add(cat, "image/png")
+    request = pb.BatchPredictRequest(service="services/cats", source=listed(name), output=TOP_1)
+    await cats.restart()
+    assert not (await cats.driver.probe()).ready
+    result = await asyncio.wait_for(cats.driver.batch_predict(request, cats.context(JOB)), 60)
+    assert (result.item_count, result.failed_count) == (1, 0)
+    # A call by itself is not given to a sidecar before it is ready; a job may be of any method.
+    await cats.restart()
+    call = pb.PredictRequest(service="services/cats", inputs=[inference_pb2.Input(image=cat)])
+    with pytest.raises(errors.ModelNotReady, match="loading"):
+        await cats.driver.predict(call, cats.context())
+    assert (await asyncio.wait_for(cats.driver.predict(call, cats.context(JOB)), 60)).predictions
+
+
+async def test_an_attempt_that_waits_hears_how_the_load_ends(bench: Any, cat: bytes) -> None:
+    bench.artifacts.hold = asyncio.Event()
+    source = model_pb2.ModelSource(artifact=bench.artifacts.add(b"no model"))
+    load = asyncio.create_task(bench.serve("m", config=model_pb2.ModelConfig(source=source)))
+    async with asyncio.timeout(30):
+        await bench.artifacts.reading.wait()
+    request = pb.BatchPredictRequest(source=listed(bench.artifacts.add(cat)), model="m")
+    waiting = asyncio.create_task(bench.driver.batch_predict(request, bench.context(JOB)))
+    await asyncio.sleep(0)
+    bench.artifacts.hold.set()
+    with pytest.raises(errors.ModelNotReady, match="has failed"):
+        await asyncio.wait_for(waiting, 30)
+    with pytest.raises(errors.DataInvalid):
+        await load
+
+
+async def test_a_load_that_hangs_does_not_keep_the_others_away(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, linear: Any
+) -> None:
+    for model in ("slow", "quick"):
+        source = model_pb2.ModelSource(artifact=bench.artifacts.add(linear([[1]])))
+        await bench.serve(model, config=model_pb2.ModelConfig(source=source))
+    monkeypatch.setattr(driver_module, "LOAD_PATIENCE", 0.05)
+    await bench.driver.detach()
+    loaded = Repository.load_again
+
+    async def load_again(self: Repository, found: Any) -> None:
+        if found.model == "slow":
+            await asyncio.Event().wait()
+        await loaded(self, found)
+
+    monkeypatch.setattr(Repository, "load_again", load_again)
+    bench.driver = type(bench.driver)()
+    await bench.attach(default_model="none")
+    await bench.ready()
+    assert (await bench.driver.probe()).message == "1 models are ready"
+    models = {model.name.rpartition("/")[2]: model.state for model in await listing(bench)}
+    assert models == {"slow": model_pb2.MODEL_STATE_LOADING, "quick": model_pb2.MODEL_STATE_READY}
+
+
+async def listing(bench: Any) -> Any:
+    return (await bench.driver.list_models(pb.ListModelsRequest(service="services/cats"), bench.context())).models
 
 
 async def test_it_can_be_finished_early(cats: Any, cat: bytes) -> None:

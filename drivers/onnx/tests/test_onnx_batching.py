@@ -13,6 +13,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onecontainer_driver_onnx import built_in
 
 from onecontainer.api.ai.v1 import inference_pb2, model_pb2, tensor_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
@@ -196,3 +197,61 @@ async def test_a_model_that_mixes_its_items_is_refused(bench: Any) -> None:
     source = model_pb2.ModelSource(artifact=bench.artifacts.add(model.SerializeToString()))
     with pytest.raises(errors.DataInvalid, match="has no row for each"):
         await bench.serve("m", config=model_pb2.ModelConfig(source=source, dynamic_batching=batching(2)))
+
+
+def across(nodes: list[Any], opset: int = 13, numbers: Any = None, shape: tuple[Any, ...] = ("batch", 4)) -> bytes:
+    graph = onnx.helper.make_graph(
+        nodes,
+        "across",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)],
+        numbers or [],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+MEAN = onnx.helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "numbers"),
+    [
+        ([MEAN, onnx.helper.make_node("Sub", ["x", "m"], ["y"])], None),
+        ([onnx.helper.make_node("Softmax", ["x"], ["y"], axis=0)], None),
+        # Each row takes that of its neighbour: what is in the first place is right by itself.
+        (
+            [onnx.helper.make_node("CumSum", ["x", "axis"], ["y"])],
+            [onnx.numpy_helper.from_array(np.array(0, np.int64), "axis")],
+        ),
+    ],
+    ids=["mean", "softmax", "sum"],
+)
+@pytest.mark.parametrize("shape", [("batch", 4), ("batch", "words")], ids=["fixed", "free"])
+async def test_a_model_that_works_across_rows_is_refused(
+    bench: Any, nodes: list[Any], numbers: Any, shape: tuple[Any, ...]
+) -> None:
+    source = model_pb2.ModelSource(artifact=bench.artifacts.add(across(nodes, numbers=numbers, shape=shape)))
+    config = model_pb2.ModelConfig(source=source, dynamic_batching=batching(8))
+    with pytest.raises(errors.DataInvalid, match="across items") as caught:
+        await bench.serve("m", config=config)
+    assert caught.value.violations[0].field == "config.dynamic_batching"
+    # Its own warm-up is no way around.
+    own = inference_pb2.Input(tensor=tensor_from_array(np.ones((1, 4), np.float32)))
+    with pytest.raises(errors.DataInvalid, match="across items"):
+        await bench.serve("m", config=config, warm_up=[own])
+    config.ClearField("dynamic_batching")
+    await bench.serve("m", config=config)
+
+
+async def test_along_a_row_it_may_work_as_it_likes(bench: Any) -> None:
+    nodes = [onnx.helper.make_node("Softmax", ["x"], ["y"], axis=1)]
+    source = model_pb2.ModelSource(artifact=bench.artifacts.add(across(nodes)))
+    await bench.serve("m", config=model_pb2.ModelConfig(source=source, dynamic_batching=batching(8)))
+
+
+async def test_the_real_classifier_keeps_its_rows_apart(cats: Any) -> None:
+    config = built_in.config()
+    config.dynamic_batching.CopyFrom(batching(8))
+    await cats.serve("lite0", config=config)

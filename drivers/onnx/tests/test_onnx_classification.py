@@ -104,6 +104,30 @@ async def test_grey(cats: Any, picture: Image.Image) -> None:
     assert classes(await cats.predict(inference_pb2.Input(image=encode(la, "PNG")))) == classes(eight)
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+async def test_grey_that_nobody_knows_the_white_of_is_refused(cats: Any, picture: Image.Image, mode: str) -> None:
+    data = encode(picture.convert("L").convert(mode), "TIFF")
+    with pytest.raises(errors.DataInvalid, match="convert it to 8 or 16 bits") as caught:
+        await cats.predict(inference_pb2.Input(image=data))
+    assert caught.value.violations[0].field == "inputs[0].image"
+
+
+async def test_grey_of_16_bits_in_a_tiff(cats: Any, picture: Image.Image) -> None:
+    grey = picture.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    found = [await cats.predict(inference_pb2.Input(image=encode(one, "TIFF"))) for one in (grey, deep)]
+    assert classes(found[1]) == classes(found[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+async def test_numbers_that_are_none_are_the_callers(cats: Any, value: float) -> None:
+    pixels = np.zeros((1, 3, 224, 224), np.float32)
+    pixels[0, 1, 5, 7] = value
+    with pytest.raises(errors.DataInvalid, match="NaN or infinite") as caught:
+        await cats.predict(inference_pb2.Input(tensor=tensor_from_array(pixels)))
+    assert caught.value.violations[0].field == "inputs[0].tensor"
+
+
 async def test_orientation_is_applied(cats: Any, picture: Image.Image) -> None:
     upright = encode(ImageOps.exif_transpose(Image.open(io.BytesIO(rotated(picture)))), "PNG")
     turned, straight = [

@@ -13,6 +13,7 @@ from google.protobuf import json_format, struct_pb2
 from onecontainer.api.ai.v1 import model_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.models.config import Rules
+from onecontainer.driver.models.sources import allowed_folder
 
 HUB = "config.source.torch_hub"
 
@@ -79,7 +80,8 @@ class Allowed:
         match = GITHUB_REPO.fullmatch(repo)
         if match is None or repo.endswith((".", "/", ".lock")):
             raise errors.FieldInvalid(
-                f"{HUB}.repo", "must be `owner/name` or `owner/name:ref`, or an absolute path of a folder"
+                f"{HUB}.repo",
+                "must be `owner/name` or `owner/name:ref`, or a folder: its absolute path, or `./NAME` in `hub_dir`",
             )
         plain = f"{match['owner']}/{match['name']}"
         if not {repo, plain, f"{match['owner']}/*"}.intersection(self.repos):
@@ -89,17 +91,15 @@ class Allowed:
             )
 
 
-def allowed_of(options: Mapping[str, Any]) -> Allowed:
-    """Raises FieldInvalid with the option's name."""
+def allowed_of(options: Mapping[str, Any], state: Path) -> Allowed:
+    """`state`: the service's state folder. Blocks. Raises FieldInvalid with the option's name."""
     repos = options["allowed_repos"] or []
     for index, repo in enumerate(repos):
         if not isinstance(repo, str) or not _ALLOWED.fullmatch(repo):
             raise errors.FieldInvalid(
                 f"options.allowed_repos[{index}]", "must be `owner/name`, `owner/name:ref` or `owner/*`"
             )
-    folder = Path(options["hub_dir"]) if options["hub_dir"] else None
-    if folder is not None and not (folder.is_absolute() and folder.is_dir()):
-        raise errors.FieldInvalid("options.hub_dir", "must be an absolute path of a folder that the sidecar sees")
+    folder = allowed_folder(options["hub_dir"], state, "hub_dir")
     return Allowed(repos, folder, options["allow_repo_artifacts"])
 
 
@@ -109,7 +109,7 @@ def rules(allowed: Allowed, devices: Sequence[str]) -> Rules:
 
 def is_local(hub: model_pb2.TorchHubSource) -> bool:
     """Whether `repo` is a path, not a name on GitHub."""
-    return hub.repo.startswith("/")
+    return hub.repo.startswith(("/", "./"))
 
 
 def keywords(kwargs: struct_pb2.Struct) -> dict[str, Any]:

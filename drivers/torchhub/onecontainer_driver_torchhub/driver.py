@@ -35,8 +35,8 @@ class TorchHubDriver(ModelDriver):
         check_options(options)
         if 0 < options["idle_timeout"] < 1 or options["idle_timeout"] < 0:
             raise errors.FieldInvalid("options.idle_timeout", "must be 1 s or more, or 0")
-        self._allowed = await asyncio.to_thread(allowed_of, options)
         state = attachment.state_dir
+        self._allowed = await asyncio.to_thread(allowed_of, options, state)
         cache = Path(options["cache_dir"]) if options["cache_dir"] else state / "hub"
         if not cache.is_absolute():
             raise errors.FieldInvalid("options.cache_dir", "must be an absolute path")

@@ -102,16 +102,30 @@ def test_what_a_config_must_have() -> None:
 
 def test_settings_that_are_wrong(tmp_path: Path) -> None:
     given = {"allowed_repos": None, "hub_dir": None, "allow_repo_artifacts": False}
-    assert allowed_of(given) == Allowed([], None, False)
+    assert allowed_of(given, tmp_path) == Allowed([], None, False)
     for name, value in (
         ("allowed_repos", ["acme"]),
         ("allowed_repos", ["*/*"]),
         ("allowed_repos", [1]),
-        ("hub_dir", "relative"),
+        ("hub_dir", "../outside"),
+        ("hub_dir", "/tmp/../etc"),
         ("hub_dir", str(tmp_path / "absent")),
     ):
         with pytest.raises(errors.FieldInvalid, match=f"options.{name}"):
-            allowed_of({**given, name: value})
+            allowed_of({**given, name: value}, tmp_path)
+
+
+async def test_a_relative_folder_is_made_in_the_state_folder(tmp_path: Path) -> None:
+    given = {"allowed_repos": None, "hub_dir": "repos", "allow_repo_artifacts": False}
+    allowed = allowed_of(given, tmp_path)
+    folder = tmp_path / "local" / "repos"
+    assert allowed.folder == folder
+    # Files come later, and stay when the driver is attached again.
+    (folder / "mynet").mkdir(parents=True)
+    (folder / "mynet" / "hubconf.py").write_bytes(HUBCONF)
+    assert allowed_of(given, tmp_path) == allowed
+    found = await Sources(Store(tmp_path), allowed, 1000).fetch(None)(config("./mynet"), None, lambda *_, **__: None)
+    assert found.path == folder / "mynet"
 
 
 def test_keywords_are_as_they_are_written() -> None:
@@ -137,7 +151,8 @@ async def test_local_repositories_stay_in_their_folder(tmp_path: Path) -> None:
     def report(*_: Any) -> None: ...
 
     assert (await fetch(config(f"{hub}/good"), None, report)).path == hub / "good"
-    for name in (f"{hub}/link", f"{hub}/nested", f"{hub}/../secret", str(tmp_path), "/"):
+    assert (await fetch(config("./good"), None, report)).path == hub / "good"
+    for name in (f"{hub}/link", "./link", "./../secret", f"{hub}/nested", f"{hub}/../secret", str(tmp_path), "/"):
         with pytest.raises(errors.SourceNotAllowed, match="hub_dir"):
             await fetch(config(name), None, report)
     with pytest.raises(errors.ResourceNotFound):

@@ -121,7 +121,7 @@ class Batches:
         model, version = model_id(context.service, request.model), version_id(request.version)
         if await asyncio.to_thread(path.exists):
             model, version = json.loads(await asyncio.to_thread(path.read_text, encoding="utf-8"))
-        found, served = await self.calls.repository.enter(model, version)
+        found, served = await self.calls.enter(model, version, context)
         served.leave()
         await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
         await asyncio.to_thread(path.write_text, json.dumps([found.model, found.version]), encoding="utf-8")

@@ -23,6 +23,7 @@ from onecontainer.driver.models.repository import Repository
 from onecontainer.driver.models.request import Fetched, Limits, Plan, artifact_names, plan
 from onecontainer.driver.models.served import Served
 from onecontainer.driver.models.statistics import CallTimes
+from onecontainer.driver.models.version import Version
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Calls:
         context: Context,
     ) -> pb.PredictResponse:
         """Raises what the contract says of Predict."""
-        found, served = await self.repository.enter(model_id(context.service, model), version_id(version))
+        found, served = await self.enter(model_id(context.service, model), version_id(version), context)
         started, times = time.perf_counter(), CallTimes()
         try:
             fetched = await self.fetch(inputs, context)
@@ -82,6 +83,14 @@ class Calls:
             predictions=predictions,
             timing=times.to_proto(),
         )
+
+    async def enter(self, model: str, version: str, context: Context) -> tuple[Version, Served]:
+        """As the repository's. A job waits for a load: it may have been given to a sidecar that has just been started again, and that has
+        its models back in a moment; a call is not given to one before.
+        """
+        if context.job is not None:
+            await self.repository.find(model, version).wait_loaded()
+        return await self.repository.enter(model, version)
 
     async def _batched(
         self, served: Served, plan: Plan, times: CallTimes, ran: Ran, context: Context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,15 +24,20 @@ from onecontainer.driver.models.config import Rules, checked, model_id, version_
 from onecontainer.driver.models.mapping import list_models, model_to_proto, statistics_to_proto
 from onecontainer.driver.models.repository import Repository
 from onecontainer.driver.models.request import Fetched, Limits, plan
-from onecontainer.driver.models.served import Served, try_out
+from onecontainer.driver.models.served import Served
 from onecontainer.driver.models.statistics import CallTimes
+from onecontainer.driver.models.trial import try_out, try_rows
 from onecontainer.driver.models.version import Fetch, Report, Version
 
 if TYPE_CHECKING:
     from onecontainer.driver.artifacts import Artifacts
 
+log = logging.getLogger(__name__)
+
 FIRST_RETRY, LAST_RETRY = 2.0, 60.0
 SWEEP_SECONDS = 1.0
+LOAD_PATIENCE = 600.0
+"""Seconds that one model's load may keep the service from being ready, and the next model from being loaded; it goes on beside them."""
 
 
 def cores() -> int:
@@ -70,6 +76,8 @@ class ModelDriver(InferenceDriver):
         self._backend: ModelBackend | None = None
         self._loader: asyncio.Task[None] | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._late: set[asyncio.Task[None]] = set()
+        """Loads that nothing waits for any more."""
         self._broken: errors.OneContainerError | None = None
 
     @property
@@ -105,7 +113,7 @@ class ModelDriver(InferenceDriver):
             again = []
             for found in list(backend.starting):
                 try:
-                    await backend.repository.load_again(found)
+                    await self._load_again(backend, found)
                     self._broken = None
                 except errors.OneContainerError as error:
                     if found.brought is not None:
@@ -117,13 +125,38 @@ class ModelDriver(InferenceDriver):
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LAST_RETRY)
 
+    async def _load_again(self, backend: ModelBackend, found: Version) -> None:
+        """Raises what the load raises, unless it takes longer than LOAD_PATIENCE: then it goes on, and the version is LOADING."""
+        load = asyncio.create_task(backend.repository.load_again(found))
+        self._late.add(load)
+        try:
+            await asyncio.wait_for(asyncio.shield(load), LOAD_PATIENCE)
+        except TimeoutError:
+            log.warning(
+                "%s is still not loaded after %g s; the service does not wait for it", found.model, LOAD_PATIENCE
+            )
+            load.add_done_callback(self._late_end)
+            return
+        except asyncio.CancelledError:
+            load.cancel()
+            raise
+        finally:
+            if load.done():
+                self._late.discard(load)
+
+    def _late_end(self, load: asyncio.Task[None]) -> None:
+        self._late.discard(load)
+        if not load.cancelled():
+            # Taken note of: the version tells it.
+            load.exception()
+
     async def _sweep(self, backend: ModelBackend) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             await backend.repository.unload_idle()
 
     async def detach(self) -> None:
-        tasks = [task for task in (self._loader, self._sweeper) if task is not None]
+        tasks = [task for task in (self._loader, self._sweeper, *self._late) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -281,3 +314,4 @@ def _warm_up(served: Served, *, request: pb.ServeModelRequest, fetched: Mapping[
         served, request.warm_up, inference_pb2.OutputOptions(), struct_pb2.Struct(), fetched, "warm_up"
     )
     prediction.predict(served, checked_input, limits, CallTimes(), lambda: False)
+    try_rows(served)

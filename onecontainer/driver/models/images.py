@@ -66,10 +66,15 @@ def open_image(
         if draft is not None and isinstance(image, JpegImageFile):
             image.draft(None, draft)
         image.load()
+        # How Pillow reads 16 bits of a PNG, and 32 bits of a TIFF.
+        deep = image.mode == "I" and image.format != "PNG"
         if upright:
             image = ImageOps.exif_transpose(image)
     except _DAMAGE as error:
         raise ImageError(f"is a damaged or truncated {image.format} image: {error}") from error
+    if deep:
+        # Nobody tells which number is white: taken for 16 bits, most such images would be black.
+        raise ImageError("has pixels of 32 bits, or signed ones; convert it to 8 or 16 bits per channel")
     return _eight_bits(image)
 
 

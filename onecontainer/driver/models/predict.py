@@ -160,6 +160,8 @@ def classify(
     """The best classes of one row of scores; equal ones by index."""
     probabilities = activate(row.astype(np.float64), classification.activation)
     if not np.isfinite(probabilities).all():
+        if path := plan.not_finite():
+            raise errors.DataInvalid(path, "has NaN or infinite numbers, of which the model makes no scores")
         raise errors.BackendExecutionFailed(
             "the model gave scores that are not numbers", code=errors.Code.INTERNAL, hop="backend"
         )

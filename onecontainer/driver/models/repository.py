@@ -14,8 +14,9 @@ from collections.abc import Callable
 from onecontainer.api.ai.v1 import inference_service_pb2, model_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.models.recording import material_of, record_of
-from onecontainer.driver.models.served import Served, try_out
+from onecontainer.driver.models.served import Served
 from onecontainer.driver.models.store import Catalog, Store
+from onecontainer.driver.models.trial import try_out
 from onecontainer.driver.models.version import Fetch, Material, Open, Report, Version, no_report
 
 Clock = Callable[[], float]
@@ -254,8 +255,7 @@ class Repository:
             raise
         finally:
             self._coming.discard(found)
-            found.loading, found.phase = None, ""
-            found.load_seconds = time.monotonic() - started
+            found.load_ended(time.monotonic() - started)
         old = found.served
         found.became_ready(served, material, config, self._clock())
         found.loads += 1
@@ -363,6 +363,7 @@ class Repository:
         found.state = model_pb2.MODEL_STATE_UNLOADED
         found.unload_reason = reason
         found.memory_bytes, found.error = 0, None
+        found.load_ended()
         return 0 if served is None else await asyncio.shield(self._retire(served))
 
     def _forget(self, found: Version) -> None:

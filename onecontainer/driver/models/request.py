@@ -26,6 +26,10 @@ Array = npt.NDArray[Any]
 
 MAX_ITEMS = 256
 
+IGNORED = frozenset({"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output"})
+"""Parameters of every request of the Open Inference Protocol and Triton's extensions of it: a model whose queue has no priorities, and
+that keeps no sequences, does not look at them there either."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -110,6 +114,15 @@ class Plan:
     min_probability: float
     outputs: Sequence[str]
     """Empty: all that the model gives."""
+    paths: Mapping[str, str]
+    """The field that each of `tensors` came from."""
+
+    def not_finite(self) -> str:
+        """The field of a tensor with NaN or an infinite number in it. Empty: there is none."""
+        for name, array in self.tensors.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                return self.paths[name]
+        return ""
 
     @property
     def item_count(self) -> int:
@@ -149,9 +162,10 @@ def plan(
         raise errors.FieldRequired(root, "needs at least one")
     if len(inputs) > MAX_ITEMS:
         raise errors.FieldInvalid(root, f"has {len(inputs)}; {MAX_ITEMS} are allowed")
-    for name in parameters.fields:
+    for name in parameters.fields.keys() - IGNORED:
         raise errors.FieldInvalid(f"parameters.{name}", "this model has no such parameter")
     tensors: dict[str, Array] = {}
+    paths: dict[str, str] = {}
     items: dict[str, list[Item]] = {}
     for index, value in enumerate(inputs):
         path = f"{root}[{index}]"
@@ -166,9 +180,9 @@ def plan(
             items.setdefault(name, []).append(item)
         else:
             served.session.check(name, item, f"{path}.tensor")
-            tensors[name] = item
+            tensors[name], paths[name] = item, f"{path}.tensor"
     _check_complete(served, tensors, items, root)
-    return Plan(tensors, items, *_output(served, output))
+    return Plan(tensors, items, *_output(served, output), paths)
 
 
 def _tensor_or_item(

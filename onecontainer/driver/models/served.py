@@ -14,7 +14,7 @@ from onecontainer.api.ai.v1 import model_pb2, tensor_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.models.batcher import Batcher
 from onecontainer.driver.models.preprocess import ImagePipeline
-from onecontainer.driver.models.session import Session, class_count, zeros
+from onecontainer.driver.models.session import Session, class_count
 from onecontainer.driver.models.tensors import dtype_name, numpy_dtype
 
 Array = npt.NDArray[Any]
@@ -177,48 +177,3 @@ def scores_of(results: dict[str, Array], classification: model_pb2.Classificatio
     if scores.dtype.kind not in "fiu":
         raise errors.DataInvalid(path, f"is not scores: {scores.dtype}")
     return scores
-
-
-def _try_batch(served: Served, feeds: dict[str, Array]) -> None:
-    """Two items at once have to give two rows of each output."""
-    doubled = {name: np.concatenate([array, array]) for name, array in feeds.items()}
-    try:
-        results = served.session.run(doubled, [spec.name for spec in served.session.outputs])
-    except errors.BackendExecutionFailed as error:
-        raise errors.DataInvalid("config.dynamic_batching", f"the model takes no two items: {error.message}") from error
-    rows = {len(array) for array in doubled.values()}
-    for name, value in results.items():
-        if not value.ndim or len(value) not in rows:
-            raise errors.DataInvalid(
-                "config.dynamic_batching", f"{name!r} gives {list(value.shape)} for two items: it has no row for each"
-            )
-
-
-def try_out(served: Served) -> None:
-    """Runs the model once with zeros, where it declares its inputs well enough for that. Blocks.
-
-    Raises:
-        DataInvalid: the model fails, or has another number of classes than labels.
-    """
-    feeds: dict[str, Array] = {}
-    for name in served.session.required:
-        spec = served.session.input(name)
-        # What the model does not declare proves nothing.
-        if spec is None:
-            return
-        sizes = served.image.shape if served.image is not None and name == served.image_input else ()
-        free = [n for n, size in zip(spec.shape, sizes or spec.shape, strict=False) if n == -1 and size == -1]
-        array = zeros(spec, sizes)
-        # More than the batch is free: a size out of thin air proves nothing, and may well fail.
-        if array is None or len(free) > 1:
-            return
-        feeds[name] = array
-    try:
-        results = served.session.run(feeds, [spec.name for spec in served.session.outputs])
-    except errors.BackendExecutionFailed as error:
-        raise errors.DataInvalid("config.source", f"the model does not run on zeros: {error.message}") from error
-    if served.batching is not None:
-        _try_batch(served, feeds)
-    if served.classification is not None:
-        scores = np.asarray(scores_of(results, served.classification))
-        check_label_count(served.labels, scores.shape[-1] if scores.ndim else None)

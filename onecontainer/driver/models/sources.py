@@ -92,8 +92,41 @@ async def kept_artifact(
     return digest
 
 
+LOCAL = "local"
+"""In the state folder: where the folders are that an operator puts files into."""
+
+
+def allowed_folder(name: str | None, state: Path, option: str) -> Path | None:
+    """The folder that an option allows. A relative one is in `local` in the service's state folder, and is made if it is not there:
+    so a sidecar in a container, too, sees what somebody puts there later. None: no folder is allowed. Blocks.
+
+    Raises:
+        FieldInvalid: no folder, or a relative path that leaves its place.
+    """
+    if not name:
+        return None
+    path = f"options.{option}"
+    if "\0" in name or ".." in Path(name).parts:
+        raise errors.FieldInvalid(path, "must be the path of a folder, without `..`")
+    folder = Path(name)
+    if not folder.is_absolute():
+        folder = state / LOCAL / folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise errors.FieldInvalid(path, f"cannot be made in the state folder: {error.strerror}") from error
+    if not folder.is_dir():
+        raise errors.FieldInvalid(
+            path,
+            f"there is no folder {name} where the sidecar runs; in a container it sees its state folder only: a relative path is in"
+            f" `{LOCAL}` there, and is made",
+        )
+    return folder
+
+
 def inside(name: str, folder: Path | None, field: str, option: str) -> Path:
-    """The real path of a file or folder inside the one that the driver's option allows; it need not be there. Blocks.
+    """The real path of a file or folder inside the one that the driver's option allows; it need not be there. `./x` is in that
+    folder. Blocks.
 
     Raises:
         SourceNotAllowed: no folder is allowed, or it is outside, also by a link.
@@ -101,8 +134,10 @@ def inside(name: str, folder: Path | None, field: str, option: str) -> Path:
     """
     if folder is None:
         raise errors.SourceNotAllowed(field, f"no folder is allowed here; set the driver's option `{option}`")
+    if name.startswith("./"):
+        name = str(folder / name)
     if "\0" in name or not Path(name).is_absolute():
-        raise errors.FieldInvalid(field, "must be an absolute path")
+        raise errors.FieldInvalid(field, f"must be an absolute path, or `./NAME` in the folder that `{option}` names")
     path = Path(name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise errors.SourceNotAllowed(field, f"is not inside the folder that the driver's option `{option}` allows")

@@ -103,6 +103,21 @@ class Version:
     load_seconds: float = 0.0
     statistics: Statistics = field(default_factory=Statistics)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the load that runs or is to come has ended, well or not, or will not be; another one then stands here for the next."""
+
+    def load_ended(self, seconds: float | None = None) -> None:
+        """Those who wait for the load look again. `seconds`: that it took; None: there was none."""
+        if seconds is not None:
+            self.load_seconds = seconds
+        self.loading, self.phase = None, ""
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+    async def wait_loaded(self) -> None:
+        """Returns when no load of it runs or is to come, or when it answers. The caller's deadline is the bound."""
+        while self.served is None and self.state == model_pb2.MODEL_STATE_LOADING:
+            await self.moved.wait()
 
     @property
     def stays_out(self) -> bool:

@@ -109,7 +109,7 @@ class OpenInference(Facade):
         """Within this call, not as a job: a new model is ServeModel's."""
         for name in request.parameters:
             raise errors.FieldInvalid(f"parameters.{name[:64]}", "is not served here: a new config is for ServeModel")
-        ours = pb.ServeModelRequest(service=context.service, model=self._named(request.model_name, context))
+        ours = pb.ServeModelRequest(service=context.service, model=await self._named(request.model_name, context))
         await self.behind.call("serve_model", ours, context)
         return oip.RepositoryModelLoadResponse()
 
@@ -119,7 +119,7 @@ class OpenInference(Facade):
         for name in request.parameters:
             if name != "unload_dependents":
                 raise errors.FieldInvalid(f"parameters.{name[:64]}", "is not served here")
-        ours = pb.UnloadModelRequest(service=context.service, model=self._named(request.model_name, context))
+        ours = pb.UnloadModelRequest(service=context.service, model=await self._named(request.model_name, context))
         await self.behind.call("unload_model", ours, context)
         return oip.RepositoryModelUnloadResponse()
 
@@ -128,12 +128,11 @@ class OpenInference(Facade):
     async def model_infer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
         model = mapping.model_id(context.service, request.model_name)
         images = await self._images(request, context)
-        ours = infer.predict_request(request, context.service, model, images)
+        asked = infer.question(request, context.service, model, images)
         try:
-            answer: pb.PredictResponse = await self.behind.call("predict", ours, context)
+            answer: pb.PredictResponse = await self.behind.call("predict", asked.request, context)
         except errors.OneContainerError as error:
-            # Images are items: their numbers are not those of the inputs.
-            raise (error if images else infer.in_their_terms(error)) from error
+            raise infer.in_their_terms(error, asked.origins) from error
         return infer.infer_response(request, answer)
 
     async def model_stream_infer(
@@ -163,9 +162,11 @@ class OpenInference(Facade):
 
     # --- names ---------------------------------------------------------------------------------------------------------
 
-    def _named(self, name: str, context: Context) -> str:
-        """A model that has to be named. Raises FieldRequired."""
+    async def _named(self, name: str, context: Context) -> str:
+        """A model by its name, as our methods take it that have no default. Raises FieldRequired, ModelNotFound."""
         model = mapping.model_id(context.service, name)
+        if not model and self.behind.has(*_KNOWS_MODELS):
+            return (await self._default(context)).name
         if not model:
             own = context.service.removeprefix(mapping.SERVICES)
             raise errors.FieldRequired("model_name", f"must name a model of the service: {own}/MODEL")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -27,17 +28,28 @@ CLASSIFICATION = "classification"
 _PATHS = (
     (re.compile(r"^model$"), "model_name"),
     (re.compile(r"^version$"), "model_version"),
-    (re.compile(r"^(inputs\[\d+\])\.tensor\.dtype$"), r"\1.datatype"),
-    (re.compile(r"^(inputs\[\d+\])\.tensor(\.data)?"), r"\1"),
     (re.compile(r"^output\.names(\[\d+\])"), r"outputs\1.name"),
     (re.compile(r"^output\.(kind|top_k)$"), "outputs[0].parameters.classification"),
 )
-"""Fields of PredictRequest, and what they are in a ModelInferRequest."""
+"""Fields of PredictRequest, and what they are in a ModelInferRequest; its inputs aside."""
+_INPUT = re.compile(r"^inputs\[(\d+)\](.*)$")
+_TENSOR = ((re.compile(r"^\.tensor\.dtype$"), ".datatype"), (re.compile(r"^\.tensor(\.data)?"), ""))
+_TYPE = re.compile(r"'[^']*'|\b(?:BFLOAT16|FLOAT(?:16|32|64)|float(?:16|32|64)|u?int(?:8|16|32|64)|bool)\b")
+"""A datatype in our words, or in numpy's; what is quoted is somebody's name."""
+_HERE = frozenset({"binary_data", "binary_data_size"})
+"""Parameters of tensors that tell how HTTP carries them. Here they say nothing."""
 
 
-def predict_request(
-    request: oip.ModelInferRequest, service: str, model: str, images: frozenset[str]
-) -> pb.PredictRequest:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A PredictRequest, and what each of its inputs is in the ModelInferRequest."""
+
+    request: pb.PredictRequest
+    origins: Sequence[tuple[str, int | None]]
+    """Path, and which element there is meant if the path does not say it."""
+
+
+def question(request: oip.ModelInferRequest, service: str, model: str, images: frozenset[str]) -> Question:
     """The question; elements of BYTES for an input in `images` are encoded images.
 
     Raises FieldRequired, FieldInvalid, DataInvalid: with the path in `request`.
@@ -46,9 +58,18 @@ def predict_request(
     if raw and len(raw) != len(request.inputs):
         raise errors.FieldInvalid("raw_input_contents", f"has {len(raw)} entries for {len(request.inputs)} inputs")
     inputs: list[inference_pb2.Input] = []
+    origins: list[tuple[str, int | None]] = []
     for number, one in enumerate(request.inputs):
-        inputs += _inputs(one, raw[number] if raw else None, f"inputs[{number}]", images)
-    return pb.PredictRequest(
+        path = f"inputs[{number}]"
+        found = list(_inputs(one, raw[number] if raw else None, path, images))
+        inputs += found
+        if not (one.datatype == "BYTES" and one.name in images):
+            origins.append((path, None))
+        elif raw:
+            origins += [(f"raw_input_contents[{number}]", element) for element in range(len(found))]
+        else:
+            origins += [(f"{path}.contents.bytes_contents[{element}]", None) for element in range(len(found))]
+    asked = pb.PredictRequest(
         service=service,
         model=model,
         version=request.model_version,
@@ -56,12 +77,13 @@ def predict_request(
         output=_output(request.outputs),
         parameters=_parameters(request.parameters),
     )
+    return Question(asked, origins)
 
 
 def _inputs(
     one: oip.ModelInferRequest.InferInputTensor, raw: bytes | None, path: str, images: frozenset[str]
 ) -> Iterator[inference_pb2.Input]:
-    _refuse(one.parameters, f"{path}.parameters")
+    _refuse({name: value for name, value in one.parameters.items() if name not in _HERE}, f"{path}.parameters")
     dtype = datatype_of(one.datatype, f"{path}.datatype")
     count = element_count(one.shape, f"{path}.shape")
     if raw is not None and one.HasField("contents"):
@@ -81,7 +103,8 @@ def _output(outputs: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor])
             raise errors.FieldInvalid("outputs", "ask for classes, or for tensors, not for both in one call")
         return inference_pb2.OutputOptions(kind=inference_pb2.OUTPUT_KIND_CLASSIFICATION, top_k=classes)
     for number, one in enumerate(outputs):
-        _refuse(one.parameters, f"outputs[{number}].parameters")
+        given = {name: value for name, value in one.parameters.items() if name not in _HERE}
+        _refuse(given, f"outputs[{number}].parameters")
     return inference_pb2.OutputOptions(kind=inference_pb2.OUTPUT_KIND_TENSORS, names=[one.name for one in outputs])
 
 
@@ -121,17 +144,35 @@ def _parameters(parameters: Mapping[str, oip.InferParameter]) -> struct_pb2.Stru
     return struct_pb2.Struct(fields=fields)
 
 
-def in_their_terms(error: errors.OneContainerError) -> errors.OneContainerError:
-    """The error about a PredictRequest, as one about the ModelInferRequest."""
+def in_their_terms(
+    error: errors.OneContainerError, origins: Sequence[tuple[str, int | None]]
+) -> errors.OneContainerError:
+    """The error about a PredictRequest, as one about the ModelInferRequest: its fields, and its names of datatypes."""
     if not isinstance(error, errors.FieldInvalid | errors.FieldRequired | errors.DataInvalid):
         return error
     found = []
     for violation in error.violations:
-        path = violation.field
+        path, description = violation.field, _TYPE.sub(_their_type, violation.description)
+        match = _INPUT.match(path)
+        if match is not None and int(match[1]) < len(origins):
+            origin, element = origins[int(match[1])]
+            rest = match[2] if origin.startswith("inputs") and origin.count("[") == 1 else ""
+            for pattern, theirs in _TENSOR:
+                rest = pattern.sub(theirs, rest)
+            path = origin + rest
+            if element is not None:
+                description = f"element {element}: {description}"
         for pattern, theirs in _PATHS:
             path = pattern.sub(theirs, path)
-        found.append(errors.FieldViolation(path, violation.description))
+        found.append(errors.FieldViolation(path, description))
     return type(error)(violations=found, metadata=error.metadata, retry_after=error.retry_after, hop=error.hop)
+
+
+def _their_type(match: re.Match[str]) -> str:
+    word = match[0]
+    if word.startswith("'"):
+        return word
+    return word.upper().replace("BFLOAT", "BF").replace("FLOAT", "FP")
 
 
 def infer_response(request: oip.ModelInferRequest, answer: pb.PredictResponse) -> oip.ModelInferResponse:

@@ -192,7 +192,14 @@ class DockerRuntime:
             await in_thread(self._remove_instance, client, instance)
             self._lost.discard(instance)
         recipes = await in_thread(self._images.plan, spec.target)
-        image = await self._images.make(client, recipes, spec.logs)
+        if await self._images.missing(client, recipes):
+            spec.doing(
+                f"building the image {recipes[-1].tag}, which may take minutes; `oca sidecar logs` shows how far it is"
+            )
+        try:
+            image = await self._images.make(client, recipes, spec.logs)
+        finally:
+            spec.doing("")
         network = await self._network(client, spec.target)
         making = asyncio.ensure_future(in_thread(self._make, client, spec, limits, image, network))
         try:

@@ -87,6 +87,10 @@ class Images:
             await self._make_one(client, recipe, logs)
         return wanted
 
+    async def missing(self, client: DockerClient, recipes: tuple[Recipe, ...]) -> bool:
+        """Whether `make` would have something to build."""
+        return not await in_thread(has, client, recipes[-1].tag)
+
     async def _make_one(self, client: DockerClient, recipe: Recipe, logs: LogBuffer) -> None:
         build = self._builds.get(recipe.tag)
         if build is None:

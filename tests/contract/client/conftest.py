@@ -14,6 +14,7 @@ import pytest
 from google.protobuf import empty_pb2
 
 from onecontainer.api.ai.v1 import inference_service_pb2 as ai_pb
+from onecontainer.api.ai.v1 import tensor_pb2
 from onecontainer.api.artifact.v1 import artifact_pb2
 from onecontainer.api.job.v1 import job_pb2, job_service_pb2
 from onecontainer.api.management.v1 import management_service_pb2 as management_pb
@@ -255,6 +256,10 @@ class FakeInference:
         self.world.enter("Predict")
         answer = ai_pb.PredictResponse(model=request.model)
         for value in request.inputs:
+            if value.text == "tensor":
+                tensor = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_UINT8, shape=[3], data=bytes([2, 4, 6]))
+                answer.predictions.add().tensors.tensors.add(name="output", tensor=tensor)
+                continue
             answer.predictions.add().json.string_value = f"{value.WhichOneof('value')}:{len(value.image)}"
         return answer
 

@@ -17,7 +17,7 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.api.media.v1 import pipeline_pb2
 from onecontainer.cli.main import cli
-from onecontainer.errors import DriverUnreachable
+from onecontainer.errors import DriverUnreachable, PermissionDenied
 
 Oca = Callable[..., Result]
 
@@ -113,6 +113,40 @@ def test_a_job_that_failed_fails_the_command_with_its_reason(oca, blocking, else
         assert "it broke" in result.stderr
 
 
+def test_a_job_whose_service_cannot_work_is_not_waited_for(oca, blocking, elsewhere) -> None:
+    waiting = job_pb2.Job(name="jobs/1", service="services/cats", state=job_pb2.JOB_STATE_QUEUED)
+    elsewhere.run(blocking[1].put_job, waiting)
+    elsewhere.run(blocking[1].put_service, "cats", resources_pb2.SERVICE_STATE_FAILED, "options.hub_dir: no folder")
+    for arguments in (("job", "watch", "1"), ("job", "wait", "1"), ("job", "wait", "1", "-o", "json")):
+        result = oca(*arguments, "--timeout", "20s")
+        assert result.exit_code == 1
+        assert "services/cats is FAILED: options.hub_dir: no folder" in result.stderr
+    assert "jobs/1 stays queued" in oca("job", "wait", "1", "--timeout", "20s").stderr
+    # One that runs already has what it needs.
+    waiting.state = job_pb2.JOB_STATE_RUNNING
+    elsewhere.run(blocking[1].put_job, waiting)
+    assert "still RUNNING" in oca("job", "wait", "1", "--timeout", "500ms").stderr
+
+
+def test_a_job_that_waits_tells_why(oca, blocking, elsewhere) -> None:
+    waiting = job_pb2.Job(name="jobs/1", service="services/cats", state=job_pb2.JOB_STATE_QUEUED)
+    elsewhere.run(blocking[1].put_job, waiting)
+    elsewhere.run(blocking[1].put_service, "cats", resources_pb2.SERVICE_STATE_UNAVAILABLE, "the backend is away")
+    result = oca("job", "watch", "1", "--timeout", "1s")
+    assert result.exit_code == 5
+    assert "services/cats is UNAVAILABLE: the backend is away" in result.output
+    # Who may not see services waits all the same.
+    blocking[1].faults["WatchServices"] = [PermissionDenied("no"), PermissionDenied("no")]
+    assert "still QUEUED" in oca("job", "wait", "1", "--timeout", "500ms").stderr
+
+
+def test_a_wait_for_a_service_tells_what_keeps_it(oca, blocking, elsewhere) -> None:
+    elsewhere.run(blocking[1].put_service, "cats", resources_pb2.SERVICE_STATE_UNAVAILABLE, "password wrong\nfor cats")
+    result = oca("service", "wait", "cats", "--timeout", "500ms")
+    assert result.exit_code == 5
+    assert result.stderr.splitlines()[0] == "services/cats is UNAVAILABLE: password wrong"
+
+
 def test_several_jobs_are_waited_for_at_once_and_one_failure_fails_the_command(oca, blocking, elsewhere) -> None:
     failed = job_pb2.Job(name="jobs/2", state=job_pb2.JOB_STATE_FAILED)
     failed.error.code, failed.error.message = 13, "it broke"
@@ -123,6 +157,11 @@ def test_several_jobs_are_waited_for_at_once_and_one_failure_fails_the_command(o
     assert "it broke" in result.stderr
     assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["jobs/1", "jobs/2"]
     assert oca("job", "wait", "1", "1").exit_code == 0
+
+
+def test_tensors_are_shown_as_numbers(oca) -> None:
+    shown = oca("ai", "predict", "cats", "--text", "tensor").output
+    assert "output  UINT8 [3]  [2, 4, 6]" in shown
 
 
 def test_files_go_up_and_come_down(oca, blocking, tmp_path: Path) -> None:

@@ -80,8 +80,12 @@ async def test_a_request_for_another_service_is_refused(calls: Calls) -> None:
     for key in ("onecontainer-service", "onecontainer-instance"):
         error = await error_of(calls.Echo(EchoRequest(), metadata=((key, "services/other"),)))
         assert error.reason is errors.Reason.WRONG_INSTANCE
-    error = await error_of(calls.Sum(requests_of(EchoRequest(), EchoRequest(service="services/other"))))
+    error = await error_of(calls.Sum(requests_of(EchoRequest(service="services/other"), EchoRequest())))
     assert error.reason is errors.Reason.WRONG_INSTANCE
+    # The first message brings the call here: what a later one names is no question of the address.
+    error = await error_of(calls.Sum(requests_of(EchoRequest(), EchoRequest(service="services/other"))))
+    assert error.reason is errors.Reason.FIELD_INVALID
+    assert [violation.field for violation in error.violations] == ["service"]
 
 
 async def test_typed_errors_pass(calls: Calls) -> None:

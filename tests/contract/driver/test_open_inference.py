@@ -44,6 +44,13 @@ class OnlyPredict(InferenceDriver):
         return ProbeResult(ready=True)
 
     def predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        if request.model == "refuse":
+            raise errors.DataInvalid(
+                violations=[
+                    errors.FieldViolation("inputs[1].tensor.dtype", "'int64' takes FLOAT32, not int64"),
+                    errors.FieldViolation("inputs[0].tensor.data", "is short"),
+                ]
+            )
         if request.model == "hang":
             self.entered.set()
             while not context.cancelled:
@@ -107,6 +114,81 @@ async def test_a_blocking_driver_is_asked_by_all_names(named: str, asked: str) -
     assert (answer.model_name, answer.model_version, answer.id, output.name) == (named, "7", "i", asked)
     assert list(output.contents.int64_contents) == [1, 2, 3]
     assert (output.datatype, list(output.shape)) == ("INT64", [3])
+
+
+async def test_errors_are_in_the_protocols_terms() -> None:
+    request = ask("m/refuse", 1)
+    request.inputs.add(name="int64", datatype="INT64", shape=[1]).contents.int64_contents.append(1)
+    async with sidecar(OnlyPredict()) as channel:
+        error = await failure(theirs(channel).ModelInfer(request, timeout=60))
+    assert [(one.field, one.description) for one in error.violations] == [
+        ("inputs[1].datatype", "'int64' takes FP32, not INT64"),
+        ("inputs[0]", "is short"),
+    ]
+
+
+class Images(OnlyPredict):
+    """Has a default model of images, which cannot read the last one; tells what it was asked to load and unload."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def get_model(self, request: pb.GetModelRequest, context: Context) -> model_pb2.Model:
+        return self._model()
+
+    def list_models(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[self._model()])
+
+    def _model(self) -> model_pb2.Model:
+        model = model_pb2.Model(name=f"{SERVICE}/models/cats", is_default=True, default_version="1")
+        version = model.versions.add(version="1", state=model_pb2.MODEL_STATE_READY)
+        version.config.image.SetInParent()
+        version.inputs.add(name="images", dtype=tensor_pb2.DATA_TYPE_FLOAT32)
+        return model
+
+    def predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        raise errors.DataInvalid(f"inputs[{len(request.inputs) - 1}].image", "is no image")
+
+    def serve_model(self, request: pb.ServeModelRequest, context: Context) -> pb.ServeModelResult:
+        self.asked.append(f"load {request.model}")
+        return pb.ServeModelResult()
+
+    def unload_model(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        self.asked.append(f"unload {request.model}")
+        return pb.UnloadModelResponse()
+
+
+async def test_the_element_is_named_that_is_no_image() -> None:
+    typed = oip.ModelInferRequest(model_name="m")
+    one = typed.inputs.add(name="images", datatype="BYTES", shape=[2])
+    one.contents.bytes_contents.extend([b"a", b"b"])
+    raw = oip.ModelInferRequest(model_name="m", raw_input_contents=[b"\1\0\0\0a\1\0\0\0b"])
+    raw.inputs.add(name="images", datatype="BYTES", shape=[2])
+    async with sidecar(Images()) as channel:
+        for request, told in (
+            (typed, "inputs[0].contents.bytes_contents[1]: is no image"),
+            (raw, "raw_input_contents[0]: element 1: is no image"),
+        ):
+            error = await failure(theirs(channel).ModelInfer(request, timeout=60))
+            assert error.message == told
+
+
+async def test_a_service_means_its_default_model_also_where_one_is_loaded() -> None:
+    driver = Images()
+    async with sidecar(driver) as channel:
+        await theirs(channel).RepositoryModelUnload(oip.RepositoryModelUnloadRequest(model_name="m"), timeout=60)
+        await theirs(channel).RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="m"), timeout=60)
+        await theirs(channel).RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="m/b"), timeout=60)
+    assert driver.asked == [f"unload {SERVICE}/models/cats", f"load {SERVICE}/models/cats", "load b"]
+
+
+async def test_what_tells_how_http_carries_a_tensor_says_nothing_here() -> None:
+    request = ask("m", 1)
+    request.inputs[0].parameters["binary_data_size"].int64_param = 8
+    request.outputs.add(name="y").parameters["binary_data"].bool_param = True
+    async with sidecar(OnlyPredict()) as channel:
+        assert (await theirs(channel).ModelInfer(request, timeout=60)).outputs
 
 
 async def test_what_the_driver_lacks_is_not_claimed() -> None:

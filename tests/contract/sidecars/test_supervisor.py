@@ -21,6 +21,7 @@ from onecontainer.sidecars.model import (
     ServiceState,
     SidecarState,
 )
+from onecontainer.sidecars.runtimes.process import ProcessRuntime
 
 
 async def test_a_service_is_started_attached_and_called(bench) -> None:
@@ -33,6 +34,25 @@ async def test_a_service_is_started_attached_and_called(bench) -> None:
     assert record.restart_count == 0
     assert record.ready_time >= record.create_time
     assert ("onecontainer-instance", instance) in bench.supervisor.endpoint("u1").metadata
+
+
+async def test_what_a_start_waits_for_is_told(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, go_on = ProcessRuntime.start, asyncio.Event()
+
+    async def slow(self, spec):
+        spec.doing("building the image")
+        await go_on.wait()
+        spec.doing("")
+        return await start(self, spec)
+
+    monkeypatch.setattr(ProcessRuntime, "start", slow)
+    await bench.supervisor.apply(bench.target())
+    await bench.until(lambda: bench.supervisor.state("u1")[1] is not None)
+    state, error = bench.supervisor.state("u1")
+    assert (state, error.message) == (ServiceState.STARTING, "building the image")
+    go_on.set()
+    await bench.ready()
+    assert bench.supervisor.state("u1")[1] is None
 
 
 async def test_a_killed_sidecar_comes_back_as_another_instance(bench) -> None:

@@ -203,3 +203,15 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     with pytest.raises(StateInvalid, match=r"is full \(4096 bytes are free\): make room on it"), DataFolder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_gateway_is_refused_before_anything_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onecontainer.gateway.app", None)
+    with DataFolder(tmp_path):
+        result = CliRunner().invoke(cli, ["up", "--data-dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "another gateway (it is just starting) uses the data folder" in result.output
+    # Nobody holds it any more: now it goes on, as far as that is possible here.
+    assert isinstance(CliRunner().invoke(cli, ["up", "--data-dir", str(tmp_path)]).exception, ImportError)

@@ -83,3 +83,13 @@ def test_a_file_that_cannot_be_written_is_a_plain_error(capsys: pytest.CaptureFi
 
 def test_our_own_defects_are_not_dressed_up() -> None:
     assert report(ZeroDivisionError(), as_json=False, address="") is None
+
+
+def test_what_a_driver_says_does_not_move_the_cursor() -> None:
+    """Neither of one of the SDK's, which the wire has cleaned, nor of any other."""
+    said = "\x1b[2J\x1b[1;1Hall is well"
+    error = errors.BackendExecutionFailed(said, violations=[errors.FieldViolation("f", said)])
+    for one in (error, over_the_wire(error)):
+        text = "".join(lines(one, ""))
+        assert said not in text
+        assert "\\x1b[2J" in text

@@ -46,6 +46,14 @@ def test_rows_are_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)[0] == {"id": 1, "price": "9.90", "raw": "AP8="}
 
 
+def test_whole_numbers_of_options_stay_whole() -> None:
+    service = resources_pb2.Service()
+    service.options.update({"threads": 2, "share": 0.5, "sizes": [1, 1e300], "on": True})
+    assert json.dumps(Screen("json").to_json(service)["options"], sort_keys=True) == (
+        '{"on": true, "share": 0.5, "sizes": [1, 1e+300], "threads": 2}'
+    )
+
+
 def test_text_for_people_keeps_out_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     Screen("json").say("deleted")
     captured = capsys.readouterr()

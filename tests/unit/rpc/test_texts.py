@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onecontainer.rpc.texts import control_problem, sendable
 
 
-@given(st.text())
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from("\t\n")))
 def test_what_utf_8_can_hold_stays_as_it_is(text: str) -> None:
     assert sendable(text) == text
 
@@ -22,6 +22,11 @@ def test_whatever_it_is_it_can_be_sent(text: str) -> None:
 def test_what_it_cannot_hold_is_written_as_its_escape() -> None:
     assert sendable("a\udc80b") == "a\\udc80b"
     assert sendable(5) == "5"
+
+
+def test_control_characters_are_written_as_their_escapes() -> None:
+    assert sendable("\x1b[2Jgone\x9b1m\0\x7f") == "\\x1b[2Jgone\\x9b1m\\x00\\x7f"
+    assert sendable("over\rwritten\r\nline\ttab") == "over\\x0dwritten\r\nline\ttab"
 
 
 @pytest.mark.parametrize("text", ["", "Käse", "a b", "\x80"])

@@ -190,7 +190,8 @@ class InferenceServiceServicer:
         take. BadRequest has the path, `inputs[0].image`. Do not retry.
         - NOT_FOUND / MODEL_NOT_FOUND: no such model or version, or none was named and there is no default.
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact.
-        - FAILED_PRECONDITION / MODEL_NOT_READY: it is LOADING, FAILED or was unloaded; the message and metadata `model_state` tell. Wait for its job.
+        - FAILED_PRECONDITION / MODEL_NOT_READY: it is LOADING, FAILED or was unloaded; the message and metadata `model_state` tell. Wait for its job; a Predict that
+        is itself run as a job waits for it.
         - RESOURCE_EXHAUSTED / LIMIT_EXCEEDED: too many calls wait. Retry after RetryInfo.
         - RESOURCE_EXHAUSTED / MESSAGE_TOO_LARGE: pass the data by artifact, or ask for fewer outputs.
         - UNAVAILABLE / BACKEND_UNREACHABLE: the inference server behind the driver cannot be reached. Retry after RetryInfo.
@@ -222,7 +223,8 @@ class InferenceServiceServicer:
         - INVALID_ARGUMENT / DATA_INVALID: the archive or the JSON lines cannot be read at all. Do not retry.
         - NOT_FOUND / MODEL_NOT_FOUND: no such model or version.
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such archive or file of lines. (A missing artifact of a list is that item's error.)
-        - FAILED_PRECONDITION / MODEL_NOT_READY: it is LOADING, FAILED or was unloaded. Serve it, then run the job again.
+        - FAILED_PRECONDITION / MODEL_NOT_READY: it is FAILED or was unloaded. Serve it, then run the job again. (While it is LOADING, as after a
+        restart of the sidecar, the attempt waits, as long as its timeouts allow.)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -456,8 +456,8 @@ class ModelSource(_message.Message):
     artifact: _builtins.str
     """A file that was uploaded before, `artifacts/{artifact}`. The driver keeps its own copy: the artifact may go afterwards."""
     path: _builtins.str
-    """A file or folder that the sidecar sees, absolute, inside the folder that the service's settings allow. PERMISSION_DENIED /
-    SOURCE_NOT_ALLOWED otherwise.
+    """A file or folder that the sidecar sees, absolute, inside the folder that the service's settings allow, or `./NAME` in that folder.
+    PERMISSION_DENIED / SOURCE_NOT_ALLOWED otherwise.
     """
     built_in: _builtins.str
     """The name of a model that the driver brings along; GetUsage lists them."""
@@ -507,7 +507,7 @@ class TorchHubSource(_message.Message):
     REPO_ARTIFACT_FIELD_NUMBER: _builtins.int
     repo: _builtins.str
     """REQUIRED, unless `repo_artifact` is given. `owner/name` or `owner/name:ref` on GitHub, or the absolute path of a folder with a
-    `hubconf.py` inside the folder that the service's settings allow. Its code runs in the model's process: serve only what you trust.
+    `hubconf.py` (`./NAME`: in the folder itself) inside the folder that the service's settings allow. Its code runs in the model's process: serve only what you trust.
     """
     entrypoint: _builtins.str
     """REQUIRED. Name of the function in `hubconf.py`."""
@@ -859,7 +859,11 @@ Global___Execution: _TypeAlias = Execution  # noqa: Y015
 
 @_typing.final
 class DynamicBatching(_message.Message):
-    """Puts calls that wait together into one run of the model. Every caller gets its own rows."""
+    """Puts calls that wait together into one run of the model. Every caller gets its own rows. When the model is served, a few random rows are
+    run alone and together; a model whose answer for one depends on the others is INVALID_ARGUMENT / DATA_INVALID at
+    `config.dynamic_batching`, because it would mix the callers' data. That is a check by example: who serves a model must know that it
+    treats the rows one by one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

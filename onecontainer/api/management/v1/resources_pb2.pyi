@@ -403,7 +403,7 @@ class Service(_message.Message):
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """OUTPUT ONLY. Why it is UNASSIGNED, UNAVAILABLE or FAILED. Absent: all is well."""
+        """OUTPUT ONLY. Why it is UNASSIGNED, UNAVAILABLE or FAILED, or what a STARTING one waits for (the build of its image). Absent: all is well."""
 
     @_builtins.property
     def sidecars(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -636,7 +636,7 @@ class Sidecar(_message.Message):
     """OUTPUT ONLY. Starts since it last was READY for 60 s."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
-        """OUTPUT ONLY. Why it ended or does not answer, with the last lines of its stderr. Absent: all is well."""
+        """OUTPUT ONLY. Why it ended or does not answer, with the last lines of its stderr, or what its start waits for. Absent: all is well."""
 
     @_builtins.property
     def next_start_time(self) -> _timestamp_pb2.Timestamp:
