@@ -135,7 +135,7 @@ def _default(column: table_pb2.Column, storage: Storage, path: str) -> sa.TextCl
         raise errors.DataInvalid(path, str(error)) from None
     if value is None:
         return None
-    literal = sql_literal(value)
+    literal = sql_literal(storage.text(value) if storage.text else value)
     if literal is None:
         raise errors.BackendCapabilityMissing(path, "a column of this type cannot have a default here")
     # A colon would be taken for a parameter's mark.
