@@ -46,6 +46,21 @@ class Swallowed(Faults):
         return (self._answer,) if told.method == self._method and TABLE in told.first else None
 
 
+class Unrailed(Faults):
+    """A delete whose filter is empty deletes everything."""
+
+    def request(self, told: Told, data: bytes) -> bytes:
+        if told.method != f"{NAME}/DeleteRecords" or TABLE not in data:
+            return data
+        return edited(pb.DeleteRecordsRequest, data, self._changed)[0]
+
+    @staticmethod
+    def _changed(request: pb.DeleteRecordsRequest) -> None:
+        if request.where.HasField("all_of"):
+            request.ClearField("where")
+            request.all_records = True
+
+
 class OwnContract(Faults):
     """Reflection has GetTable as a stream."""
 
@@ -69,6 +84,7 @@ UPDATED = pb.UpdateRecordsResponse(applied=True, affected=1).SerializeToString()
 LIES = {
     "works.DatabaseService.SelectRecords": Unfiltered(),
     "works.DatabaseService.UpdateRecords": Swallowed("UpdateRecords", UPDATED),
+    "works.DatabaseService.DeleteRecords": Unrailed(),
     "works.DatabaseService.DropTable": Swallowed("DropTable", empty_pb2.Empty().SerializeToString()),
     "reflection.contract": OwnContract(),
 }
