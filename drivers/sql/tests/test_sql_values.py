@@ -118,11 +118,8 @@ def same(kind: str, left: V, right: V) -> bool:
         return len(left.list_value.values) == len(right.list_value.values) and all(
             same(kind, one, other) for one, other in zip(left.list_value.values, right.list_value.values, strict=True)
         )
-    if left.WhichOneof("kind") == "double_value":  # SQLite does not keep the sign of zero
-        return left.double_value == right.double_value
-    if left.WhichOneof("kind") == "float_value":
-        return left.float_value == right.float_value
-    return left == right
+    # By their bytes: −0.0 equals 0.0, but is not the same.
+    return left.SerializeToString(deterministic=True) == right.SerializeToString(deterministic=True)
 
 
 async def _stream(database: Database, encoding: int) -> list[Any]:
@@ -260,3 +257,12 @@ def test_varint_bytes_are_the_shortest(number: int) -> None:
     if len(data) > 1:
         with pytest.raises(OverflowError):
             number.to_bytes(len(data) - 1, "big", signed=True)
+
+
+async def test_numbers_of_tables_of_before_are_still_numbers(lite: Database) -> None:
+    async with lite.transaction() as connection:
+        await connection.exec_driver_sql("CREATE TABLE t (id INTEGER PRIMARY KEY, f REAL32, d DOUBLE)")
+    await writing.insert_records(lite, insertion("t", record(id=1, f=message(float_value=1.5), d=2.0)))
+    read = await page(lite, "t")
+    assert [one.type.kind for one in read.columns][1:] == [K.TYPE_KIND_FLOAT, K.TYPE_KIND_DOUBLE]
+    assert (read.records[0].fields["f"], read.records[0].fields["d"]) == (message(float_value=1.5), value(2.0))
