@@ -137,6 +137,8 @@ class Backend(Protocol):
     name: str
     single_writer: bool
     """True: writes of this process wait for one another here instead of in the backend."""
+    folds_case: bool
+    """True: names that differ in case only are one name."""
     nulls_smallest: bool
     """True: nulls come first in an ascending order, unless asked otherwise."""
     max_parameters: int

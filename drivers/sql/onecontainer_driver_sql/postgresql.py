@@ -32,6 +32,7 @@ _INDEX_OPTIONS = frozenset({"fillfactor", "fastupdate", "pages_per_range", "dedu
 class PostgresBackend:
     name = "PostgreSQL"
     single_writer = False
+    folds_case = False
     nulls_smallest = False
     max_parameters = 32_767
     skips_locked = True
