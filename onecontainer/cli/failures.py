@@ -54,7 +54,10 @@ HINTS: Mapping[Reason, str] = {
 
 
 SCOPED: Mapping[tuple[str, Reason], str] = {
-    ("media", Reason.BACKEND_CAPABILITY_MISSING): "This build cannot do that; `oca media capabilities` lists what it can.",
+    (
+        "media",
+        Reason.BACKEND_CAPABILITY_MISSING,
+    ): "This build cannot do that; `oca media capabilities` lists what it can.",
     (
         "db",
         Reason.BACKEND_CAPABILITY_MISSING,
