@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -284,7 +285,7 @@ async def look_at(host: str, port: int) -> str:
     except TimeoutError:
         return f"{host}:{port}: does not answer in {LOOK_TIMEOUT:g} s"
     except OSError as error:
-        return f"{host}:{port}: {error}"
+        return f"{host}:{port}: {os.strerror(error.errno) if error.errno else error}"
     writer.close()
     return f"{host}:{port}: is back, and is being connected to again"
 

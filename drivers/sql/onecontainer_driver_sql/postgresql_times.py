@@ -215,3 +215,44 @@ TIMESTAMP = Codec(
     filler=(-_EPOCH,),
     from_native=_from_native(64, timestamp_text),
 )
+
+
+# --- intervals ---------------------------------------------------------------------------------------------------
+
+_MAX_MICROS = (2**63 - 1) // 1000
+"""As nanoseconds, which the contract has, more does not fit."""
+_ENDLESS = {
+    (2**31 - 1, 2**31 - 1, 2**63 - 1): "infinity",
+    (-(2**31), -(2**31), -(2**63)): "-infinity",
+}
+"""From PostgreSQL 17 on."""
+_INTERVAL = re.compile(r"(-?\d{1,10}) mons (-?\d{1,10}) days (-?)(\d{2,10}):(\d\d):(\d\d)(?:\.(\d{1,6}))?\Z", re.ASCII)
+
+
+def interval_text(stored: codecs.Duration) -> str:
+    """As PostgreSQL takes it; it writes years, too."""
+    months, days, micros = stored
+    clock = ("-" if micros < 0 else "") + _clock_text(abs(micros))
+    return _ENDLESS.get(stored) or f"{months} mons {days} days {clock}"
+
+
+def _make_interval(stored: tuple[int, int, int]) -> value_pb2.Value:
+    months, days, micros = stored
+    if abs(micros) > _MAX_MICROS:
+        return _native("interval", interval_text((months, days, micros)))
+    return codecs.duration_to_value((months, days, micros))
+
+
+def _interval_from_native(text: str) -> codecs.Duration:
+    for stored, endless in _ENDLESS.items():
+        if text == endless:
+            return stored
+    found = _INTERVAL.match(text)
+    if found is None:
+        raise ValueError("is not in the form in which it is shown, such as 1 mons -2 days 03:04:05.6")
+    months, days, sign, hours, minutes, seconds, fraction = found.groups()
+    micros = ((int(hours) * 60 + int(minutes)) * 60 + int(seconds)) * 1_000_000 + int((fraction or "0").ljust(6, "0"))
+    return int(months), int(days), -micros if sign else micros
+
+
+DURATION = Codec("duration_value", codecs.duration_from_proto, _make_interval, from_native=_interval_from_native)

@@ -83,10 +83,7 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
             filler=codecs.uuid_from_bytes(bytes(16)),
         ),
     ),
-    K.TYPE_KIND_DURATION: (
-        "interval",
-        Codec("duration_value", codecs.duration_from_proto, lambda stored: codecs.duration_to_value(tuple(stored))),
-    ),
+    K.TYPE_KIND_DURATION: ("interval", times.DURATION),
     K.TYPE_KIND_INET: ("inet", Codec("inet_value", codecs.inet_from_proto, codecs.inet_to_value)),
     K.TYPE_KIND_JSON: ("jsonb", codecs.json_text(codecs.text_check(None, nul=False), comparable=True)),
 }
@@ -109,8 +106,13 @@ def _varint() -> Codec:
     return Codec(
         "varint_value",
         lambda data: load(int_from_bytes(data)),
-        lambda stored: value_pb2.Value(varint_value=int_to_bytes(int(stored))),
+        lambda stored: (
+            value_pb2.Value(varint_value=int_to_bytes(int(stored)))
+            if stored.is_finite()
+            else codecs.decimal_to_value(stored)
+        ),
         from_int=load,
+        from_native=_no_number,
         number=True,
     )
 

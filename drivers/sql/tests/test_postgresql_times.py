@@ -25,6 +25,8 @@ TYPES = {
     "date": ("date", "date", K.TYPE_KIND_DATE),
     "time": ("time", "time without time zone", K.TYPE_KIND_TIME),
     "decimal": ("numeric", "numeric", K.TYPE_KIND_DECIMAL),
+    "varint": ("numeric(1000,0)", "numeric", K.TYPE_KIND_VARINT),
+    "duration": ("interval", "interval", K.TYPE_KIND_DURATION),
 }
 BEYOND = {
     "timestamp": [
@@ -39,6 +41,8 @@ BEYOND = {
     "date": ["infinity", "-infinity", "4713-01-01 BC", "0001-02-29 BC", "10000-01-01", "5874897-12-31"],
     "time": ["24:00:00"],
     "decimal": ["NaN", "Infinity", "-Infinity"],
+    "varint": ["NaN"],
+    "duration": ["14 mons -3 days 2562047788:00:54.775807", "0 mons 0 days -2562047788:00:00"],
 }
 
 
@@ -143,6 +147,8 @@ async def test_the_ends_of_the_calendar_are_not_infinity(pg: Database, postgres:
         ("datetime", "10000-01-01 00:00:00+00"),
         ("time", "allballs"),
         ("decimal", "1.5"),
+        ("varint", "Infinity"),
+        ("duration", "1 year"),
     ],
 )
 async def test_other_text_is_refused(pg: Database, name: str, text: str) -> None:
