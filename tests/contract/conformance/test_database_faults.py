@@ -144,6 +144,30 @@ def test_it_fails_by_features_that_are_not_as_declared() -> None:
         assert f"{name}.{what} " in failed[f"features.DatabaseService.{name}"]
 
 
+class Endless(Faults):
+    """The last day of the calendar is kept as the first of the year after it, which is none of the contract's."""
+
+    def responses(self, told: Told, data: bytes) -> Sequence[bytes]:
+        if told.method != f"{NAME}/SelectRecords":
+            return (data,)
+        return edited(pb.SelectRecordsResponse, data, self._changed)
+
+    @staticmethod
+    def _changed(answer: pb.SelectRecordsResponse) -> None:
+        for one in answer.records:
+            if "content" in one.fields and one.fields["content"].date_value.year == 9999:
+                one.fields["content"].native_value.text = "infinity"
+
+
+@pytest.mark.usefixtures("quiet")
+def test_it_fails_by_a_value_that_does_not_come_back() -> None:
+    selection = Selection(only=["features.DatabaseService.CreateTable"])
+    report = asyncio.run(Kit(started(Endless(), load_manifest(FOLDER)), selection=selection, timeout=TIMEOUT).run())
+    (failed,) = report.failures
+    assert "9999" in failed.sent
+    assert "infinity" in failed.came
+
+
 @pytest.mark.usefixtures("quiet")
 def test_a_feature_that_nobody_knows_fails_them_all() -> None:
     report = features_of(declaring(lambda features: [*features, "SelectRecords.magic"]))
