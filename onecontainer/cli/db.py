@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-import csv
-import datetime as dt
-import decimal
-import json
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import table_pb2
-from onecontainer.cli.options import FILE, JSON, JSON_PAIR, PAIR
+from onecontainer.cli.db_values import read_rows, typed
+from onecontainer.cli.options import DURATION, FILE, JSON, JSON_PAIR, PAIR, F
 from onecontainer.cli.session import Session, connected
-from onecontainer.client.db import INSERT_MODES
+from onecontainer.client.db import INSERT_MODES, Page
 from onecontainer.client.names import short_name
-from onecontainer.client.values import column_type, type_text
+from onecontainer.client.values import column_type, from_record, type_text
+from onecontainer.errors import BackendCapabilityMissing
 
 MODES = click.Choice(list(INSERT_MODES))
+DEFAULT_ROWS = 100
+
+where_option = click.option(
+    "--where", type=JSON_PAIR, multiple=True, help="COLUMN=VALUE that records must have; may be repeated."
+)
+ttl_option = click.option(
+    "--ttl", type=DURATION, help="They go by themselves after so long, such as 1h. In SQL: in a table with --expires."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and write nothing.")
+
+
+def changing_options(function: F) -> F:
+    """Adds the options of a command that changes records: which, on what condition, and how many at most."""
+    options: tuple[Callable[[Any], Any], ...] = (
+        where_option,
+        click.option("--all", "all_records", is_flag=True, help="All records."),
+        click.option("--if-exists", is_flag=True, help="Only if the record is there; --where has its whole key."),
+        click.option(
+            "--if",
+            "if_fields",
+            type=JSON_PAIR,
+            multiple=True,
+            help="COLUMN=VALUE that the record must have, else it stays as it is and is shown; --where has its whole key. May be repeated.",
+        ),
+        click.option("--max-affected", type=click.IntRange(1), help="If it were more records, none of them."),
+        dry_run_option,
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 @click.group()
@@ -32,6 +60,7 @@ def db() -> None:
       oca db create-table orders items -c id=int64 -c name=text -c price='decimal(10,2)' --key id
       oca db insert orders items '{"id": 1, "name": "cup", "price": "9.90"}'
       oca db select orders items --where name=cup
+      oca db update orders items --set price=8.50 --where id=1 --if price=9.90
     """
 
 
@@ -96,6 +125,7 @@ def table(session: Session, service: str, name: str) -> None:
     help="NAME=TYPE, such as id=int64, name=text(40), price='decimal(10,2)', tags='list<text>'.",
 )
 @click.option("--key", "keys", multiple=True, help="Column of the primary key; may be repeated, in order.")
+@click.option("--expires", is_flag=True, help="SQL: its records may have a --ttl.")
 @click.option("--if-not-exists", is_flag=True, help="Leave a table that is there as it is.")
 @connected
 def create_table(
@@ -104,6 +134,7 @@ def create_table(
     name: str,
     columns: tuple[tuple[str, str], ...],
     keys: tuple[str, ...],
+    expires: bool,
     if_not_exists: bool,
 ) -> None:
     """Create a table."""
@@ -112,7 +143,7 @@ def create_table(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     made = session.client.db.create_table(
-        service, name, types, key=keys, if_not_exists=if_not_exists, timeout=session.timeout
+        service, name, types, key=keys, expires=expires, if_not_exists=if_not_exists, timeout=session.timeout
     )
     show_table(session, made)
 
@@ -129,67 +160,17 @@ def drop_table(session: Session, service: str, name: str, if_exists: bool) -> No
     session.screen.say(f"dropped {name}")
 
 
-def typed(table: table_pb2.Table, values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON or CSV values as what the table's columns want: text of a timestamp becomes a timestamp. Others are left to the driver."""
-    kinds = {column.name: column.type for column in table.columns}
-    return {name: as_type(kinds[name], value, name) if name in kinds else value for name, value in values.items()}
-
-
-def as_type(column: table_pb2.ColumnType, value: Any, name: str) -> Any:
-    """A JSON value as its column's type. A text that is none is a usage error that names the column."""
-    if value is None:
-        return None
-    kind = table_pb2.TypeKind.Name(column.kind).removeprefix("TYPE_KIND_")
-    try:
-        if isinstance(value, str):
-            return _from_text(kind, value)
-        if kind == "DECIMAL":
-            return decimal.Decimal(str(value))
-        if kind in ("FLOAT", "DOUBLE") and isinstance(value, int):
-            return float(value)
-        if kind == "LIST" and isinstance(value, list):
-            return [as_type(column.elements[0], item, name) for item in value]
-        if kind == "SET" and isinstance(value, list):
-            return {as_type(column.elements[0], item, name) for item in value}
-    except (ValueError, decimal.InvalidOperation) as error:
-        raise click.UsageError(f"column {name}: {value!r} is no {type_text(column)}: {error}") from None
-    return value
-
-
-def _from_text(kind: str, value: str) -> Any:
-    match kind:
-        case "TIMESTAMP" | "DATETIME":
-            moment = dt.datetime.fromisoformat(value)
-            if kind == "TIMESTAMP" and moment.tzinfo is None:
-                raise ValueError("a timestamp needs its time zone, such as Z")
-            return moment
-        case "DATE":
-            return dt.date.fromisoformat(value)
-        case "TIME":
-            return dt.time.fromisoformat(value)
-        case "UUID" | "TIMEUUID":
-            return uuid.UUID(value)
-        case "DECIMAL":
-            return decimal.Decimal(value)
-        case "BYTES":
-            return bytes.fromhex(value)
-        case "INT8" | "INT16" | "INT32" | "INT64" | "VARINT" | "COUNTER":
-            return int(value)
-        case "FLOAT" | "DOUBLE":
-            return float(value)
-        case "BOOL" if value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        case _:
-            return value
-
-
 @db.command()
 @click.argument("service")
 @click.argument("name")
 @click.argument("rows", type=JSON)
 @click.option("--mode", type=MODES, default="fail", show_default=True, help="What to do with one that is there.")
+@ttl_option
+@dry_run_option
 @connected
-def insert(session: Session, service: str, name: str, rows: list[Any], mode: str) -> None:
+def insert(
+    session: Session, service: str, name: str, rows: list[Any], mode: str, ttl: float | None, dry_run: bool
+) -> None:
     """Insert ROWS, all or none: JSON objects, one after the other or in an array; `@FILE`, or `-` for stdin.
 
     \b
@@ -201,10 +182,11 @@ def insert(session: Session, service: str, name: str, rows: list[Any], mode: str
     if not all(isinstance(row, dict) for row in flat):
         raise click.UsageError("each row must be a JSON object")
     records = [typed(table, row) for row in flat]
-    answer = session.client.db.insert(service, name, records, mode=mode, timeout=session.timeout)
-    session.screen.message(
-        answer, {"inserted": answer.affected, "not applied": sum(not r.applied for r in answer.results) or None}
+    answer = session.client.db.insert(
+        service, name, records, mode=mode, ttl=ttl, dry_run=dry_run, timeout=session.timeout
     )
+    refused = sum(not result.applied for result in answer.results)
+    session.screen.message(answer, {f"{would(dry_run)}inserted": answer.affected, "not applied": refused or None})
 
 
 @db.command("import")
@@ -215,8 +197,11 @@ def insert(session: Session, service: str, name: str, rows: list[Any], mode: str
 @click.option(
     "--max-failures", type=click.IntRange(0), default=0, help="End after so many rows that failed. Default: 1000."
 )
+@ttl_option
 @connected
-def import_(session: Session, service: str, name: str, file: Path, mode: str, max_failures: int) -> None:
+def import_(
+    session: Session, service: str, name: str, file: Path, mode: str, max_failures: int, ttl: float | None
+) -> None:
     """Insert the rows of a CSV file (first line: the columns) or of a file with a JSON object a line, over one stream."""
     table = session.client.db.get_table(service, name, timeout=session.timeout)
     with file.open(newline="") as source:
@@ -227,6 +212,7 @@ def import_(session: Session, service: str, name: str, file: Path, mode: str, ma
             (typed(table, row) for row in rows),
             columns,
             mode=mode,
+            ttl=ttl,
             max_failures=max_failures,
             timeout=session.timeout,
         )
@@ -248,25 +234,18 @@ def import_(session: Session, service: str, name: str, file: Path, mode: str, ma
         raise click.ClickException(f"{answer.failed} rows failed")
 
 
-def read_rows(source: Any, *, is_csv: bool) -> tuple[Sequence[str], Iterable[dict[str, Any]]]:
-    """Columns and rows of a file. An empty CSV field is null."""
-    if is_csv:
-        reader = csv.DictReader(source)
-        return list(reader.fieldnames or ()), ({k: v if v != "" else None for k, v in row.items()} for row in reader)
-    rows = [json.loads(line) for line in source if line.strip()]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return columns, ({column: row.get(column) for column in columns} for row in rows)
-
-
 @db.command()
 @click.argument("service")
 @click.argument("name")
-@click.option(
-    "--where", "where", type=JSON_PAIR, multiple=True, help="COLUMN=VALUE that records must have; may be repeated."
-)
+@where_option
 @click.option("--column", "-c", "columns", multiple=True, help="Only this column; may be repeated.")
 @click.option("--order-by", multiple=True, help="COLUMN, or -COLUMN for descending; may be repeated.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many. Default: 100; page by page all.")
+@click.option(
+    "--allow-filtering", is_flag=True, help="Cassandra may read and discard records to find these, which may be slow."
+)
+@click.option("--page-size", type=click.IntRange(1), help="One page of so many, with the token of the next.")
+@click.option("--page-token", default="", help="The page that the one before named; all else is to be as it was there.")
 @connected
 def select(
     session: Session,
@@ -275,17 +254,49 @@ def select(
     where: tuple[tuple[str, Any], ...],
     columns: tuple[str, ...],
     order_by: tuple[str, ...],
-    limit: int,
+    limit: int | None,
+    allow_filtering: bool,
+    page_size: int | None,
+    page_token: str,
 ) -> None:
     """Show records."""
+    paged = page_size is not None or bool(page_token)
     condition = condition_of(session, service, name, where)
-    found = session.client.db.select(
-        service, name, condition, columns=columns, order_by=order_by, limit=limit, timeout=session.timeout
-    )
-    if found or session.screen.is_json:
-        session.screen.rows(found)
+    query: Any = {"columns": columns, "order_by": order_by, "allow_filtering": allow_filtering}
+    db = session.client.db
+    try:
+        if paged:
+            page = db.select_page(
+                service,
+                name,
+                condition,
+                limit=limit or 0,
+                page_size=page_size or 0,
+                page_token=page_token,
+                timeout=session.timeout,
+                **query,
+            )
+        else:
+            found = db.select(service, name, condition, limit=limit or DEFAULT_ROWS, timeout=session.timeout, **query)
+            page = Page(found, "")
+    except BackendCapabilityMissing as error:
+        if "`allow_filtering`" in error.message:
+            error.add_note("Add --allow-filtering, or one of the other ways that the message tells.")
+        raise
+    show_page(session, page, paged=paged)
+
+
+def show_page(session: Session, page: Page, *, paged: bool) -> None:
+    """The rows; as JSON an array of them, or with paging an object that has the token, too."""
+    if session.screen.is_json and paged:
+        session.screen.data({"rows": page.rows, "next_page_token": page.next_page_token})
+        return
+    if page.rows or session.screen.is_json:
+        session.screen.rows(page.rows)
     else:
         session.screen.say("No records.")
+    if paged and page.next_page_token:
+        click.echo(f"The next page: --page-token {page.next_page_token}")  # in one line, however long
 
 
 def condition_of(session: Session, service: str, name: str, where: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
@@ -299,8 +310,8 @@ def condition_of(session: Session, service: str, name: str, where: Sequence[tupl
 @click.argument("service")
 @click.argument("name")
 @click.option("--set", "changes", type=JSON_PAIR, multiple=True, required=True, help="COLUMN=VALUE; may be repeated.")
-@click.option("--where", type=JSON_PAIR, multiple=True, help="COLUMN=VALUE that records must have; may be repeated.")
-@click.option("--all", "all_records", is_flag=True, help="All records.")
+@changing_options
+@ttl_option
 @connected
 def update(
     session: Session,
@@ -309,9 +320,14 @@ def update(
     changes: tuple[tuple[str, Any], ...],
     where: tuple[tuple[str, Any], ...],
     all_records: bool,
+    if_exists: bool,
+    if_fields: tuple[tuple[str, Any], ...],
+    max_affected: int | None,
+    dry_run: bool,
+    ttl: float | None,
 ) -> None:
     """Change records: those that --where takes, or --all."""
-    require_target(where, all_records)
+    check_choice(where, all_records, if_exists, if_fields)
     table = session.client.db.get_table(service, name, timeout=session.timeout)
     answer = session.client.db.update(
         service,
@@ -319,25 +335,63 @@ def update(
         typed(table, dict(changes)),
         typed(table, dict(where)) if where else None,
         all_records=all_records,
+        if_exists=if_exists,
+        if_fields=typed(table, dict(if_fields)) if if_fields else None,
+        ttl=ttl,
+        max_affected=max_affected,
+        dry_run=dry_run,
         timeout=session.timeout,
     )
-    session.screen.message(answer, {"changed": answer.affected if answer.HasField("affected") else "not counted"})
+    show_change(session, answer, f"{would(dry_run)}changed")
 
 
 @db.command()
 @click.argument("service")
 @click.argument("name")
-@click.option("--where", type=JSON_PAIR, multiple=True, help="COLUMN=VALUE that records must have; may be repeated.")
-@click.option("--all", "all_records", is_flag=True, help="All records.")
+@changing_options
 @connected
-def delete(session: Session, service: str, name: str, where: tuple[tuple[str, Any], ...], all_records: bool) -> None:
+def delete(
+    session: Session,
+    service: str,
+    name: str,
+    where: tuple[tuple[str, Any], ...],
+    all_records: bool,
+    if_exists: bool,
+    if_fields: tuple[tuple[str, Any], ...],
+    max_affected: int | None,
+    dry_run: bool,
+) -> None:
     """Delete records: those that --where takes, or --all."""
-    require_target(where, all_records)
-    condition = condition_of(session, service, name, where)
-    answer = session.client.db.delete(service, name, condition, all_records=all_records, timeout=session.timeout)
-    session.screen.message(answer, {"deleted": answer.affected if answer.HasField("affected") else "not counted"})
+    check_choice(where, all_records, if_exists, if_fields)
+    answer = session.client.db.delete(
+        service,
+        name,
+        condition_of(session, service, name, where),
+        all_records=all_records,
+        if_exists=if_exists,
+        if_fields=condition_of(session, service, name, if_fields),
+        max_affected=max_affected,
+        dry_run=dry_run,
+        timeout=session.timeout,
+    )
+    show_change(session, answer, f"{would(dry_run)}deleted")
 
 
-def require_target(where: Sequence[object], all_records: bool) -> None:
+def show_change(session: Session, answer: pb.UpdateRecordsResponse | pb.DeleteRecordsResponse, what: str) -> None:
+    """How many; or that the condition did not hold, with the record as it is."""
+    fields: dict[str, Any] = {what: answer.affected if answer.HasField("affected") else "not counted"}
+    if not answer.applied:
+        there = from_record(answer.current) if answer.HasField("current") else None
+        fields = {"not applied": "the condition does not hold", "there is": there or "no such record"}
+    session.screen.message(answer, fields)
+
+
+def would(dry_run: bool) -> str:
+    return "would be " if dry_run else ""
+
+
+def check_choice(where: Sequence[object], all_records: bool, if_exists: bool, if_fields: Sequence[object]) -> None:
     if bool(where) == all_records:
         raise click.UsageError("give either --where or --all")
+    if if_exists and if_fields:
+        raise click.UsageError("give --if-exists or --if: a record that has these values is there")

@@ -49,9 +49,23 @@ HINTS: Mapping[Reason, str] = {
     Reason.MODEL_NOT_FOUND: "See which models there are: `oca ai models SERVICE`.",
     Reason.MODEL_NOT_READY: "Wait for it: `oca ai models SERVICE` shows its state.",
     Reason.SOURCE_NOT_ALLOWED: "Upload it as an artifact, or let the operator allow it in the service's options.",
-    Reason.BACKEND_CAPABILITY_MISSING: "This build cannot do that; `oca media capabilities` lists what it can.",
+    Reason.BACKEND_CAPABILITY_MISSING: "The backend itself cannot do that, whichever way it is asked.",
     Reason.INTERNAL: "This is a defect. Please report it, with the reference in the message.",
 }
+
+
+SCOPED: Mapping[tuple[str, Reason], str] = {
+    (
+        "media",
+        Reason.BACKEND_CAPABILITY_MISSING,
+    ): "This build cannot do that; `oca media capabilities` lists what it can.",
+    (
+        "db",
+        Reason.BACKEND_CAPABILITY_MISSING,
+    ): "This database cannot do that; `oca driver get NAME -o json` lists under `backends` what each one can.",
+    ("db", Reason.RESOURCE_NOT_FOUND): "List the tables that there are: `oca db tables SERVICE`.",
+}
+"""Of commands of one group, where more can be said than the reason alone tells."""
 
 
 CHILDS_END = frozenset({"signal", "exit_code"})
@@ -62,8 +76,8 @@ LISTED = frozenset({"service", "driver", "sidecar", "job", "artifact"})
 """Kinds of resources that have a `list` command."""
 
 
-def report(error: BaseException, *, as_json: bool, address: str) -> int | None:
-    """Writes the error to stderr and returns the exit code. None: not an error that is meant for people."""
+def report(error: BaseException, *, as_json: bool, address: str, group: str = "") -> int | None:
+    """Writes the error to stderr and returns the exit code. None: not an error that is meant for people. `group` is of the command."""
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
         click.echo(f"Error: {error.strerror}{where}", err=True)
@@ -73,7 +87,7 @@ def report(error: BaseException, *, as_json: bool, address: str) -> int | None:
     if as_json:
         click.echo(json.dumps({"error": as_dict(error)}, ensure_ascii=False), err=True)
     else:
-        for line in lines(error, address):
+        for line in lines(error, address, group):
             click.echo(line, err=True)
     return exit_code(error)
 
@@ -87,7 +101,7 @@ def is_gateway_away(error: OneContainerError) -> bool:
     return error.code is Code.UNAVAILABLE and error.hop is None
 
 
-def lines(error: OneContainerError, address: str) -> list[str]:
+def lines(error: OneContainerError, address: str, group: str = "") -> list[str]:
     """Reason and message, what is wrong with which field, and what to do next."""
     if is_gateway_away(error):
         return [
@@ -106,11 +120,11 @@ def lines(error: OneContainerError, address: str) -> list[str]:
         facts.insert(0, f"from the {error.hop}")
     if facts:
         found.append(f"  ({', '.join(facts)})")
-    hint = hint_of(error)
+    hint = hint_of(error, group)
     return [*found, f"  → {hint}"] if hint else found
 
 
-def hint_of(error: OneContainerError) -> str:
+def hint_of(error: OneContainerError, group: str = "") -> str:
     """What to do next. A command that knows more of it than the reason tells has put it into a note of the error's."""
     if notes := getattr(error, "__notes__", None):
         return str(notes[-1])
@@ -119,7 +133,7 @@ def hint_of(error: OneContainerError) -> str:
     kind = error.resource[0].rpartition("/")[2].lower() if error.resource is not None else ""
     if error.reason is Reason.RESOURCE_NOT_FOUND and kind in LISTED:
         return f"List what there is: `oca {kind} list`."
-    return HINTS.get(error.reason, "")
+    return SCOPED.get((group, error.reason)) or HINTS.get(error.reason, "")
 
 
 def field_line(violation: FieldViolation) -> str:

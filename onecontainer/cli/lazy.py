@@ -86,6 +86,7 @@ class LazyGroup(click.Group):
                 error,
                 as_json=ctx.meta.get("onecontainer.output") == "json",
                 address=ctx.meta.get("onecontainer.address", ""),
+                group=ctx.find_root().invoked_subcommand or "",
             )
             if code is None:
                 raise

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2
 from onecontainer.api.db.v1.database_pb2_grpc import DatabaseServiceStub
 from onecontainer.client.calls import Caller, iterate
-from onecontainer.client.names import all_pages, full_name
+from onecontainer.client.names import all_pages, full_name, seconds
 from onecontainer.client.values import column_type, from_record, from_value, to_record, to_value
 
 Row = Mapping[str, Any]
@@ -23,6 +23,13 @@ INSERT_MODES = {
     "upsert": record_pb2.INSERT_MODE_UPSERT,
 }
 BULK_ROWS = 500
+
+
+class Page(NamedTuple):
+    """Rows, and the token of the next page; empty: there are no more."""
+
+    rows: Sequence[dict[str, Any]]
+    next_page_token: str
 
 
 class Db:
@@ -43,12 +50,14 @@ class Db:
         columns: Mapping[str, str | table_pb2.ColumnType] | table_pb2.Table,
         *,
         key: Sequence[str] = (),
+        expires: bool = False,
         if_not_exists: bool = False,
         timeout: float | None = None,
     ) -> table_pb2.Table:
         """Creates a table of columns and their types (`int64`, `text(40)`, `decimal(10,2)` …), or of a whole Table.
 
-        `key` is the primary key: the partition key's one column, then the clustering key.
+        `key` is the primary key: the partition key's one column, then the clustering key. In SQL only a table with `expires` takes
+        records with a `ttl`.
         """
         if isinstance(columns, table_pb2.Table):
             definition = columns
@@ -60,6 +69,7 @@ class Db:
                 ],
                 partition_key=key[:1],
                 clustering_key=[table_pb2.ClusteringColumn(column=column) for column in key[1:]],
+                expires=expires,
             )
         request = pb.CreateTableRequest(
             service=full_name("services", service), table_id=table, table=definition, if_not_exists=if_not_exists
@@ -97,16 +107,21 @@ class Db:
         rows: Row | Sequence[Row],
         *,
         mode: str = "fail",
+        ttl: float | None = None,
         returning: Sequence[str] = (),
         dry_run: bool = False,
         timeout: float | None = None,
     ) -> pb.InsertRecordsResponse:
-        """Inserts rows, all or none. `mode`: `fail` on one that is there, `if-not-exists` leaves it, `upsert` replaces it."""
+        """Inserts rows, all or none. `mode`: `fail` on one that is there, `if-not-exists` leaves it, `upsert` replaces it.
+
+        They go by themselves after `ttl` whole seconds. With `dry_run` it is told what would happen, and nothing is written.
+        """
         request = pb.InsertRecordsRequest(
             service=full_name("services", service),
             table=table,
             records=[to_record(row) for row in ([rows] if isinstance(rows, Mapping) else rows)],
             mode=INSERT_MODES[mode],
+            options=write_options(ttl),
             returning=returning,
             dry_run=dry_run,
         )
@@ -120,18 +135,29 @@ class Db:
         where: Where = None,
         *,
         all_records: bool = False,
+        if_exists: bool = False,
+        if_fields: Where = None,
+        ttl: float | None = None,
         max_affected: int | None = None,
+        returning: Sequence[str] = (),
         dry_run: bool = False,
         timeout: float | None = None,
     ) -> pb.UpdateRecordsResponse:
-        """Sets columns of the records that `where` takes; of all of them only with `all_records`."""
+        """Sets columns of the records that `where` takes; of all of them only with `all_records`.
+
+        A condition is for one record, whose whole key is in `where`: that it is there (`if_exists`), or has these values besides
+        (`if_fields`). Where it does not hold, the answer's `applied` is false and `current` shows the record.
+        """
         request = pb.UpdateRecordsRequest(
             service=full_name("services", service),
             table=table,
             assignments=[record_pb2.Assignment(column=name, set=to_value(value)) for name, value in changes.items()],
             where=to_filter(where),
             all_records=all_records,
+            condition=write_condition(if_exists=if_exists, if_fields=if_fields),
+            options=write_options(ttl),
             max_affected=max_affected,
+            returning=returning,
             dry_run=dry_run,
         )
         return await self._caller.unary(self.stub.UpdateRecords, request, timeout=timeout)
@@ -143,17 +169,22 @@ class Db:
         where: Where = None,
         *,
         all_records: bool = False,
+        if_exists: bool = False,
+        if_fields: Where = None,
         max_affected: int | None = None,
+        returning: Sequence[str] = (),
         dry_run: bool = False,
         timeout: float | None = None,
     ) -> pb.DeleteRecordsResponse:
-        """Deletes the records that `where` takes; all of them only with `all_records`."""
+        """Deletes the records that `where` takes; all of them only with `all_records`. A condition is as with `update`."""
         request = pb.DeleteRecordsRequest(
             service=full_name("services", service),
             table=table,
             where=to_filter(where),
             all_records=all_records,
+            condition=write_condition(if_exists=if_exists, if_fields=if_fields),
             max_affected=max_affected,
+            returning=returning,
             dry_run=dry_run,
         )
         return await self._caller.unary(self.stub.DeleteRecords, request, timeout=timeout)
@@ -167,21 +198,49 @@ class Db:
         columns: Sequence[str] = (),
         order_by: Sequence[str] = (),
         limit: int | None = None,
+        allow_filtering: bool = False,
         timeout: float | None = None,
     ) -> Sequence[dict[str, Any]]:
-        """Rows as dicts, page by page until `limit`. `order_by` names columns, `-name` for descending."""
-        query = to_query(where, columns, order_by, 0)
+        """Rows as dicts, page by page until `limit`. `order_by` names columns, `-name` for descending.
 
-        async def fetch(size: int, token: str) -> tuple[Sequence[dict[str, Any]], str]:
-            request = pb.SelectRecordsRequest(
-                service=full_name("services", service), table=table, query=query, page_size=size, page_token=token
-            )
-            page = await self._caller.unary(self.stub.SelectRecords, request, timeout=timeout)
-            order = [column.name for column in page.columns]
-            rows = [from_record(record) for record in page.records]
-            return [{name: row[name] for name in order or row} for row in rows], page.next_page_token
+        With `allow_filtering` Cassandra may read records and discard them to find these, which may be slow.
+        """
+        query = to_query(where, columns, order_by, 0, allow_filtering=allow_filtering)
+
+        async def fetch(size: int, token: str) -> Page:
+            return await self._page(service, table, query, size, token, timeout)
 
         return [row async for row in all_pages(fetch, limit)]
+
+    async def select_page(
+        self,
+        service: str,
+        table: str,
+        where: Where = None,
+        *,
+        columns: Sequence[str] = (),
+        order_by: Sequence[str] = (),
+        limit: int = 0,
+        allow_filtering: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: float | None = None,
+    ) -> Page:
+        """One page of `select`, and the token of the next one, which goes with the very same query. `page_size` 0: 100 rows; `limit`
+        is over all pages, 0: no bound."""
+        query = to_query(where, columns, order_by, limit, allow_filtering=allow_filtering)
+        return await self._page(service, table, query, page_size, page_token, timeout)
+
+    async def _page(
+        self, service: str, table: str, query: query_pb2.Query, size: int, token: str, timeout: float | None
+    ) -> Page:
+        request = pb.SelectRecordsRequest(
+            service=full_name("services", service), table=table, query=query, page_size=size, page_token=token
+        )
+        page = await self._caller.unary(self.stub.SelectRecords, request, timeout=timeout)
+        order = [column.name for column in page.columns]
+        rows = [from_record(record) for record in page.records]
+        return Page([{name: row[name] for name in order or row} for row in rows], page.next_page_token)
 
     async def stream(
         self,
@@ -192,13 +251,14 @@ class Db:
         columns: Sequence[str] = (),
         order_by: Sequence[str] = (),
         limit: int = 0,
+        allow_filtering: bool = False,
         timeout: float | None = None,
     ) -> AsyncGenerator[dict[str, Any]]:
         """Rows as dicts, as they come over one stream. `limit` 0: all."""
         request = pb.StreamRecordsRequest(
             service=full_name("services", service),
             table=table,
-            query=to_query(where, columns, order_by, limit),
+            query=to_query(where, columns, order_by, limit, allow_filtering=allow_filtering),
             encoding=record_pb2.BATCH_ENCODING_ROWS,
         )
         async with aclosing(self._caller.stream(self.stub.StreamRecords, request, timeout=timeout)) as answers:
@@ -214,6 +274,7 @@ class Db:
         columns: Sequence[str],
         *,
         mode: str = "fail",
+        ttl: float | None = None,
         max_failures: int = 0,
         timeout: float | None = None,
     ) -> pb.BulkInsertResponse:
@@ -221,7 +282,11 @@ class Db:
 
         async def requests() -> AsyncGenerator[pb.BulkInsertRequest]:
             head = pb.BulkInsertRequest(
-                service=full_name("services", service), table=table, mode=INSERT_MODES[mode], max_failures=max_failures
+                service=full_name("services", service),
+                table=table,
+                mode=INSERT_MODES[mode],
+                options=write_options(ttl),
+                max_failures=max_failures,
             )
             batch: list[record_pb2.Row] = []
             first = True
@@ -263,7 +328,23 @@ def to_filter(where: Where) -> query_pb2.Filter | None:
     return query_pb2.Filter(all_of=query_pb2.FilterList(filters=parts)) if parts else None
 
 
-def to_query(where: Where, columns: Sequence[str], order_by: Sequence[str], limit: int) -> query_pb2.Query:
+def write_options(ttl: float | None) -> record_pb2.WriteOptions | None:
+    """Options of a write. None: nothing is said."""
+    return None if ttl is None else record_pb2.WriteOptions(ttl=seconds(ttl))
+
+
+def write_condition(*, if_exists: bool, if_fields: Where) -> record_pb2.WriteCondition | None:
+    """The condition of a write. None: there is none. Raises ValueError for both: a record that has values is there."""
+    if if_exists and if_fields is not None:
+        raise ValueError("give if_exists or if_fields: a record that has these values is there")
+    if if_exists:
+        return record_pb2.WriteCondition(if_exists=True)
+    return None if if_fields is None else record_pb2.WriteCondition(if_fields=to_filter(if_fields))
+
+
+def to_query(
+    where: Where, columns: Sequence[str], order_by: Sequence[str], limit: int, *, allow_filtering: bool = False
+) -> query_pb2.Query:
     """A query; `-name` in `order_by` is descending."""
     return query_pb2.Query(
         columns=columns,
@@ -276,4 +357,5 @@ def to_query(where: Where, columns: Sequence[str], order_by: Sequence[str], limi
             for name in order_by
         ],
         limit=limit,
+        allow_filtering=allow_filtering,
     )

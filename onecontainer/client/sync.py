@@ -179,6 +179,7 @@ class Db(_Group):
     update = blocking(db.Db.update)
     delete = blocking(db.Db.delete)
     select = blocking(db.Db.select)
+    select_page = blocking(db.Db.select_page)
     stream = iterating(db.Db.stream)
     bulk_insert = blocking(db.Db.bulk_insert)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -62,7 +63,8 @@ def _explain(error: ImportError, folder: Path, manifest: Manifest) -> str:
     wanted = missing_requirements(folder)
     if wanted:
         listed = " ".join(f"'{requirement}'" for requirement in wanted)
-        return f"the driver {manifest.name} needs packages that are not installed: pip install {listed}\n({error})"
+        pip = f"{shlex.quote(sys.executable)} -m pip install {listed}"
+        return f"the driver {manifest.name} needs packages that the Python it runs with does not have: {pip}\n({error})"
     if "_pb2" in str(error) and not (folder / manifest.descriptor_set).exists():
         return f"the contracts of the driver {manifest.name} are not built yet: oca driver build {folder}\n({error})"
     return f"the driver {manifest.name} cannot be imported from {manifest.entry_point!r}: {error}"

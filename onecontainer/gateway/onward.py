@@ -15,6 +15,7 @@ from onecontainer.errors import (
     DriverUnreachable,
     MessageTooLarge,
     OneContainerError,
+    Reason,
 )
 from onecontainer.jobs.directory import Entry
 from onecontainer.rpc import status
@@ -107,6 +108,8 @@ async def abort(context: Context, error: grpc.aio.AioRpcError, entry: Entry, end
     trailing = tuple(error.trailing_metadata() or ())
     sent = status.details_of(trailing)
     if sent is not None and 0 < sent.code <= 16:
+        if sent.code == Code.UNAVAILABLE and status.from_status(sent).reason is Reason.BACKEND_UNREACHABLE:
+            endpoint.doubt.set()
         kept = tuple((key, value) for key, value in trailing if key != status.STATUS_DETAILS_KEY)
         await context.abort(error.code(), sent.message, (*kept, *status.trailers(sent)))
     await status.abort_with_status(context, explained(error, entry, endpoint))

@@ -391,13 +391,19 @@ class Instance:
                 self._become(SidecarEvent.BACKEND_BROKEN, error=error)
 
     async def _pause(self, seconds: float) -> bool:
-        """Sleeps, but for a shorter time if its registration's stream breaks; then True."""
-        doubt = None if self.presence is None else self.presence.doubt
-        if doubt is None or doubt.is_set():
-            await self._around.sleep(seconds)
-            return False
-        await first_of(self._around.sleep(seconds), doubt.wait())
-        return doubt.is_set()
+        """Sleeps, but for a shorter time if its registration's stream breaks (then True), or a call found its backend away."""
+        doubt = None if self.presence is None or self.presence.doubt.is_set() else self.presence.doubt
+        waits: list[Awaitable[object]] = [self._around.sleep(seconds)]
+        if doubt is not None:
+            waits.append(doubt.wait())
+        # Once it is known, further calls that fail tell nothing new.
+        found = self.endpoint.doubt if self.endpoint is not None and self.record.state is SidecarState.READY else None
+        if found is not None:
+            waits.append(found.wait())
+        await first_of(*waits)
+        if found is not None:
+            found.clear()
+        return doubt is not None and doubt.is_set()
 
     # --- its end -----------------------------------------------------------------------------------------------------
 

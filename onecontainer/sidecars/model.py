@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
@@ -178,7 +179,7 @@ class Target:
 @dataclass(slots=True)
 class Endpoint:
     """A sidecar that takes calls, or with `forwards` the gateway that has it. `calls` is the relay's own cache of multicallables,
-    gone with the channel."""
+    gone with the channel. Who learns from a call that the backend is away sets `doubt`: then it is probed at once."""
 
     instance: str
     channel: grpc.aio.Channel
@@ -187,6 +188,7 @@ class Endpoint:
     max_message_bytes: int
     calls: dict[Any, Any] = field(default_factory=dict)
     forwards: bool = False
+    doubt: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

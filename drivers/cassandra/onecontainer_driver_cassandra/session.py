@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 from cassandra import ConsistencyLevel
 from cassandra.auth import PlainTextAuthProvider
-from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile
+from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
 from cassandra.cluster import Session as DriverSession
 from cassandra.policies import (
     DCAwareRoundRobinPolicy,
@@ -34,6 +35,8 @@ MAX_IN_FLIGHT = 1024
 """Requests at once: below what one connection takes, for cassandra-driver would block the loop to wait for a free place."""
 MAX_PREPARED = 1000
 PROTOCOL_VERSION = 5
+LOOK_TIMEOUT = 1.0
+MAX_LOOKED_AT = 10
 
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
@@ -131,7 +134,7 @@ class Session:
 
             return tell
 
-        async with self._in_flight:
+        async with self._in_flight, self._asking():
             with translated():
                 future = session.execute_async(statement, timeout=self.timeout(), paging_state=paging_state)
                 future.add_callbacks(told(answer.set_result), told(answer.set_exception))
@@ -179,8 +182,22 @@ class Session:
 
     async def _prepare(self, cql: str) -> PreparedStatement:
         session = await self.connected()
-        with translated():
-            return await asyncio.to_thread(session.prepare, cql)
+        async with self._asking():
+            with translated():
+                return await asyncio.to_thread(session.prepare, cql)
+
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncIterator[None]:
+        """cassandra-driver asks no node that it has found down, and then does not tell why: each is looked at, to say it."""
+        try:
+            yield
+        except errors.BackendUnreachable as error:
+            cause = error.__cause__
+            if isinstance(cause, NoHostAvailable) and not cause.errors and self._cluster is not None:
+                nodes = [node.endpoint for node in self._cluster.metadata.all_hosts()]
+                seen = await asyncio.gather(*(look_at(node.address, node.port) for node in nodes[:MAX_LOOKED_AT]))
+                error.message = f"no node of Cassandra can be reached: {'; '.join(sorted(seen))}"
+            raise
 
     def _forget_failed(self, cql: str, task: asyncio.Task[PreparedStatement]) -> None:
         if (task.cancelled() or task.exception() is not None) and self._prepared.get(cql) is task:
@@ -258,6 +275,19 @@ class Session:
         if not list(session.execute(there, (keyspace,))):
             replication = map_literal(self.settings.replication)
             session.execute(f'CREATE KEYSPACE IF NOT EXISTS "{keyspace}" WITH replication = {replication}')
+
+
+async def look_at(host: str, port: int) -> str:
+    """The address, and what comes of connecting to it."""
+    try:
+        async with asyncio.timeout(LOOK_TIMEOUT):
+            _, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return f"{host}:{port}: does not answer in {LOOK_TIMEOUT:g} s"
+    except OSError as error:
+        return f"{host}:{port}: {os.strerror(error.errno) if error.errno else error}"
+    writer.close()
+    return f"{host}:{port}: is back, and is being connected to again"
 
 
 NO_ROWS = Rows((), 0, b"", None)

@@ -89,7 +89,7 @@ async def insert_records(
     found = writes.inserts(table, request, "")
     statements = [await statement(database, write) for write in found]
     if request.dry_run:
-        results = [await _would_insert(database, write) for write in found]
+        results = await _would_insert(database, request, found)
     else:
         # Two records of one key are written in their order, so that the latter stays.
         lanes = pump.lanes_of([write.partition if write.condition else write.key for write in found])
@@ -107,11 +107,32 @@ async def insert_records(
     return database_pb2.InsertRecordsResponse(applied=written == len(found), affected=written, results=results)
 
 
-async def _would_insert(database: Database, write: Write) -> database_pb2.InsertResult:
-    if write.condition is None:
-        return database_pb2.InsertResult(applied=True)
-    applied, there = await would_apply(database, write)
-    return database_pb2.InsertResult(applied=applied, current=there)
+async def _would_insert(
+    database: Database, request: database_pb2.InsertRecordsRequest, found: Sequence[Write]
+) -> list[database_pb2.InsertResult]:
+    """One after the other: a record that an earlier one of the request would have written is there for a later one."""
+    results: list[database_pb2.InsertResult] = []
+    written: dict[tuple[bytes, ...], record_pb2.Record] = {}
+    for write, given in zip(found, request.records, strict=True):
+        assert write.key is not None
+        applied, there = True, None
+        if write.condition is not None and write.key in written:
+            applied, there = False, written[write.key]
+        elif write.condition is not None:
+            applied, there = await would_apply(database, write)
+        if applied:
+            written[write.key] = _as_inserted(write.table, given)
+        results.append(database_pb2.InsertResult(applied=applied, current=there))
+    return results
+
+
+def _as_inserted(table: TableInfo, given: record_pb2.Record) -> record_pb2.Record:
+    """As it would be read."""
+    columns = list(table.columns.values())
+    cells = [
+        column.codec.write(given.fields[column.name]) if column.name in given.fields else None for column in columns
+    ]
+    return record(columns, cells)
 
 
 def _inserted(found: Sequence[Write], outcomes: Sequence[pump.Outcome]) -> list[database_pb2.InsertResult]:

@@ -72,6 +72,28 @@ timestamps = st.integers(-62_135_596_800_000, 253_402_300_799_999).map(
     lambda millis: V(timestamp_value=timestamp_pb2.Timestamp(seconds=millis // 1000, nanos=millis % 1000 * 1_000_000))
 )
 floats = st.floats(width=32, allow_nan=False)
+EDGES: dict[str, list[V]] = {
+    "tinyint": [value(-(2**7)), value(2**7 - 1)],
+    "smallint": [value(-(2**15)), value(2**15 - 1)],
+    "int": [value(-(2**31)), value(2**31 - 1)],
+    "bigint": [value(-(2**63)), value(2**63 - 1)],
+    "float": [V(float_value=number) for number in (-0.0, math.inf, -math.inf, 2.0**-149)],
+    "double": [value(number) for number in (-0.0, math.inf, -math.inf, 5e-324, 1.7976931348623157e308)],
+    "timestamp": [
+        V(timestamp_value=timestamp_pb2.Timestamp(seconds=-62_135_596_800)),
+        V(timestamp_value=timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_000_000)),
+    ],
+    "date": [V(date_value=date_from_days(days)) for days in (MIN_DAYS, MAX_DAYS)]
+    + [
+        V(date_value=value_pb2.Date(year=year, month=month, day=day))
+        for year, month, day in ((1, 1, 1), (9999, 12, 31))
+    ],
+    "time": [
+        V(time_value=value_pb2.Time()),
+        V(time_value=value_pb2.Time(hours=23, minutes=59, seconds=59, nanos=999_999_999)),
+    ],
+}
+"""What a random sample would hardly have: the ends of each type."""
 SCALARS: dict[str, tuple[table_pb2.ColumnType, st.SearchStrategy[V]]] = {
     "boolean": (of(K.TYPE_KIND_BOOL), st.booleans().map(value)),
     "tinyint": (of(K.TYPE_KIND_INT8), ints(8)),
@@ -177,7 +199,7 @@ async def every_type(db: Database) -> None:
 async def test_values_come_back_as_they_were(db: Database, every_type: None, name: str) -> None:
     kind, strategy = TYPES[name]
     count = 30 if name in SCALARS else 5
-    expected = [*drawn(st.lists(strategy, min_size=count, max_size=count)), NULL]
+    expected = [*drawn(st.lists(strategy, min_size=count, max_size=count)), *EDGES.get(name, []), NULL]
     records = [record(type=name, id=index, **{f"c_{name}": one}) for index, one in enumerate(expected)]
     await writing.insert_records(db, insertion(TABLE, *records))
     query = Q(where=equals("type", name), columns=["type", "id", f"c_{name}"])

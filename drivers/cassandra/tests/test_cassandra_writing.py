@@ -97,6 +97,14 @@ async def test_insert_modes(db: Database, table: str) -> None:
     assert unrecord(dry.results[0].current)["note"] == "a"
     with pytest.raises(errors.ResourceConflict):
         await writing.insert_records(db, insertion(table, event(1), mode=FAIL, dry_run=True))
+    # Of two records of one key the latter would find the former.
+    twice = (event(6, note="first"), event(6, note="second"))
+    with pytest.raises(errors.ResourceConflict, match=r"records\[1\]"):
+        await writing.insert_records(db, insertion(table, *twice, mode=FAIL, dry_run=True))
+    dry = await writing.insert_records(db, insertion(table, *twice, mode=IF_NOT_EXISTS, dry_run=True))
+    assert sorted(await notes(db, table)) == [1, 2, 3, 4, 9]
+    assert dry == await writing.insert_records(db, insertion(table, *twice, mode=IF_NOT_EXISTS))
+    await writing.delete_records(db, deletion(table, one(6)))
     assert sorted(await notes(db, table)) == [1, 2, 3, 4, 9]
 
 
@@ -206,6 +214,11 @@ LATER = timestamp_pb2.Timestamp(seconds=1)
         (insertion("Shared"), errors.FieldRequired, "records"),
         (updating("Shared", None, setting("note", "x")), errors.FieldRequired, "where"),
         (
+            updating("Shared", all_of(), setting("note", "x")),
+            errors.FieldRequired,
+            "where",
+        ),
+        (
             updating("Shared", None, setting("note", "x"), all_records=True),
             errors.BackendCapabilityMissing,
             "all_records",
@@ -254,6 +267,8 @@ LATER = timestamp_pb2.Timestamp(seconds=1)
         (deletion("Shared", one(), columns=["at"]), errors.FieldInvalid, "columns[0]"),
         (deletion("Shared", None, all_records=True, max_affected=1), errors.BackendCapabilityMissing, "max_affected"),
         (deletion("Shared", one(), all_records=True), errors.FieldInvalid, "all_records"),
+        (deletion("Shared", all_of()), errors.FieldRequired, "where"),
+        (deletion("Shared", all_of(all_of())), errors.FieldRequired, "where"),
         (deletion("Shared", equals("place", "here")), errors.BackendCapabilityMissing, "where"),
     ],
 )

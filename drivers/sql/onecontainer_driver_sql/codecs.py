@@ -184,7 +184,8 @@ def uuid_from_bytes(data: bytes) -> uuid.UUID:
 # --- time --------------------------------------------------------------------------------------------------------
 
 
-def _micros(nanos: int) -> int:
+def micros(nanos: int) -> int:
+    """Raises ValueError where that would cut digits off."""
     if nanos % 1000:
         raise ValueError("has more digits than microseconds, which is this backend's resolution")
     return nanos // 1000
@@ -193,9 +194,9 @@ def _micros(nanos: int) -> int:
 def timestamp_from_proto(message: timestamp_pb2.Timestamp) -> dt.datetime:
     if not 0 <= message.nanos < 1_000_000_000:
         raise ValueError("nanos must be from 0 to 999999999")
-    micros = _micros(message.nanos)
+    fraction = micros(message.nanos)
     try:
-        return EPOCH + dt.timedelta(seconds=message.seconds, microseconds=micros)
+        return EPOCH + dt.timedelta(seconds=message.seconds, microseconds=fraction)
     except OverflowError:
         raise ValueError("must be in the years 1 to 9999") from None
 
@@ -214,9 +215,9 @@ def micros_from_datetimes(moments: list[dt.datetime]) -> list[int]:
     return [(moment - EPOCH) // micro for moment in moments]
 
 
-def datetimes_from_micros(micros: list[int]) -> list[dt.datetime] | None:
+def datetimes_from_micros(counts: list[int]) -> list[dt.datetime] | None:
     try:
-        return [EPOCH + dt.timedelta(microseconds=value) for value in micros]
+        return [EPOCH + dt.timedelta(microseconds=value) for value in counts]
     except OverflowError:
         return None
 
@@ -236,7 +237,7 @@ def time_from_proto(message: value_pb2.Time) -> dt.time:
     if not 0 <= message.nanos < 1_000_000_000:
         raise ValueError("nanos must be from 0 to 999999999")
     try:
-        return dt.time(message.hours, message.minutes, message.seconds, _micros(message.nanos))
+        return dt.time(message.hours, message.minutes, message.seconds, micros(message.nanos))
     except OverflowError as error:
         raise ValueError(str(error)) from None
 
@@ -258,13 +259,13 @@ def datetime_to_value(moment: dt.datetime) -> value_pb2.Value:
 
 
 def duration_from_proto(message: value_pb2.CalendarDuration) -> Duration:
-    return message.months, message.days, _micros(message.nanos)
+    return message.months, message.days, micros(message.nanos)
 
 
 def duration_to_value(duration: Duration) -> value_pb2.Value:
-    months, days, micros = duration
+    months, days, fraction = duration
     return value_pb2.Value(
-        duration_value=value_pb2.CalendarDuration(months=months, days=days, nanos=micros * 1000),
+        duration_value=value_pb2.CalendarDuration(months=months, days=days, nanos=fraction * 1000),
     )
 
 

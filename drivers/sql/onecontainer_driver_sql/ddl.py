@@ -37,7 +37,7 @@ def build_table(
 
     ``comments`` and ``identity`` tell whether the backend has them; ``checks`` has bounds that it does not keep by itself.
     """
-    check_columns(table)
+    check_columns(table, folds_case=backend.folds_case)
     if table.comment and not comments:
         raise errors.BackendCapabilityMissing("table.comment", f"{backend.name} has no comments")
     key = _primary_key(backend, table)
@@ -45,7 +45,7 @@ def build_table(
     bounds: list[sa.CheckConstraint] = []
     for index, column in enumerate(table.columns):
         path = f"table.columns[{index}]"
-        if column.name == EXPIRY:
+        if column.name == EXPIRY or (backend.folds_case and column.name.lower() == EXPIRY):
             raise errors.FieldInvalid(f"{path}.name", "is the column of records' time; set `table.expires` instead")
         built = _column(backend, column, key, path, comments=comments, identity=identity)
         columns.append(built)
@@ -135,7 +135,7 @@ def _default(column: table_pb2.Column, storage: Storage, path: str) -> sa.TextCl
         raise errors.DataInvalid(path, str(error)) from None
     if value is None:
         return None
-    literal = sql_literal(value)
+    literal = sql_literal(storage.text(value) if storage.text else value)
     if literal is None:
         raise errors.BackendCapabilityMissing(path, "a column of this type cannot have a default here")
     # A colon would be taken for a parameter's mark.

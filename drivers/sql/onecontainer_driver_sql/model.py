@@ -47,7 +47,8 @@ class StoredAsText(Stored):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How a column type is kept: ``ddl`` creates it, ``bind`` is its name without length and precision.
+    """How a column type is kept: ``ddl`` creates it, ``bind`` is its name without length and precision, ``text`` writes a parameter
+    as the backend does where Python's own text is not that.
 
     A parameter cast to a type with a length would be cut to it, silently; codecs check it instead.
     """
@@ -56,6 +57,7 @@ class Storage:
     bind: str
     codec: Codec
     as_text: bool = False
+    text: Callable[[Any], str] | None = None
 
     @property
     def type(self) -> Stored:
@@ -135,6 +137,8 @@ class Backend(Protocol):
     name: str
     single_writer: bool
     """True: writes of this process wait for one another here instead of in the backend."""
+    folds_case: bool
+    """True: names that differ in case only are one name."""
     nulls_smallest: bool
     """True: nulls come first in an ascending order, unless asked otherwise."""
     max_parameters: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from onecontainer_driver_sql import ddl
 from onecontainer_driver_sql.model import EXPIRY, Storage, TableInfo
 from onecontainer_driver_sql.postgresql_catalog import describe, table_ids
 from onecontainer_driver_sql.postgresql_faults import translate
+from onecontainer_driver_sql.postgresql_times import TYPES
 from onecontainer_driver_sql.postgresql_types import storage
 from onecontainer_driver_sql.settings import Settings
 
@@ -30,6 +32,7 @@ _INDEX_OPTIONS = frozenset({"fillfactor", "fastupdate", "pages_per_range", "dedu
 class PostgresBackend:
     name = "PostgreSQL"
     single_writer = False
+    folds_case = False
     nulls_smallest = False
     max_parameters = 32_767
     skips_locked = True
@@ -159,10 +162,14 @@ class PostgresBackend:
 
 
 def _on_connect(connection: Any, _: Any) -> None:
-    # As timedelta, which is asyncpg's own, an interval would lose its months.
-    connection.run_async(
-        lambda raw: raw.set_type_codec("interval", schema="pg_catalog", encoder=_same, decoder=_same, format="tuple")
-    )
+    # As timedelta, which is asyncpg's own, an interval would lose its months. No round trip is needed for any of these.
+    for name in ("interval", *TYPES):
+        connection.run_async(partial(_as_tuple, name=name))
+
+
+async def _as_tuple(raw: Any, *, name: str) -> None:
+    # `tuple` gives a tuple as it is, and costs no call of a Python function for each value.
+    await raw.set_type_codec(name, schema="pg_catalog", encoder=tuple, decoder=tuple, format="tuple")
 
 
 def _same(value: Any) -> Any:

@@ -12,6 +12,7 @@ from onecontainer.api.db.v1 import table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec, exact_float, exact_float32, identity, int_from_bytes, int_to_bytes
 from onecontainer_driver_sql import codecs
+from onecontainer_driver_sql import postgresql_times as times
 from onecontainer_driver_sql.model import Storage
 
 VARINT_DIGITS = 1000
@@ -64,38 +65,10 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
         ),
     ),
     K.TYPE_KIND_BYTES: ("bytea", codecs.BYTES),
-    K.TYPE_KIND_TIMESTAMP: (
-        "timestamp with time zone",
-        Codec(
-            "timestamp_value",
-            codecs.timestamp_from_proto,
-            codecs.timestamp_to_value,
-            array="timestamps_micros",
-            load_array=codecs.datetimes_from_micros,
-            dump_array=codecs.micros_from_datetimes,
-            filler=codecs.EPOCH,
-        ),
-    ),
-    K.TYPE_KIND_DATETIME: (
-        "timestamp without time zone",
-        Codec("datetime_value", codecs.datetime_from_proto, codecs.datetime_to_value),
-    ),
-    K.TYPE_KIND_DATE: (
-        "date",
-        Codec(
-            "date_value",
-            codecs.date_from_proto,
-            lambda stored: value_pb2.Value(date_value=codecs.date_to_proto(stored)),
-        ),
-    ),
-    K.TYPE_KIND_TIME: (
-        "time without time zone",
-        Codec(
-            "time_value",
-            codecs.time_from_proto,
-            lambda stored: value_pb2.Value(time_value=codecs.time_to_proto(stored)),
-        ),
-    ),
+    K.TYPE_KIND_TIMESTAMP: ("timestamp with time zone", times.TIMESTAMP),
+    K.TYPE_KIND_DATETIME: ("timestamp without time zone", times.DATETIME),
+    K.TYPE_KIND_DATE: ("date", times.DATE),
+    K.TYPE_KIND_TIME: ("time without time zone", times.TIME),
     K.TYPE_KIND_UUID: (
         "uuid",
         Codec(
@@ -110,12 +83,16 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
             filler=codecs.uuid_from_bytes(bytes(16)),
         ),
     ),
-    K.TYPE_KIND_DURATION: (
-        "interval",
-        Codec("duration_value", codecs.duration_from_proto, lambda stored: codecs.duration_to_value(tuple(stored))),
-    ),
+    K.TYPE_KIND_DURATION: ("interval", times.DURATION),
     K.TYPE_KIND_INET: ("inet", Codec("inet_value", codecs.inet_from_proto, codecs.inet_to_value)),
     K.TYPE_KIND_JSON: ("jsonb", codecs.json_text(codecs.text_check(None, nul=False), comparable=True)),
+}
+
+_TEXTS: dict[table_pb2.TypeKind.ValueType, Callable[[Any], str]] = {
+    K.TYPE_KIND_TIMESTAMP: times.timestamp_text,
+    K.TYPE_KIND_DATETIME: times.datetime_text,
+    K.TYPE_KIND_DATE: times.date_text,
+    K.TYPE_KIND_TIME: times.time_text,
 }
 
 
@@ -129,8 +106,13 @@ def _varint() -> Codec:
     return Codec(
         "varint_value",
         lambda data: load(int_from_bytes(data)),
-        lambda stored: value_pb2.Value(varint_value=int_to_bytes(int(stored))),
+        lambda stored: (
+            value_pb2.Value(varint_value=int_to_bytes(int(stored)))
+            if stored.is_finite()
+            else codecs.decimal_to_value(stored)
+        ),
         from_int=load,
+        from_native=_no_number,
         number=True,
     )
 
@@ -142,8 +124,15 @@ def _decimal(precision: int | None, scale: int) -> Codec:
         lambda message: check(codecs.decimal_from_proto(message)),
         codecs.decimal_to_value,
         from_int=lambda number: check(decimal.Decimal(number)),
+        from_native=_no_number,
         number=True,
     )
+
+
+def _no_number(text: str) -> decimal.Decimal:
+    if text not in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError("must be NaN, Infinity or -Infinity; what is a number is a decimal_value")
+    return decimal.Decimal(text)
 
 
 def storage(column_type: table_pb2.ColumnType, path: str) -> Storage:
@@ -151,7 +140,7 @@ def storage(column_type: table_pb2.ColumnType, path: str) -> Storage:
     kind = column_type.kind
     if kind in _PLAIN:
         name, codec = _PLAIN[kind]
-        return Storage(name, name, codec)
+        return Storage(name, name, codec, text=_TEXTS.get(kind))
     if kind == K.TYPE_KIND_TEXT:
         length = column_type.length if column_type.HasField("length") else None
         if length is not None and not 1 <= length <= 10_485_760:
@@ -261,8 +250,7 @@ def _no_finer(load: Callable[[Any], Any], digits: int) -> Callable[[Any], Any]:
 
     def check(message: Any) -> Any:
         loaded = load(message)
-        micros = loaded[2] if isinstance(loaded, tuple) else loaded.microsecond
-        if micros % 10 ** (6 - digits):
+        if loaded[-1] % 10 ** (6 - digits):
             raise ValueError(f"has more than {digits} digits of a second, which the column takes")
         return loaded
 

@@ -35,6 +35,7 @@ _LITERAL = re.compile(r"'(?:[^']|'')*'|-?\d+(?:\.\d+)?(?:e[+-]?\d+)?|TRUE|FALSE"
 class SqliteBackend:
     name = "SQLite"
     single_writer = True
+    folds_case = True
     nulls_smallest = True
     max_parameters = 32_766
     skips_locked = False

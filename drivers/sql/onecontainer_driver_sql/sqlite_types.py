@@ -1,7 +1,9 @@
 """Column types of SQLite: what each is declared as, and how values without a type of SQLite's are kept.
 
 SQLite derives a column's affinity from its declared name (https://sqlite.org/datatype3.html, 3.1), so the names are chosen such that
-nothing is converted on the way in: what is kept as text has TEXT in its name, what is kept as bytes has neither INT nor CHAR in it.
+nothing is converted on the way in: what is kept as text has TEXT in its name, what is kept as bytes has neither INT nor CHAR in it,
+and floating point numbers have BLOB in it, which leaves them as they are: with REAL affinity whole ones are kept as integers, and −0.0
+would come back as 0.0.
 All forms but that of DURATION sort as their values do.
 """
 
@@ -207,8 +209,8 @@ _PLAIN: dict[table_pb2.TypeKind.ValueType, tuple[str, Codec]] = {
     K.TYPE_KIND_INT16: ("SMALLINT", _whole(16)),
     K.TYPE_KIND_INT32: ("INT32", _whole(32)),
     K.TYPE_KIND_INT64: ("BIGINT", _whole(64)),
-    K.TYPE_KIND_FLOAT: ("REAL32", _FLOAT),
-    K.TYPE_KIND_DOUBLE: ("DOUBLE", _DOUBLE),
+    K.TYPE_KIND_FLOAT: ("FLOAT_BLOB", _FLOAT),
+    K.TYPE_KIND_DOUBLE: ("DOUBLE_BLOB", _DOUBLE),
     K.TYPE_KIND_BYTES: ("BLOB", replace(_tolerant(codecs.BYTES, bytes), dump_array=_plain(bytes))),
     K.TYPE_KIND_TIMESTAMP: ("TIMESTAMP_TEXT", _TIMESTAMP),
     K.TYPE_KIND_DATETIME: (
@@ -337,7 +339,12 @@ _WAY_OUT = {
 # --- what is declared --------------------------------------------------------------------------------------------
 
 _DECLARED = re.compile(r"(?P<base>[A-Z_0-9 ]+?)\s*(?:\(\s*(?P<args>\d+(?:\s*,\s*\d+)?)\s*\))?\Z")
-_OURS: dict[str, table_pb2.TypeKind.ValueType] = {name.split(" ", 1)[0]: kind for kind, (name, _) in _PLAIN.items()}
+_OURS: dict[str, table_pb2.TypeKind.ValueType] = {
+    **{name.split(" ", 1)[0]: kind for kind, (name, _) in _PLAIN.items()},
+    # Tables of before, whose numbers have REAL affinity.
+    "REAL32": K.TYPE_KIND_FLOAT,
+    "DOUBLE": K.TYPE_KIND_DOUBLE,
+}
 _AFFINITIES: tuple[tuple[str, table_pb2.TypeKind.ValueType], ...] = (
     ("INT", K.TYPE_KIND_INT64),
     ("CHAR", K.TYPE_KIND_TEXT),

@@ -17,7 +17,19 @@ from drivers.sql.tests.calls import create, load, page, select
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2
 from onecontainer.driver import errors
-from tests.fixtures.records import SERVICE, K, column, deletion, equals, insertion, record, setting, unrecord, updating
+from tests.fixtures.records import (
+    SERVICE,
+    K,
+    column,
+    deletion,
+    equals,
+    insertion,
+    record,
+    setting,
+    unrecord,
+    updating,
+    value,
+)
 
 IF_NOT_EXISTS, UPSERT = record_pb2.INSERT_MODE_IF_NOT_EXISTS, record_pb2.INSERT_MODE_UPSERT
 IF_EXISTS = record_pb2.WriteCondition(if_exists=True)
@@ -54,8 +66,8 @@ async def let_pass(db: Database, *ids: int) -> None:
     """As if the time of these records had gone by."""
     async with db.transaction() as connection:
         table = (await db.table(connection, "sessions")).sa
-        over = dt.datetime(2001, 1, 1, tzinfo=dt.UTC)
-        stored = over if db.backend.name == "PostgreSQL" else "2001-01-01 00:00:00.000000Z"
+        codec = db.backend.storage(table_pb2.ColumnType(kind=K.TYPE_KIND_TIMESTAMP), "").codec
+        stored = codec.write(value(dt.datetime(2001, 1, 1, tzinfo=dt.UTC)))
         chosen = table.columns["id"].in_([sa.literal(one, table.columns["id"].type) for one in ids])
         await connection.execute(sa.update(table).values({EXPIRY: stored}).where(chosen))
 

@@ -94,6 +94,20 @@ async def test_of_many_who_create_it_at_once_all_get_it(db: Database) -> None:
     assert all(one == created[0] for one in created)
 
 
+async def test_names_that_differ_in_case_only(db: Database) -> None:
+    """Two names in PostgreSQL, one in SQLite: there it is said before it is tried."""
+    columns = [column("a", K.TYPE_KIND_INT64), column("b", K.TYPE_KIND_INT64), column("A", K.TYPE_KIND_TEXT)]
+    if db.backend.folds_case:
+        with pytest.raises(errors.FieldInvalid, match="same name") as raised:
+            await create(db, "t", *columns, key=["a"])
+        assert raised.value.violations[0].field == "table.columns[2].name"
+        with pytest.raises(errors.FieldInvalid, match="expires"):
+            await create(db, "t", *columns[:2], column("OneContainer_Expire_Time", K.TYPE_KIND_TIMESTAMP), expires=True)
+    else:
+        created = await create(db, "t", *columns, key=["a"])
+        assert [one.name for one in created.columns] == ["a", "b", "A"]
+
+
 async def test_validate_only_creates_nothing(db: Database) -> None:
     table = table_pb2.Table(columns=[column("id", K.TYPE_KIND_INT64)], partition_key=["id"])
     shown = await tables.create_table(

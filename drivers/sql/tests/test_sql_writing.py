@@ -20,6 +20,7 @@ from tests.fixtures.records import (
     SERVICE,
     K,
     all_of,
+    any_of,
     column,
     compare,
     deletion,
@@ -260,6 +261,19 @@ async def test_every_record_only_when_asked(db: Database) -> None:
         await writing.update_records(db, updating("people", None, setting("age", 1)))
     with pytest.raises(errors.FieldInvalid, match="all_records"):
         await writing.delete_records(db, deletion("people", equals("id", 1), all_records=True))
+    for empty in (all_of(), all_of(all_of()), any_of(all_of(), equals("id", 1))):
+        statements = [pb.BatchStatement(delete=deletion("people", empty))]
+        for write, at in (
+            (writing.delete_records(db, deletion("people", empty)), ""),
+            (writing.update_records(db, updating("people", empty, setting("age", 1))), ""),
+            (
+                writing.execute_batch(db, pb.ExecuteBatchRequest(service=SERVICE, statements=statements)),
+                "statements[0].delete.",
+            ),
+        ):
+            with pytest.raises(errors.FieldRequired, match="no condition") as raised:
+                await write
+            assert raised.value.violations[0].field == f"{at}where"
     assert (
         await writing.update_records(db, updating("people", None, setting("age", 1), all_records=True))
     ).affected == 4

@@ -31,6 +31,7 @@ class Codec:
         load: the parameter of that field's content.
         make: a Value of what the backend gave, which is not null.
         from_int: the parameter of an ``int64_value``, None where it is not allowed.
+        from_native: the parameter of a ``native_value``'s text, where some values of the type have no other form.
         array: the field of ColumnValues.
         load_array: parameters of a whole array's values; None when one of them may not fit and each must be looked at.
         dump_array: the array's values of what the backend gave, none of them null.
@@ -43,6 +44,7 @@ class Codec:
     load: Callable[[Any], Any]
     make: Callable[[Any], value_pb2.Value]
     from_int: Callable[[int], Any] | None = None
+    from_native: Callable[[str], Any] | None = None
     array: str = "values"
     load_array: Callable[[list[Any]], list[Any] | None] | None = None
     dump_array: Callable[[list[Any]], list[Any]] | None = None
@@ -62,6 +64,8 @@ class Codec:
             return None
         if kind == "int64_value" and self.from_int is not None:
             return self.from_int(value.int64_value)
+        if kind == "native_value" and self.from_native is not None:
+            return self.from_native(value.native_value.text)
         raise ValueError(f"is {kind}, but the column takes {self.kind}")
 
     def read(self, stored: Any) -> value_pb2.Value:

@@ -54,8 +54,31 @@ def check_chosen(request: Update | Delete, at: str) -> None:
         raise FieldInvalid(f"{at}all_records", "must not be set with `where`")
     if not request.HasField("where") and not request.all_records:
         raise FieldRequired(f"{at}where", "is required; for every record set all_records")
+    if request.HasField("where") and always(request.where) is True:
+        raise FieldRequired(
+            f"{at}where",
+            "has no condition that a record could fail; for every record leave it away, and set all_records",
+        )
     if request.HasField("max_affected") and request.max_affected < 1:
         raise FieldInvalid(f"{at}max_affected", "must be at least 1")
+
+
+def always(node: query_pb2.Filter) -> bool | None:
+    """What the filter is of every record, whatever is in it: true, false, or None where that depends on the record."""
+    match node.WhichOneof("node"):
+        case "membership":
+            return None if node.membership.values else False
+        case "negation":
+            below = always(node.negation)
+            return None if below is None else not below
+        case "all_of":
+            parts = {always(one) for one in node.all_of.filters}
+            return False if False in parts else None if None in parts else True
+        case "any_of":
+            parts = {always(one) for one in node.any_of.filters}
+            return True if True in parts else None if None in parts else False
+        case _:
+            return None
 
 
 def check_condition(condition: record_pb2.WriteCondition, path: str) -> query_pb2.Filter | None:
@@ -131,14 +154,16 @@ def key_columns(table: table_pb2.Table) -> list[tuple[str, str]]:
     return key
 
 
-def check_columns(table: table_pb2.Table) -> None:
-    """That there are some, and each name is there once."""
+def check_columns(table: table_pb2.Table, *, folds_case: bool = False) -> None:
+    """That there are some, and each name is there once; with ``folds_case`` not in another case either."""
     if not table.columns:
         raise FieldRequired("table.columns")
     if len(table.columns) > MAX_COLUMNS:
         raise FieldInvalid("table.columns", f"has {len(table.columns)} columns, at most {MAX_COLUMNS} are allowed")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for index, column in enumerate(table.columns):
-        if column.name in seen:
-            raise FieldInvalid(f"table.columns[{index}].name", f"{column.name!r} is there twice")
-        seen.add(column.name)
+        known = column.name.lower() if folds_case else column.name
+        if known in seen:
+            how = "twice" if seen[known] == column.name else f"as {seen[known]!r} too, which is the same name here"
+            raise FieldInvalid(f"table.columns[{index}].name", f"{column.name!r} is there {how}")
+        seen[known] = column.name

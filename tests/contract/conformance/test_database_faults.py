@@ -46,6 +46,21 @@ class Swallowed(Faults):
         return (self._answer,) if told.method == self._method and TABLE in told.first else None
 
 
+class Unrailed(Faults):
+    """A delete whose filter is empty deletes everything."""
+
+    def request(self, told: Told, data: bytes) -> bytes:
+        if told.method != f"{NAME}/DeleteRecords" or TABLE not in data:
+            return data
+        return edited(pb.DeleteRecordsRequest, data, self._changed)[0]
+
+    @staticmethod
+    def _changed(request: pb.DeleteRecordsRequest) -> None:
+        if request.where.HasField("all_of"):
+            request.ClearField("where")
+            request.all_records = True
+
+
 class OwnContract(Faults):
     """Reflection has GetTable as a stream."""
 
@@ -69,6 +84,7 @@ UPDATED = pb.UpdateRecordsResponse(applied=True, affected=1).SerializeToString()
 LIES = {
     "works.DatabaseService.SelectRecords": Unfiltered(),
     "works.DatabaseService.UpdateRecords": Swallowed("UpdateRecords", UPDATED),
+    "works.DatabaseService.DeleteRecords": Unrailed(),
     "works.DatabaseService.DropTable": Swallowed("DropTable", empty_pb2.Empty().SerializeToString()),
     "reflection.contract": OwnContract(),
 }
@@ -126,6 +142,30 @@ def test_it_fails_by_features_that_are_not_as_declared() -> None:
     assert {name.rpartition(".")[2] for name in failed} == {"CreateTable", "UpdateRecords", "SelectRecords"}
     for name, what in (("CreateTable", "type.JSON"), ("UpdateRecords", "add"), ("SelectRecords", "consistency")):
         assert f"{name}.{what} " in failed[f"features.DatabaseService.{name}"]
+
+
+class Endless(Faults):
+    """The last day of the calendar is kept as the first of the year after it, which is none of the contract's."""
+
+    def responses(self, told: Told, data: bytes) -> Sequence[bytes]:
+        if told.method != f"{NAME}/SelectRecords":
+            return (data,)
+        return edited(pb.SelectRecordsResponse, data, self._changed)
+
+    @staticmethod
+    def _changed(answer: pb.SelectRecordsResponse) -> None:
+        for one in answer.records:
+            if "content" in one.fields and one.fields["content"].date_value.year == 9999:
+                one.fields["content"].native_value.text = "infinity"
+
+
+@pytest.mark.usefixtures("quiet")
+def test_it_fails_by_a_value_that_does_not_come_back() -> None:
+    selection = Selection(only=["features.DatabaseService.CreateTable"])
+    report = asyncio.run(Kit(started(Endless(), load_manifest(FOLDER)), selection=selection, timeout=TIMEOUT).run())
+    (failed,) = report.failures
+    assert "9999" in failed.sent
+    assert "infinity" in failed.came
 
 
 @pytest.mark.usefixtures("quiet")

@@ -338,7 +338,8 @@ def test_missing_packages_have_an_exit_code_of_their_own(folder: Path) -> None:
     _without_module(driver)
     result = run(folder, driver)
     assert result.returncode == PACKAGES_MISSING
-    assert "pip install 'there-is-no-such-package>=2'" in result.stderr
+    assert "python" in sys.executable
+    assert f"{sys.executable} -m pip install 'there-is-no-such-package>=2'" in result.stderr
 
 
 def test_what_is_wrong_with_the_place_is_told_in_a_line(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from onecontainer.api.type.v1 import route_pb2
 from onecontainer.errors import (
+    BackendUnreachable,
     CapabilityMissing,
     Code,
     CredentialsInvalid,
@@ -68,6 +69,8 @@ class Sidecar:
         elif what == "fail":
             error = ModelNotFound("no such model", metadata={"model": "x"}, retry_after=2.5)
             await status.abort(context, error, hop="backend")
+        elif what == "away":
+            await status.abort(context, BackendUnreachable("no route to the backend"), hop="backend")
         elif what == "crash":
             raise RuntimeError("a driver without manners")
         context.set_trailing_metadata((("said-last", "bye"),))
@@ -254,6 +257,18 @@ async def test_a_typed_error_comes_through_with_its_details(bench: Bench, name: 
     assert raised.value.metadata["hop"] == "backend"
     assert raised.value.metadata["model"] == "x"
     assert raised.value.retry_after == 2.5
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+async def test_a_backend_that_a_call_finds_away_is_doubted(bench: Bench, name: str) -> None:
+    endpoint = bench.router.endpoints["services/cat"]
+    assert endpoint is not None
+    with pytest.raises(ModelNotFound):
+        await bench.call(name, CAT, do="fail")
+    assert not endpoint.doubt.is_set()
+    with pytest.raises(BackendUnreachable):
+        await bench.call(name, CAT, do="away")
+    assert endpoint.doubt.is_set()
 
 
 @pytest.mark.parametrize("name", ["Up", "Both"])

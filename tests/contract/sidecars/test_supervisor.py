@@ -139,6 +139,17 @@ async def test_the_backend_may_come_later_and_go_again(bench, tmp_path: Path) ->
     assert await bench.ready() == instance
 
 
+@pytest.mark.parametrize("bench", [{"probe_interval": 3600}], indirect=True)
+async def test_a_backend_that_is_doubted_is_probed_at_once(bench, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    await bench.supervisor.apply(bench.target(options={"broken_file": str(broken)}))
+    await bench.ready()
+    broken.touch()
+    bench.supervisor.endpoint("u1").doubt.set()
+    await bench.until(lambda: bench.supervisor.state("u1")[0] is ServiceState.UNAVAILABLE)
+    assert bench.supervisor.state("u1")[1].reason is Reason.BACKEND_UNREACHABLE
+
+
 async def test_the_new_one_is_ready_before_the_old_one_goes(bench) -> None:
     await bench.supervisor.apply(bench.target())
     first = await bench.ready()

@@ -76,6 +76,18 @@ def test_what_a_command_knows_of_the_way_out_goes_first() -> None:
     assert lines(error, "")[-1] == "  → Give --registration-token-file."
 
 
+def test_what_to_do_next_depends_on_what_was_asked() -> None:
+    cannot = over_the_wire(errors.BackendCapabilityMissing("query.where", "needs ALLOW FILTERING"), "backend")
+    assert "oca media capabilities" in lines(cannot, "", "media")[-1]
+    for group in ("db", "call", ""):
+        assert "media" not in lines(cannot, "", group)[-1]
+    assert "oca driver get" in lines(cannot, "", "db")[-1]
+    no_table = over_the_wire(errors.ResourceNotFound("there is no table 'x'"), "sidecar")
+    assert "oca db tables SERVICE" in lines(no_table, "", "db")[-1]
+    no_service = over_the_wire(errors.ResourceNotFound(resource=("onecontainer.dev/Service", "services/x")))
+    assert "oca service list" in lines(no_service, "", "db")[-1]
+
+
 def test_a_file_that_cannot_be_written_is_a_plain_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(PermissionError(13, "Permission denied", "/x"), as_json=False, address="") == 1
     assert capsys.readouterr().err == "Error: Permission denied: /x\n"

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from onecontainer.api.db.v1 import table_pb2
-from onecontainer.cli.db import read_rows, typed
+from onecontainer.cli.db_values import read_rows, typed
 from onecontainer.client import column_type
 
 

@@ -350,7 +350,9 @@ class UpdateRecordsRequest(_message.Message):
     table: _builtins.str
     """REQUIRED. The table's id."""
     all_records: _builtins.bool
-    """OPTIONAL. True, and no `where`: every record of the table. Absent: a request without `where` is INVALID_ARGUMENT / FIELD_REQUIRED."""
+    """OPTIONAL. True, and no `where`: every record of the table. Absent: a request without `where` is INVALID_ARGUMENT / FIELD_REQUIRED,
+    and so is one whose `where` has no condition that a record could fail: an empty `all_of`, the negation of an empty `any_of`.
+    """
     max_affected: _builtins.int
     """OPTIONAL. Most records that may change, at least 1; if there are more, none is changed. CQL cannot count them, but changes one
     at most. Absent: no bound.
@@ -462,7 +464,9 @@ class DeleteRecordsRequest(_message.Message):
     table: _builtins.str
     """REQUIRED. The table's id."""
     all_records: _builtins.bool
-    """OPTIONAL. True, and no `where`: every record of the table. Absent: a request without `where` is INVALID_ARGUMENT / FIELD_REQUIRED."""
+    """OPTIONAL. True, and no `where`: every record of the table. Absent: a request without `where` is INVALID_ARGUMENT / FIELD_REQUIRED,
+    and so is one whose `where` has no condition that a record could fail: an empty `all_of`, the negation of an empty `any_of`.
+    """
     max_affected: _builtins.int
     """OPTIONAL. Most records that may go, at least 1; if there are more, none goes. CQL cannot count them: BACKEND_CAPABILITY_MISSING,
     unless `where` fixes the whole primary key. Absent: no bound.

@@ -52,6 +52,11 @@ def creation(table: str) -> pb.CreateTableRequest:
     return pb.CreateTableRequest(service=SERVICE, table_id=table, table=definition)
 
 
+_ALL = query_pb2.Filter(all_of=query_pb2.FilterList())
+EMPTY = (_ALL, query_pb2.Filter(all_of=query_pb2.FilterList(filters=[_ALL, _ALL])))
+"""Filters that every record passes, for they ask nothing."""
+
+
 class Database:
     """The works of a DatabaseService."""
 
@@ -187,6 +192,15 @@ class Database:
             f"{NAME}/UpdateRecords", pb.UpdateRecordsRequest(service=SERVICE, table=self.table, assignments=[change])
         )
         refused(answer_without, "UpdateRecords without `where`", Code.INVALID_ARGUMENT, Reason.FIELD_REQUIRED)
+        for empty in EMPTY:
+            request = pb.UpdateRecordsRequest(service=SERVICE, table=self.table, assignments=[change], where=empty)
+            await self._refused_as_empty(session, "UpdateRecords", request)
+        await self._holds(session, 8, text_of(8), "UpdateRecords that was refused")
+
+    async def _refused_as_empty(self, session: Session, method: str, request: Message) -> None:
+        answer = await session.call(f"{NAME}/{method}", request)
+        sent = f"{method} whose `where` has no condition"
+        refused(answer, sent, Code.INVALID_ARGUMENT, Reason.FIELD_REQUIRED)
 
     async def _holds(self, session: Session, key: int, text: str, after: str) -> None:
         found = [one.fields[TEXT].text_value for one in await self._selected(session, key)]
@@ -200,6 +214,9 @@ class Database:
         require(
             not await self._selected(session, 10), "SelectRecords of a record that was deleted", "it is still there"
         )
+        for empty in EMPTY:
+            request = pb.DeleteRecordsRequest(service=SERVICE, table=self.table, where=empty)
+            await self._refused_as_empty(session, "DeleteRecords", request)
         require(await self._selected(session, 8), "SelectRecords of another record", "it is gone too")
 
     async def bulk(self, session: Session) -> None:

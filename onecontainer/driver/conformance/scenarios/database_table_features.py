@@ -6,11 +6,14 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import table_pb2
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
 from onecontainer.driver.conformance.expect import require
-from onecontainer.driver.conformance.scenarios.database import KEY, NUMBER, TEXT, column, value
-from onecontainer.driver.conformance.scenarios.database_stand import Feature, Stand
+from onecontainer.driver.conformance.scenarios.database import KEY, NUMBER, TEXT, column, value, where
+from onecontainer.driver.conformance.scenarios.database import NAME as SERVICE_NAME
+from onecontainer.driver.conformance.scenarios.database_stand import CONTENT, Feature, Stand
 from onecontainer.driver.conformance.session import SERVICE
 
 K = table_pb2.TypeKind
@@ -125,14 +128,53 @@ def kind_name(kind: table_pb2.TypeKind.ValueType) -> str:
     return K.Name(kind).removeprefix("TYPE_KIND_")
 
 
+_DAYS = (value_pb2.Date(year=1, month=1, day=1), value_pb2.Date(year=9999, month=12, day=31))
+_LATE = value_pb2.Time(hours=23, minutes=59, seconds=59, nanos=999_000_000)
+ENDS: dict[table_pb2.TypeKind.ValueType, list[value_pb2.Value]] = {
+    K.TYPE_KIND_INT16: [value(-(2**15)), value(2**15 - 1)],
+    K.TYPE_KIND_INT32: [value(-(2**31)), value(2**31 - 1)],
+    K.TYPE_KIND_INT64: [value(-(2**63)), value(2**63 - 1)],
+    K.TYPE_KIND_DATE: [value_pb2.Value(date_value=day) for day in _DAYS],
+    K.TYPE_KIND_TIME: [value_pb2.Value(time_value=time) for time in (value_pb2.Time(), _LATE)],
+    K.TYPE_KIND_DATETIME: [
+        value_pb2.Value(datetime_value=value_pb2.DateTime(date=day, time=time))
+        for day, time in zip(_DAYS, (value_pb2.Time(), _LATE), strict=True)
+    ],
+    K.TYPE_KIND_TIMESTAMP: [
+        value_pb2.Value(timestamp_value=timestamp_pb2.Timestamp(seconds=-62_135_596_800)),
+        value_pb2.Value(timestamp_value=timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_000_000)),
+    ],
+}
+"""The least and the greatest value that every backend with the type keeps: as it is, or not at all."""
+
+
+async def _keeps(stand: Stand, of: table_pb2.ColumnType) -> None:
+    names = [f"{SERVICE_NAME}/{method}" for method in ("InsertRecords", "SelectRecords")]
+    if not all(stand.session.claims(name) for name in names):
+        return
+    insert, select = names
+    table = await stand.other_table(of)
+    for key, wanted in enumerate(ENDS[of.kind]):
+        made = record_pb2.Record(fields={KEY: value(key), CONTENT: wanted})
+        request = pb.InsertRecordsRequest(service=SERVICE, table=table, records=[made])
+        await stand.session.one_as(insert, request, pb.InsertRecordsResponse)
+        query = query_pb2.Query(where=where(key))
+        asked = pb.SelectRecordsRequest(service=SERVICE, table=table, query=query)
+        page = await stand.session.one_as(select, asked, pb.SelectRecordsResponse)
+        shown = [one.fields[CONTENT] for one in page.records]
+        require(shown == [wanted], f"SelectRecords of {{{wanted}}} in a column of {kind_name(of.kind)}", f"{shown}")
+
+
 def _type(kind: table_pb2.TypeKind.ValueType) -> Feature:
     of = _INSIDE.get(kind, table_pb2.ColumnType(kind=kind))
-    return Feature(
-        f"CreateTable.type.{kind_name(kind)}",
-        kind_name(kind),
-        "table.columns[1].type",
-        _creates(_table(table_pb2.Column(name="content", type=of)), lambda made: made.columns[1].type.kind == kind),
-    )
+    creates = _creates(_table(table_pb2.Column(name=CONTENT, type=of)), lambda made: made.columns[1].type.kind == kind)
+
+    async def show(stand: Stand) -> None:
+        await creates(stand)
+        if kind in ENDS:
+            await _keeps(stand, of)
+
+    return Feature(f"CreateTable.type.{kind_name(kind)}", kind_name(kind), "table.columns[1].type", show)
 
 
 TYPES = tuple(_type(kind) for kind in _KINDS)

@@ -13,6 +13,7 @@ from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.api.db.v1 import record_pb2, table_pb2
 from onecontainer.api.db.v1.value_pb2 import Value
 from onecontainer.driver import Attachment, Context, DatabaseDriver, ProbeResult, errors
+from onecontainer.driver.records.requests import check_chosen
 from onecontainer_driver_scaffold_name.store import Condition, Row, Store, condition
 from onecontainer_driver_scaffold_name.values import KINDS, Native, to_native, to_value
 
@@ -150,10 +151,7 @@ class ScaffoldNameDriver(DatabaseDriver):
     def delete_records(self, request: pb.DeleteRecordsRequest, context: Context) -> pb.DeleteRecordsResponse:
         table = self._table(request.table)
         _refuse_fields(request, "columns", "condition", "options", "returning")
-        if request.HasField("where") == request.all_records:
-            raise errors.FieldRequired("where", "give either `where` or `all_records`")
-        if request.HasField("max_affected") and request.max_affected < 1:
-            raise errors.FieldInvalid("max_affected", "must be at least 1")
+        check_chosen(request, "")
         where: Condition = ("1", []) if request.all_records else condition(request.where, table, "where")
         at_most = request.max_affected if request.HasField("max_affected") else None
         gone = self._store.delete(request.table, where, at_most=at_most, keep=not request.dry_run)
