@@ -63,7 +63,7 @@ func (a *api) upload(w http.ResponseWriter, r *http.Request) (bool, error) {
 	} else if r.ContentLength >= 0 {
 		header.SizeBytes = &r.ContentLength
 	}
-	if !strings.HasPrefix(mediaType, curlsType) {
+	if !strings.HasPrefix(mediaType, curlsType) && mediaType != "application/octet-stream" {
 		header.MediaType = mediaType
 	}
 	if err := fill(header, values, "attempt"); err != nil {
