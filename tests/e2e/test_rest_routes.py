@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from concurrent import futures
 from typing import Any
 
+import grpc
 import pytest
 from google.api import annotations_pb2
 from google.protobuf.descriptor import MethodDescriptor
@@ -13,6 +16,7 @@ from onecontainer.api.ai.v1 import inference_service_pb2
 from onecontainer.api.db.v1 import database_pb2
 from onecontainer.api.media.v1 import media_pb2
 from onecontainer.gateway.servers import PUBLIC_SERVICES
+from tests.fixtures.processes import free_port, running
 from tests.fixtures.rest import RestProcess, problem
 
 SERVICES = (
@@ -49,21 +53,46 @@ def document(rest: RestProcess) -> Any:
     return rest("GET", "/openapi.json").json()
 
 
+class Recorder(grpc.GenericRpcHandler):
+    """Any gRPC server: it keeps which methods were called, and implements none."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def service(self, details: Any) -> None:
+        self.called.append(details.method)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Iterator[tuple[Recorder, RestProcess]]:
+    recorder = Recorder()
+    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[recorder])
+    address = f"127.0.0.1:{free_port()}"
+    server.add_insecure_port(address)
+    server.start()
+    try:
+        with running(RestProcess(address)) as rest:
+            assert isinstance(rest, RestProcess)
+            yield recorder, rest
+    finally:
+        server.stop(None).wait()
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.containing_service.name}.{method.name}")
-def test_a_public_rpc_is_reached(rest: RestProcess, document: Any, method: MethodDescriptor) -> None:
+def test_a_public_rpc_is_reached(
+    recorded: tuple[Recorder, RestProcess], document: Any, method: MethodDescriptor
+) -> None:
+    recorder, rest = recorded
     for kind, path in routes(method):
         operation = document["paths"][path][kind]
         assert "default" in operation["responses"], "errors are not described"
-        place = re.sub(r"\{\w+\}", "nobody", path)
+        recorder.called.clear()
+        place = re.sub(r"\{\w+\}", "some-id", path)
         body = None if kind in {"get", "delete"} else "{}"
-        # Streams that would go on for ever end with their time.
-        headers = {"Grpc-Timeout": "3S", "Accept": "application/x-ndjson"}
-        with rest(kind.upper(), place, data=body, headers=headers, stream=True) as answer:
-            if answer.status_code != 200:
-                told = problem(answer, answer.status_code, answer.json()["reason"])
-                # The gateway itself has answered.
-                assert told["domain"] == "onecontainer.dev", told
-                assert answer.status_code in {400, 404, 409, 501}, told
+        # Downloads are a file, by way of GetArtifact too, for those who do not ask for the stream of messages.
+        answer = rest(kind.upper(), place, data=body, headers={"Accept": "application/x-ndjson"})
+        problem(answer, 501, "METHOD_UNKNOWN")
+        assert recorder.called == [f"/{method.containing_service.full_name}/{method.name}"]
 
 
 def test_the_document_has_nothing_that_is_not_there(rest: RestProcess, document: Any) -> None:
