@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -41,6 +42,12 @@ func main() {
 func run(config *config) error {
 	stop, ended := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer ended()
+	if config.withStdin {
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			ended()
+		}()
+	}
 	conn, err := dial(config)
 	if err != nil {
 		return err
