@@ -27,6 +27,7 @@ type config struct {
 	origins    []string
 	hosts      []string
 	drain      time.Duration
+	probe      bool // only asks the one that runs whether it is ready
 	withStdin  bool // ends when its standard input does
 	maxMessage int64
 	loopback   bool // whether only this machine can call
@@ -67,6 +68,7 @@ func readConfig(arguments []string, variable func(string) string) (*config, erro
 		"`time` that running requests get after SIGTERM (ONECONTAINER_REST_DRAIN_TIMEOUT)")
 	size := flags.String("max-message-bytes", or("ONECONTAINER_MAX_MESSAGE_BYTES", strconv.Itoa(64*mib)),
 		"largest message of a call in `bytes`, as the gateway has it; artifacts may be larger (ONECONTAINER_MAX_MESSAGE_BYTES)")
+	flags.BoolVar(&found.probe, "probe", false, "ask the one that runs with these settings whether it is ready, for health checks")
 	flags.BoolVar(&found.withStdin, "end-with-stdin", false, "end when standard input ends: with whoever has started it")
 	shown := flags.Bool("version", false, "show the version")
 	if err := flags.Parse(arguments); err != nil {

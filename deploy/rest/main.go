@@ -29,7 +29,9 @@ func main() {
 	if errors.Is(err, errHelp) {
 		return
 	}
-	if err == nil {
+	if err == nil && config.probe {
+		err = probe(config)
+	} else if err == nil {
 		err = run(config)
 	}
 	if err != nil {
@@ -109,6 +111,29 @@ func run(config *config) error {
 		_ = server.Close()
 	}
 	fmt.Println("stopped")
+	return nil
+}
+
+// probe asks /readyz of the one that runs on this machine.
+func probe(config *config) error {
+	scheme := "http"
+	if config.certFile != "" {
+		scheme = "https"
+	}
+	_, port, _ := net.SplitHostPort(config.listen) // checked
+	client := http.Client{
+		Timeout: 2 * readyTimeout,
+		// It is asked for by an address that its certificate may not have; no secret goes there.
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, //nolint:gosec
+	}
+	answer, err := client.Get(scheme + "://" + net.JoinHostPort("localhost", port) + "/readyz")
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("not ready: %s", answer.Status)
+	}
 	return nil
 }
 
