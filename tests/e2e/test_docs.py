@@ -13,6 +13,7 @@ import pytest
 
 from tests.fixtures.postgresql import private_postgresql
 from tests.fixtures.processes import free_port
+from tests.fixtures.rest import program
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -114,6 +115,16 @@ def test_several_gateways_run(tmp_path: Path) -> None:
         variables = {name: f"127.0.0.1:{free_port()}" for name in ("ONE", "TWO")} | {"PG": place}
         stop = ["oca down --data-dir one", "oca down --data-dir two"]
         run_page("several-gateways.md", tmp_path, variables, least=8, stop=stop)
+
+
+def test_the_rest_page_runs(tmp_path: Path) -> None:
+    variables = {
+        "ONECONTAINER_DATA_DIR": str(tmp_path / "data"),
+        "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}",
+        "ONECONTAINER_REST_PROGRAM": str(program()),
+        "REST": f"127.0.0.1:{free_port()}",
+    }
+    run_page("rest.md", tmp_path, variables, least=9, stop=["oca down"])
 
 
 def test_the_conformance_page_runs(tmp_path: Path) -> None:
