@@ -70,6 +70,7 @@ func (a *api) callPlugin(w http.ResponseWriter, r *http.Request) (bool, error) {
 		return true, a.answer(w, http.StatusOK, message)
 	}
 	w.Header().Set("Content-Type", codec.StreamContentType(nil))
+	unbuffered(w.Header())
 	flush := http.NewResponseController(w)
 	for ; err == nil; message, err = receive() {
 		text, broken := codec.Marshal(map[string]any{"result": message})

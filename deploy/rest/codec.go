@@ -84,14 +84,12 @@ func (c *codec) failure(p *problem) []byte { return c.part("error", p.json()) }
 func (c *codec) part(kind string, text []byte) []byte {
 	switch {
 	case !c.events:
-		return slicesJoin([]byte(`{"`+kind+`":`), text, []byte("}"))
+		return append(append([]byte(`{"`+kind+`":`), text...), '}')
 	case kind == "result":
-		return slicesJoin([]byte("data: "), text)
+		return append([]byte("data: "), text...)
 	}
-	return slicesJoin([]byte("event: "+kind+"\ndata: "), text)
+	return append([]byte("event: "+kind+"\ndata: "), text...)
 }
-
-func slicesJoin(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
 func (c *codec) Unmarshal(text []byte, value any) error {
 	return c.NewDecoder(bytes.NewReader(text)).Decode(value)

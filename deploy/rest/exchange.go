@@ -75,7 +75,16 @@ func (e *exchange) WriteHeader(code int) {
 		return
 	}
 	e.wrote = true
+	unbuffered(e.Header())
 	e.ResponseWriter.WriteHeader(code)
+}
+
+// unbuffered tells caches and proxies that an answer that is a stream is to be passed on as it comes.
+func unbuffered(header http.Header) {
+	if kind := header.Get("Content-Type"); kind == eventStream || kind == jsonLines {
+		header.Set("Cache-Control", "no-cache")
+		header.Set("X-Accel-Buffering", "no")
+	}
 }
 
 func (e *exchange) Write(data []byte) (int, error) {

@@ -1,9 +1,9 @@
 """make bench-rest: Predict and a small read by REST: our front (grpc-gateway), Envoy's gRPC-JSON transcoder before the same gateway, and a
 chain of FastAPI services with blocking clients.
 
-The read is one row of three in SQLite, by its key; Predict is a photo (PNG, 240 kB): as it is to our front, in a form to the chain, as base64
-in JSON to Envoy, which knows nothing else. All are on this machine together and take turns in every round, so that a noisy machine disturbs all
-alike; ratios are medians over the rounds' own ratios.
+The read is one row of three in SQLite, by its key. Predict is a photo (PNG, 240 kB): as it is to our front, in a form to the chain, as
+base64 in JSON to Envoy, which knows nothing else. All are on this machine together and take turns in every round, so that a noisy machine
+disturbs all alike; ratios are medians over the rounds' own ratios.
 
     python -m tests.bench.rest [--rounds N] [--seconds S] [--quick]
 """
@@ -132,7 +132,7 @@ async def start(stack: AsyncExitStack, folder: Path) -> Asked:
     rest = RestProcess(gateway.address)
     stack.enter_context(running(rest))
     envoy_port = free_port()
-    # One thread, like the one of our front's competitor in Python; --base-id lets several run on a machine.
+    # Several may run on a machine.
     envoy = [str(Path(sys.executable).with_name("envoy")), "-c", str(envoy_config(folder, envoy_port, gateway.address))]
     envoy += ["--use-dynamic-base-id", "--log-level", "info"]
     stack.enter_context(running(Process(envoy, {}, "starting main dispatch loop")))
