@@ -7,14 +7,12 @@ import json
 import signal
 import socket
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from onecontainer.client import Client
 from tests.fixtures.processes import GatewayProcess, running
 from tests.fixtures.rest import RestProcess, problem, program
 
@@ -333,15 +331,13 @@ def test_beyond_loopback_nobody_is_anonymous(gateway: GatewayProcess) -> None:
 def test_it_lets_running_requests_end(gateway: GatewayProcess) -> None:
     rest = RestProcess(gateway.address)
     with running(rest):
-        answers: list[requests.Response] = []
-        slow = threading.Thread(target=lambda: answers.append(call(rest, "Echo", {"payload": HELLO, "delay": 1.5})))
-        slow.start()
-        with Client(gateway.address) as client:  # the request is under way when another one has been answered
-            client.services.get("echo")
-        assert call(rest, "Echo", {"delay": 0.3}).status_code == 200
-        assert rest.child is not None
-        rest.child.send_signal(signal.SIGTERM)
-        assert rest.child.wait(30) == 0
-        slow.join(30)
-        assert answers[0].json() == {"payload": HELLO}
+        name = job(rest, steps=6, stepSeconds=0.3)
+        with rest("GET", f"/v1/{name}:watch", stream=True) as answer:
+            told = answer.iter_lines(chunk_size=1)
+            next(told)  # under way
+            assert rest.child is not None
+            rest.child.send_signal(signal.SIGTERM)
+            last = [json.loads(line) for line in told][-1]
+        assert last["result"]["update"]["job"]["state"] == "JOB_STATE_SUCCEEDED"
+        assert rest.child.wait(60) == 0
         assert rest.lines[-1] == "stopped"
