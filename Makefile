@@ -147,6 +147,14 @@ bench-growth: setup ## Jobs with 1,000 to 100,000 queued, and with 1, 2 and 4 wo
 bench-cancel: setup ## Seconds from a cancel until the handler or its processes are gone
 	$(BIN)/python -m tests.bench.cancel
 
+.PHONY: rest
+rest: setup ## The REST front as one static binary, build/rest/onecontainer-rest (needs Go)
+	$(BIN)/python deploy/rest/build.py --quick
+
+.PHONY: bench-rest
+bench-rest: $(BIN)/.installed-bench ## Calls by REST: grpc-gateway, Envoy's transcoder, and a chain of blocking HTTP services
+	$(BIN)/python -m tests.bench.rest
+
 .PHONY: images
 images: setup ## Images of the gateway and of each driver, for deploy/compose: make images BASE_IMAGE=…
 	$(BIN)/python deploy/images/build.py $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE))

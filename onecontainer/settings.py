@@ -252,6 +252,15 @@ class Settings(BaseSettings):
     docker_pids: int = Field(default=512, ge=16)
     """Processes and threads of a container, unless the service or its driver says otherwise. Default: 512."""
 
+    # --- REST ----------------------------------------------------------------------------------------------------------
+
+    rest_listen: str = ""
+    """Address, `HOST:PORT`, at which `oca up` serves the API as REST too (docs/rest.md); port 0 takes a free one. Default:
+    none, no REST."""
+
+    rest_program: Path | None = None
+    """The program that serves REST, `onecontainer-rest`. Default: the one on PATH, else one that is built from the sources."""
+
     # --- backends ------------------------------------------------------------------------------------------------------
 
     backends: Annotated[list[str], NoDecode] = Field(default_factory=list)

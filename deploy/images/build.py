@@ -1,8 +1,8 @@
-"""make images: the gateway's image and one for each bundled driver, tagged with the version, and what they weigh.
+"""make images: the gateway's image, that of its REST front, and one for each bundled driver, tagged with the version, and what they weigh.
 
 The drivers' are those that the docker runtime makes. Nothing is built again that has not changed.
 
-    python deploy/images/build.py [--base-image IMAGE] [NAME…]      NAME: gateway, sql, onnx, ffmpeg, …; all without one
+    python deploy/images/build.py [--base-image IMAGE] [NAME…]      NAME: gateway, rest, sql, onnx, …; all without one
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from onecontainer.sidecars.runtimes.docker_context import BuildFile, Context
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = "gateway"
+REST = "rest"
 EXTRAS = {"", "cli", "gateway", "kafka", "postgres"}
 REPOSITORY = "onecontainer"
 BUILD_SECONDS = 1800.0
@@ -47,6 +48,19 @@ def gateway_context() -> Context:
     }
 
 
+def rest_context() -> Context:
+    """The static binary, built on this host (it needs Go). Raises DriverNotAvailable."""
+    command = [sys.executable, str(ROOT / "deploy" / "rest" / "build.py"), "--quick"]
+    built = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if built.returncode:
+        raise DriverNotAvailable("the REST front could not be built; the lines above tell why")
+    program = Path(built.stdout.strip())
+    return {
+        docker_context.DOCKERFILE: BuildFile((ROOT / "deploy" / "images" / REST / "Dockerfile").read_bytes()),
+        program.name: BuildFile(program.read_bytes(), executable=True),
+    }
+
+
 def recipe_of(name: str, sdk: docker_images.Recipe) -> docker_images.Recipe:
     """What an image is made of."""
     if name == GATEWAY:
@@ -54,6 +68,11 @@ def recipe_of(name: str, sdk: docker_images.Recipe) -> docker_images.Recipe:
         version = onecontainer.__version__
         tag = f"{REPOSITORY}/{GATEWAY}:{version}-{docker_context.digest_of(files, sdk.tag)}"
         return docker_images.Recipe(tag, files, sdk.tag, (f"{REPOSITORY}/{GATEWAY}:{version}",))
+    if name == REST:
+        files = rest_context()
+        version = onecontainer.__version__
+        tag = f"{REPOSITORY}/{REST}:{version}-{docker_context.digest_of(files)}"
+        return docker_images.Recipe(tag, files, "scratch", (f"{REPOSITORY}/{REST}:{version}",))
     folder = ROOT / "drivers" / name
     version = load_manifest(folder).version
     made = docker_images.driver_recipe(folder, name, version, sdk)
@@ -66,14 +85,14 @@ def main() -> int:
     bundled = sorted(path.parent.name for path in (ROOT / "drivers").glob("*/metadata.json"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-image", default=Settings().docker_base_image, help="default: %(default)s")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([GATEWAY, *bundled])}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join([GATEWAY, REST, *bundled])}")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - {GATEWAY, *bundled}
+    unknown = set(arguments.names) - {GATEWAY, REST, *bundled}
     if unknown:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join([GATEWAY, *bundled])}")
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join([GATEWAY, REST, *bundled])}")
     client = docker.from_env()
     sdk = docker_images.sdk_recipe(arguments.base_image)
-    names = arguments.names or [GATEWAY, *bundled]
+    names = arguments.names or [GATEWAY, REST, *bundled]
     try:
         for recipe in (sdk, *(recipe_of(name, sdk) for name in names)):
             if not docker_images.has(client, recipe.tag):

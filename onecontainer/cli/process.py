@@ -55,9 +55,12 @@ def start_detached(settings: Settings, *, timeout: float) -> Note:
         "ONECONTAINER_LOG_LEVEL": settings.log_level,
         "ONECONTAINER_DISPATCH_URL": settings.dispatch_url,
         "ONECONTAINER_RUNTIME": settings.runtime,
+        "ONECONTAINER_REST_LISTEN": settings.rest_listen,
         LOG_FILE_VARIABLE: str(log),
         "ONECONTAINER_BACKENDS": "",  # whoever starts it sees to them, where the user sees how they come up
     }
+    if settings.rest_program is not None:
+        environment["ONECONTAINER_REST_PROGRAM"] = str(settings.rest_program)
     # Not subprocess: its Popen belongs to whoever waits for the child, and this one is to outlive us.
     pid = os.posix_spawn(
         sys.executable,

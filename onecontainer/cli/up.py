@@ -16,6 +16,7 @@ from onecontainer.cli.backends.catalog import Backend, choose, load
 from onecontainer.cli.options import DURATION, data_dir_option, output_option
 from onecontainer.cli.process import LOG_FILE_VARIABLE, LOG_NAME, last_lines, note_of, settings_of, start_detached, stop
 from onecontainer.cli.render import Screen, screen_of
+from onecontainer.cli.rest import DEFAULT_LISTEN, RestFront, program, rest_of, wait_for_note
 from onecontainer.errors import OneContainerError
 from onecontainer.gateway.lock import Note, check_unused
 from onecontainer.settings import Settings
@@ -51,6 +52,14 @@ STOP_MARGIN = 30.0
     metavar="NAME",
     help="Start this backend of the catalog too, and register it; may be repeated; `all`: each. See `oca backend`.",
 )
+@click.option(
+    "--rest",
+    envvar="ONECONTAINER_REST_LISTEN",
+    is_flag=False,
+    flag_value=DEFAULT_LISTEN,
+    metavar="[HOST:PORT]",
+    help="Serve the API as REST too, with its pages at /docs. Without an address: 127.0.0.1:8000; port 0 takes a free one.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 @click.option(
     "--start-timeout",
@@ -67,6 +76,7 @@ def up(
     jobs: str | None,
     runtime: str | None,
     backends: tuple[str, ...],
+    rest: str | None,
     log_level: str | None,
     start_timeout: float,
     output: str | None,
@@ -84,22 +94,28 @@ def up(
       oca up --jobs kafka://127.0.0.1:9092    jobs go over a broker
       oca up --runtime docker                 sidecars are containers
       oca up --backend web-rtmp               with a backend as a container
+      oca up --rest                           with REST on 127.0.0.1:8000
     """
     settings = settings_of(
         data_dir,
         listen=listen,
         dispatch_url=jobs,
         runtime=runtime,
+        rest_listen=rest,
         log_level=log_level,
         backends=list(backends) or None,
     )
     screen = screen_of(output)
     chosen = choose(load(settings), settings.backends) if settings.backends else []
+    running = note_of(settings.data_dir) if detach else None
+    if settings.rest_listen and running is None:
+        settings = settings.model_copy(update={"rest_program": program(settings)})
     if detach:
-        running = note_of(settings.data_dir)
         note = running or start_detached(settings, timeout=start_timeout)
         told = "already running" if running is not None else "ready"
-        if running is not None and _said("listen", "jobs", "runtime", "log_level"):
+        if running is None and settings.rest_listen:
+            wait_for_note(settings.data_dir, note, timeout=start_timeout)
+        if running is not None and _said("listen", "jobs", "runtime", "rest", "log_level"):
             click.echo("It keeps the settings that it was started with; for others: oca down, then oca up.", err=True)
         if not chosen:
             tell(told, note, settings.data_dir, screen)
@@ -114,10 +130,16 @@ def up(
     configure(settings.log_level, settings.log_format)
     beside: list[subprocess.Popen[bytes]] = []
 
+    front = RestFront(settings)
+
     def ready(address: str) -> None:
+        more = {"rest": front.start(address)} if settings.rest_listen else {}
         if screen.is_json:
-            screen.data({"state": "ready", "address": address, "pid": os.getpid(), "data_dir": str(settings.data_dir)})
+            place = {"address": address, "pid": os.getpid(), "data_dir": str(settings.data_dir)}
+            screen.data({"state": "ready", **place, **more})
         else:
+            for url in more.values():
+                click.echo(f"REST on {url}, pages at {url}/docs")
             click.echo(f"oneContainer listens on {address}; data in {settings.data_dir}. Ctrl-C ends it.")
         if chosen:
             beside.append(start_beside(address, settings, [backend.name for backend in chosen], screen))
@@ -125,6 +147,7 @@ def up(
     try:
         asyncio.run(serve(settings, ready=ready, log_file=os.environ.get(LOG_FILE_VARIABLE, "")))
     finally:
+        front.stop()
         for child in beside:
             child.terminate()
             child.wait()
@@ -178,10 +201,14 @@ def start_beside(address: str, settings: Settings, names: list[str], screen: Scr
 
 def tell(state: str, note: Note, data_dir: Path, screen: Screen, **more: object) -> None:
     """Where the gateway is, and how it is stopped."""
+    rest = rest_of(data_dir, note)
     if screen.is_json:
+        more = {**more, "rest": rest} if rest else more
         screen.data({"state": state, "data_dir": str(data_dir), **asdict(note), **more})
         return
     screen.say(f"{state}: gateway on {note.address}, pid {note.pid}")
+    if rest:
+        screen.say(f"  REST  {rest}, pages at {rest}/docs")
     screen.say(f"  data  {data_dir}")
     if note.log_file:
         screen.say(f"  log   {note.log_file}")

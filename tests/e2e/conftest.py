@@ -11,6 +11,7 @@ import pytest
 from onecontainer.client import Client
 from tests.drivers.build import build_driver
 from tests.fixtures.processes import GatewayProcess, running
+from tests.fixtures.rest import RestProcess
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,21 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, echo_drivers: Path) -> Ite
             client.services.create("echo", app="echo", app_version="1.0")
             client.services.wait_ready("echo", timeout=60)
         yield process
+
+
+@pytest.fixture(scope="session")
+def rest(gateway: GatewayProcess) -> Iterator[RestProcess]:
+    """The REST front of that gateway; pages of https://console.example may call it."""
+    process = RestProcess(gateway.address, "--cors-origins", "https://console.example")
+    with running(process):
+        yield process
+
+
+@pytest.fixture(scope="session")
+def rest_services(gateway: GatewayProcess) -> None:
+    """The bundled drivers' services `rest-sql`, `rest-onnx`, `rest-ffmpeg`, READY."""
+    names = {f"rest-{app}": app for app in ("sql", "onnx", "ffmpeg")}
+    with Client(gateway.address) as client:
+        for name, app in names.items():
+            client.services.create(name, app=app)
+        client.services.wait_ready(*names, timeout=120)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import docker
 import pytest
+import requests
 
 from onecontainer.api.media.v1.pipeline_pb2 import RunPipelineResult
 from onecontainer.api.media.v1.stream_pb2 import AudioStream
@@ -24,7 +25,7 @@ from tests.fixtures.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "compose"
-IMAGES = ("gateway", "sql", "onnx", "ffmpeg")
+IMAGES = ("gateway", "rest", "sql", "onnx", "ffmpeg")
 SERVICES = ("records", "classifier", "transcoder")
 
 
@@ -45,6 +46,7 @@ class Compose:
     def __init__(self, folder: Path) -> None:
         self.token = secrets.token_hex(16)
         self.port = free_port()
+        self.rest_port = free_port()
         self.project = f"octest{secrets.token_hex(4)}"
         self._command = command()
         self.docker = docker.from_env()
@@ -54,6 +56,7 @@ class Compose:
             f"ONECONTAINER_TOKEN={self.token}\n"
             f"POSTGRES_PASSWORD={secrets.token_hex(16)}\n"
             f"ONECONTAINER_PORT=127.0.0.1:{self.port}\n"
+            f"ONECONTAINER_REST_PORT=127.0.0.1:{self.rest_port}\n"
             f"KAFKA_IMAGE={stand_in('kafka')}\n"
             f"POSTGRES_IMAGE={stand_in('postgres')}\n"
         )
@@ -126,6 +129,16 @@ def test_rows_and_jobs_from_the_host(compose: Compose, tmp_path: Path) -> None:
     assert (tmp_path / "tone.flac").read_bytes().startswith(b"fLaC")
 
 
+def test_rest_from_the_host(compose: Compose, tmp_path: Path) -> None:
+    with compose.client(tmp_path) as client:
+        wait_ready(client)
+    url = f"https://localhost:{compose.rest_port}/v1/services"
+    trust = str(tmp_path / "ca.pem")
+    assert requests.get(url, verify=trust, timeout=60).json()["reason"] == "CREDENTIALS_MISSING"
+    answer = requests.get(url, verify=trust, headers={"Authorization": f"Bearer {compose.token}"}, timeout=60)
+    assert {one["name"] for one in answer.json()["services"]} == {f"services/{name}" for name in SERVICES}
+
+
 @pytest.mark.slow  # compose starts what depends on what was restarted once more: more than a minute
 def test_what_ends_comes_back(compose: Compose, tmp_path: Path) -> None:
     with compose.client(tmp_path) as client:
@@ -144,7 +157,7 @@ def test_what_ends_comes_back(compose: Compose, tmp_path: Path) -> None:
 
 def test_what_is_hardened(compose: Compose) -> None:
     docker = compose.docker
-    for name in ("gateway", "driver-sql", "driver-onnx", "driver-ffmpeg"):
+    for name in ("gateway", "rest", "driver-sql", "driver-onnx", "driver-ffmpeg"):
         (container,) = docker.containers.list(
             filters={"label": [f"com.docker.compose.project={compose.project}", f"com.docker.compose.service={name}"]}
         )

@@ -17,6 +17,7 @@ import pytest
 from tests.fixtures import kafka
 from tests.fixtures.postgresql import private_postgresql
 from tests.fixtures.processes import free_port
+from tests.fixtures.rest import program
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -176,6 +177,16 @@ def test_a_lost_broker_is_recovered_from(tmp_path: Path) -> None:
         run_page("lost-broker.md", tmp_path, variables, least=8, stop=["oca down"], played=played)
     finally:
         broker.kill()
+
+
+def test_the_rest_page_runs(tmp_path: Path) -> None:
+    variables = {
+        "ONECONTAINER_DATA_DIR": str(tmp_path / "data"),
+        "ONECONTAINER_LISTEN": f"127.0.0.1:{free_port()}",
+        "ONECONTAINER_REST_PROGRAM": str(program()),
+        "REST": f"127.0.0.1:{free_port()}",
+    }
+    run_page("rest.md", tmp_path, variables, least=9, stop=["oca down"])
 
 
 def test_the_conformance_page_runs(tmp_path: Path) -> None:

@@ -43,15 +43,15 @@ class ArtifactServiceStub:
                 request_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.UploadRequest.SerializeToString,
                 response_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.Artifact.FromString,
                 _registered_method=True)
-        self.Download = channel.unary_stream(
-                '/onecontainer.api.artifact.v1.ArtifactService/Download',
-                request_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadRequest.SerializeToString,
-                response_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadResponse.FromString,
-                _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/onecontainer.api.artifact.v1.ArtifactService/GetArtifact',
                 request_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.GetArtifactRequest.SerializeToString,
                 response_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.Artifact.FromString,
+                _registered_method=True)
+        self.Download = channel.unary_stream(
+                '/onecontainer.api.artifact.v1.ArtifactService/Download',
+                request_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadRequest.SerializeToString,
+                response_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadResponse.FromString,
                 _registered_method=True)
         self.ListArtifacts = channel.unary_unary(
                 '/onecontainer.api.artifact.v1.ArtifactService/ListArtifacts',
@@ -87,6 +87,16 @@ class ArtifactServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetArtifact(self, request, context):
+        """Returns what is known of an artifact, without its bytes. No side effects.
+
+        Errors:
+        - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Download(self, request, context):
         """Sends the bytes from an offset on, in messages of at most 1 MiB. No side effects. Resumable: call again with the bytes received so far as offset.
 
@@ -94,16 +104,6 @@ class ArtifactServiceServicer:
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired. Do not retry.
         - INVALID_ARGUMENT / FIELD_INVALID: the offset is negative or beyond the end.
         - DATA_LOSS / DATA_CORRUPT: the stored bytes are damaged.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetArtifact(self, request, context):
-        """Returns what is known of an artifact, without its bytes. No side effects.
-
-        Errors:
-        - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,15 +138,15 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
                     request_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.UploadRequest.FromString,
                     response_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.Artifact.SerializeToString,
             ),
-            'Download': grpc.unary_stream_rpc_method_handler(
-                    servicer.Download,
-                    request_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadRequest.FromString,
-                    response_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadResponse.SerializeToString,
-            ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
                     request_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.GetArtifactRequest.FromString,
                     response_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.Artifact.SerializeToString,
+            ),
+            'Download': grpc.unary_stream_rpc_method_handler(
+                    servicer.Download,
+                    request_deserializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadRequest.FromString,
+                    response_serializer=onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadResponse.SerializeToString,
             ),
             'ListArtifacts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListArtifacts,
@@ -200,33 +200,6 @@ class ArtifactService:
             _registered_method=True)
 
     @staticmethod
-    def Download(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/onecontainer.api.artifact.v1.ArtifactService/Download',
-            onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadRequest.SerializeToString,
-            onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def GetArtifact(request,
             target,
             options=(),
@@ -243,6 +216,33 @@ class ArtifactService:
             '/onecontainer.api.artifact.v1.ArtifactService/GetArtifact',
             onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.GetArtifactRequest.SerializeToString,
             onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.Artifact.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Download(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/onecontainer.api.artifact.v1.ArtifactService/Download',
+            onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadRequest.SerializeToString,
+            onecontainer_dot_api_dot_artifact_dot_v1_dot_artifact__pb2.DownloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

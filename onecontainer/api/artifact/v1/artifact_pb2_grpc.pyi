@@ -49,6 +49,12 @@ class ArtifactServiceStub:
     - ABORTED / LEASE_LOST: the attempt that uploads is not the current one (sidecars only). Stop it.
     - ALREADY_EXISTS / REQUEST_ID_REUSED: use a new request_id.
     """
+    GetArtifact: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.GetArtifactRequest, _artifact_pb2.Artifact]
+    """Returns what is known of an artifact, without its bytes. No side effects.
+
+    Errors:
+    - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
+    """
     Download: _grpc.UnaryStreamMultiCallable[_artifact_pb2.DownloadRequest, _artifact_pb2.DownloadResponse]
     """Sends the bytes from an offset on, in messages of at most 1 MiB. No side effects. Resumable: call again with the bytes received so far as offset.
 
@@ -56,12 +62,6 @@ class ArtifactServiceStub:
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired. Do not retry.
     - INVALID_ARGUMENT / FIELD_INVALID: the offset is negative or beyond the end.
     - DATA_LOSS / DATA_CORRUPT: the stored bytes are damaged.
-    """
-    GetArtifact: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.GetArtifactRequest, _artifact_pb2.Artifact]
-    """Returns what is known of an artifact, without its bytes. No side effects.
-
-    Errors:
-    - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
     """
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.ListArtifactsRequest, _artifact_pb2.ListArtifactsResponse]
     """Lists artifacts that are READY, newest first. No side effects.
@@ -97,6 +97,12 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     - ABORTED / LEASE_LOST: the attempt that uploads is not the current one (sidecars only). Stop it.
     - ALREADY_EXISTS / REQUEST_ID_REUSED: use a new request_id.
     """
+    GetArtifact: _aio.UnaryUnaryMultiCallable[_artifact_pb2.GetArtifactRequest, _artifact_pb2.Artifact]  # type: ignore[assignment]
+    """Returns what is known of an artifact, without its bytes. No side effects.
+
+    Errors:
+    - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
+    """
     Download: _aio.UnaryStreamMultiCallable[_artifact_pb2.DownloadRequest, _artifact_pb2.DownloadResponse]  # type: ignore[assignment]
     """Sends the bytes from an offset on, in messages of at most 1 MiB. No side effects. Resumable: call again with the bytes received so far as offset.
 
@@ -104,12 +110,6 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired. Do not retry.
     - INVALID_ARGUMENT / FIELD_INVALID: the offset is negative or beyond the end.
     - DATA_LOSS / DATA_CORRUPT: the stored bytes are damaged.
-    """
-    GetArtifact: _aio.UnaryUnaryMultiCallable[_artifact_pb2.GetArtifactRequest, _artifact_pb2.Artifact]  # type: ignore[assignment]
-    """Returns what is known of an artifact, without its bytes. No side effects.
-
-    Errors:
-    - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
     """
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_artifact_pb2.ListArtifactsRequest, _artifact_pb2.ListArtifactsResponse]  # type: ignore[assignment]
     """Lists artifacts that are READY, newest first. No side effects.
@@ -150,6 +150,18 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetArtifact(
+        self,
+        request: _artifact_pb2.GetArtifactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifact_pb2.Artifact, _abc.Awaitable[_artifact_pb2.Artifact]]:
+        """Returns what is known of an artifact, without its bytes. No side effects.
+
+        Errors:
+        - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
+        """
+
+    @_abc_1.abstractmethod
     def Download(
         self,
         request: _artifact_pb2.DownloadRequest,
@@ -161,18 +173,6 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired. Do not retry.
         - INVALID_ARGUMENT / FIELD_INVALID: the offset is negative or beyond the end.
         - DATA_LOSS / DATA_CORRUPT: the stored bytes are damaged.
-        """
-
-    @_abc_1.abstractmethod
-    def GetArtifact(
-        self,
-        request: _artifact_pb2.GetArtifactRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_artifact_pb2.Artifact, _abc.Awaitable[_artifact_pb2.Artifact]]:
-        """Returns what is known of an artifact, without its bytes. No side effects.
-
-        Errors:
-        - NOT_FOUND / RESOURCE_NOT_FOUND: no such artifact, or it has expired.
         """
 
     @_abc_1.abstractmethod

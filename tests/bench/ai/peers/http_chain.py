@@ -2,9 +2,14 @@
 
 python http_chain.py PORT backend MODEL
 python http_chain.py PORT forward URL
+
+With ROWS, the path of an SQLite file with a table films (id, title), the backend reads a row by its key as well.
 """
 
+import os
+import sqlite3
 import sys
+import threading
 
 import requests
 import uvicorn
@@ -19,6 +24,14 @@ def backend(model: str) -> FastAPI:
     def predict(file: UploadFile) -> list[tuple[int, float]]:
         return classifier.classes(file.file.read())
 
+    opened = threading.local()  # a connection of SQLite's stays in its thread
+
+    @app.get("/read")
+    def read(key: int) -> list[tuple[int, str]]:
+        if not hasattr(opened, "rows"):
+            opened.rows = sqlite3.connect(os.environ["ROWS"])
+        return opened.rows.execute("SELECT id, title FROM films WHERE id = ?", (key,)).fetchall()
+
     return app
 
 
@@ -28,6 +41,12 @@ def forward(url: str) -> FastAPI:
     @app.post("/predict")
     def predict(file: UploadFile) -> list[tuple[int, float]]:
         answer = requests.post(url, files={"file": file.file.read()}, timeout=120)
+        answer.raise_for_status()
+        return answer.json()
+
+    @app.get("/read")
+    def read(key: int) -> list[tuple[int, str]]:
+        answer = requests.get(f"{url.removesuffix('/predict')}/read", params={"key": key}, timeout=120)
         answer.raise_for_status()
         return answer.json()
 

@@ -1,0 +1,57 @@
+"""schemathesis against the OpenAPI document: whatever is sent, the answer is a typed one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.rest import RestProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKS = "typed_errors,content_type_conformance,response_schema_conformance"
+# What lasts until somebody ends it is not for a test of many requests.
+LASTING = ":watch$|:wait$|:streamLogs$"
+
+CONFIG = """
+[[operations]]
+include-path-regex = "^/v1/services/\\\\{service\\\\}/ai"
+parameters = { service = "rest-onnx" }
+
+[[operations]]
+include-path-regex = "^/v1/services/\\\\{service\\\\}/tables"
+parameters = { service = "rest-sql" }
+
+[[operations]]
+include-path-regex = "^/v1/services/\\\\{service\\\\}/media"
+parameters = { service = "rest-ffmpeg" }
+
+[[operations]]
+include-path = "/v1/services/{service}:call/{contract}/{method}"
+parameters = { service = "echo", contract = "onecontainer.test.echo.v1.EchoService", method = "Echo" }
+"""
+
+
+@pytest.mark.usefixtures("rest_services")
+def test_no_request_gets_an_untyped_error(rest: RestProcess, tmp_path: Path) -> None:
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", f"{rest.url}/openapi.json"),
+        *("--phases", "fuzzing", "--max-examples", "3", "--seed", "1", "--max-time", "40", "--no-shrink"),
+        *("--checks", CHECKS, "--exclude-path-regex", LASTING, "--request-timeout", "20", "--continue-on-failure"),
+        *("--warnings", "off", "--no-color", "--suppress-health-check", "all"),
+    ]
+    environment = {
+        **os.environ,
+        "SCHEMATHESIS_HOOKS": "tests.fixtures.rest_checks",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    tested = int(done.stdout.partition("Tested: ")[2].split()[0])
+    assert tested >= 10, done.stdout[-3000:]
