@@ -67,6 +67,11 @@ check-protos: setup ## Checks the contracts: lint, breaking changes, generated f
 protos-baseline: setup ## Takes today's contracts as what later ones must not break (docs/adr/0003)
 	$(BIN)/python protos/generate.py baseline
 
+# LANGUAGES: those alone, of go, node, java, rust, python.
+.PHONY: stubs
+stubs: setup ## Packages of stubs for users, below build/stubs: make stubs LANGUAGES='go rust'
+	$(BIN)/python -m deploy.stubs $(LANGUAGES)
+
 # --- checks ------------------------------------------------------------------------------------------------------------
 
 .PHONY: format
