@@ -32,8 +32,10 @@ async function register(transport: Transport, name: string, app: string): Promis
   const management = createClient(ManagementService, transport);
   await management.createService({ serviceId: name.replace("services/", ""), service: { app } });
   const enough = new AbortController();
+  // Not the transport's time-out: of a call that is left early, its timer would keep the process alive.
+  const signal = AbortSignal.any([enough.signal, AbortSignal.timeout(PATIENCE)]);
   try {
-    for await (const { event } of management.watchServices({}, { signal: enough.signal })) {
+    for await (const { event } of management.watchServices({}, { signal, timeoutMs: 0 })) {
       if (event.case !== "service" || event.value.name !== name) {
         continue;
       }
