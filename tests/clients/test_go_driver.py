@@ -8,7 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.clients.go.build import build_go_driver, missing
+from deploy.stubs.tools import ToolMissing
+from tests.clients.go.build import build_go_driver
 from tests.drivers.build import build_driver
 from tests.fixtures import kafka
 from tests.fixtures.beside import Scene, scene_of
@@ -18,10 +19,10 @@ from tests.fixtures.processes import running
 
 @pytest.fixture(scope="module")
 def go_driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    lacking = missing()
-    if lacking:
-        pytest.skip(f"the Go driver needs {lacking}; .ci/run installs them")
-    return str(build_go_driver(tmp_path_factory.mktemp("go")))
+    try:
+        return str(build_go_driver(tmp_path_factory.mktemp("go")))
+    except ToolMissing as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module", params=["embedded", "kafka"])
