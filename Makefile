@@ -102,6 +102,10 @@ test: lint type check-protos check-docs ## Everything that must be green before 
 test-full: lint type check-protos check-docs ## Like test, with the slow tests
 	$(PYTEST)
 
+.PHONY: clients
+clients: setup ## The same scenario in each language that has stubs, and with grpcurl, on a real gateway
+	$(PYTEST) tests/clients/test_scenarios.py
+
 .PHONY: conformance
 conformance: setup ## The conformance kit on every driver and fresh scaffolds, as processes and in containers
 	$(BIN)/python -m tests.conformance

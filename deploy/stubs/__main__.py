@@ -1,6 +1,6 @@
 """make stubs: packages of stubs for users, below build/stubs.
 
-    python -m deploy.stubs [--out FOLDER] [LANGUAGE…]      LANGUAGE: go, node, java, rust, python; all without one
+python -m deploy.stubs [--out FOLDER] [LANGUAGE…]      LANGUAGE: go, node, java, rust, python; all without one
 """
 
 from __future__ import annotations

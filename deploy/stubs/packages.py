@@ -58,7 +58,7 @@ def _copy(language: str, folder: Path) -> None:
         text = source.read_text()
         for word, value in words.items():
             text = text.replace(word, value)
-        target = folder / source.relative_to(HERE / language)
+        target = (folder / source.relative_to(HERE / language)).with_name(source.name.removesuffix(".in"))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
     shutil.copy(ROOT / "LICENSE", folder / "LICENSE")
@@ -125,9 +125,7 @@ def python(folder: Path) -> None:
     tools.run([sys.executable, "-m", "hatchling", "build", "--target", "wheel"], folder)
 
 
-LANGUAGES: dict[str, Callable[[Path], None]] = {
-    writer.__name__: writer for writer in (go, node, java, rust, python)
-}
+LANGUAGES: dict[str, Callable[[Path], None]] = {writer.__name__: writer for writer in (go, node, java, rust, python)}
 """Each writes the package into a folder, which it empties first. They raise ToolMissing, GenerationError and RuntimeError."""
 
 

@@ -22,7 +22,7 @@ trap 'rm -rf "$FOLDER"' EXIT
 # call METHOD [OPTION…]: the requests are on stdin, the responses on stdout, one JSON object after the other.
 call() { grpcurl -plaintext -max-time 180 -d @ "${@:2}" "$ADDRESS" "$1"; }
 
-# [register]
+# region register
 # register NAME APP: creates a service and waits until it is READY.
 register() {
   jq -n --arg id "${1#services/}" --arg app "$2" '{service_id: $id, service: {app: $app}}' |
@@ -34,9 +34,9 @@ register() {
     sleep 0.5
   done
 }
-# [end]
+# endregion
 
-# [upload]
+# region upload
 # The digest that `sha256sum` says, as JSON has bytes.
 to_base64() { printf '%b' "$(cut -c-64 | sed 's/../\\x&/g')" | base64 -w0; }
 
@@ -48,9 +48,9 @@ upload() {
     base64 -w $((CHUNK_BYTES / 3 * 4)) "$1" | jq -R '{data: .}'
   } | call $ARTIFACTS/Upload | jq -r .name
 }
-# [end]
+# endregion
 
-# [download]
+# region download
 # download NAME: reads an artifact and says its SHA-256, which is compared with what the gateway says.
 download() {
   jq -n --arg name "$1" '{name: $name}' | call $ARTIFACTS/Download >"$FOLDER/parts"
@@ -60,15 +60,15 @@ download() {
   [ "$digest" = "$promised" ] || { echo "$1 came with other bytes than it has" >&2; return 1; }
   echo "$digest"
 }
-# [end]
+# endregion
 
-# [predict]
+# region predict
 # predict SERVICE PICTURE: classifies it and says the best label.
 predict() {
   base64 -w0 "$2" | jq -R --arg service "$1" '{service: $service, inputs: [{image: .}]}' |
     call $INFERENCE/Predict | jq -r '.predictions[0].classification.classes[0].label'
 }
-# [end]
+# endregion
 
 # transcode CLIP PLAYS: starts a job that makes an MKV of a clip, at the pace of playing, and says its name.
 transcode() {
@@ -79,17 +79,17 @@ transcode() {
   }' | call $MEDIA/RunPipeline | jq -r .name
 }
 
-# [watch]
+# region watch
 # watch JOB: watches it to its end; the stream ends with it. Says all updates.
 watch() { jq -n --arg name "$1" '{name: $name}' | call $JOBS/WatchJob; }
-# [end]
+# endregion
 
-# [error]
+# region error
 # reason_of FILE: what went wrong, for programs: the ErrorInfo in the details of a status that `grpcurl -format-error` wrote.
 reason_of() { jq '.details[] | select(.["@type"] == "type.googleapis.com/google.rpc.ErrorInfo")' "$1"; }
-# [end]
+# endregion
 
-# [cancel]
+# region cancel
 # cancel JOB: waits until it runs, and cancels it; says the state it ended in.
 cancel() {
   local state=
@@ -100,7 +100,7 @@ cancel() {
   jq -n --arg name "$1" '{name: $name, mode: "CANCEL_MODE_ABORT"}' | call $JOBS/CancelJob >/dev/null
   watch "$1" | jq -rs 'last.update.job.state'
 }
-# [end]
+# endregion
 
 register $CLASSIFIER onnx
 register $FILMS ffmpeg

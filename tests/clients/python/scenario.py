@@ -34,7 +34,7 @@ PATIENCE = 180.0
 """Seconds that a call may take, at most."""
 
 
-# [register]
+# region register
 def register(channel: grpc.Channel, name: str, app: str) -> None:
     """Creates a service and waits until it is READY."""
     management = ManagementServiceStub(channel)
@@ -49,10 +49,10 @@ def register(channel: grpc.Channel, name: str, app: str) -> None:
         if event.service.name == name and event.service.state == resources_pb2.SERVICE_STATE_FAILED:
             raise RuntimeError(f"{name} has FAILED: {event.service.error.message}")
     raise RuntimeError(f"the stream ended before {name} was READY")
-    # [end]
+    # endregion
 
 
-# [upload]
+# region upload
 def upload(channel: grpc.Channel, path: Path) -> artifact_pb2.Artifact:
     """Stores a file, piece by piece; the gateway refuses it if the digest is another."""
     content = path.read_bytes()
@@ -65,10 +65,10 @@ def upload(channel: grpc.Channel, path: Path) -> artifact_pb2.Artifact:
             yield artifact_pb2.UploadRequest(data=content[start : start + CHUNK_BYTES])
 
     return ArtifactServiceStub(channel).Upload(parts(), timeout=PATIENCE)
-    # [end]
+    # endregion
 
 
-# [download]
+# region download
 def download(channel: grpc.Channel, name: str) -> str:
     """Reads an artifact; returns its SHA-256, which is compared with what the gateway says."""
     digest, promised = hashlib.sha256(), b""
@@ -79,17 +79,17 @@ def download(channel: grpc.Channel, name: str) -> str:
     if digest.digest() != promised:
         raise RuntimeError(f"{name} came with other bytes than it has")
     return digest.hexdigest()
-    # [end]
+    # endregion
 
 
-# [predict]
+# region predict
 def predict(channel: grpc.Channel, service: str, picture: Path) -> str:
     """Classifies a picture; returns the best label."""
     inputs = [inference_pb2.Input(image=picture.read_bytes())]
     request = inference_service_pb2.PredictRequest(service=service, inputs=inputs)
     answer = InferenceServiceStub(channel).Predict(request, timeout=PATIENCE)
     return answer.predictions[0].classification.classes[0].label
-    # [end]
+    # endregion
 
 
 def transcode(channel: grpc.Channel, clip: str, *, plays: int = 1) -> job_pb2.Job:
@@ -103,7 +103,7 @@ def transcode(channel: grpc.Channel, clip: str, *, plays: int = 1) -> job_pb2.Jo
     return MediaServiceStub(channel).RunPipeline(request, timeout=PATIENCE)
 
 
-# [watch]
+# region watch
 def watch(channel: grpc.Channel, name: str) -> tuple[job_pb2.Job, int]:
     """Watches a job to its end; returns it, and how many updates told of progress."""
     told = 0
@@ -115,10 +115,10 @@ def watch(channel: grpc.Channel, name: str) -> tuple[job_pb2.Job, int]:
             print(f"{job.progress.done:.1f} {job.progress.unit}", file=sys.stderr)
     # The stream ends with the job.
     return job, told
-    # [end]
+    # endregion
 
 
-# [error]
+# region error
 def reason_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
     """What went wrong, for programs: the ErrorInfo in the details of the status."""
     metadata = dict(error.trailing_metadata())
@@ -127,7 +127,7 @@ def reason_of(error: grpc.RpcError) -> error_details_pb2.ErrorInfo:
     if not any(detail.Unpack(info) for detail in status.details):
         raise error
     return info
-    # [end]
+    # endregion
 
 
 def call_nobody(channel: grpc.Channel) -> error_details_pb2.ErrorInfo:
@@ -140,7 +140,7 @@ def call_nobody(channel: grpc.Channel) -> error_details_pb2.ErrorInfo:
     raise RuntimeError("a service that is not there has answered")
 
 
-# [cancel]
+# region cancel
 def cancel(channel: grpc.Channel, name: str) -> job_pb2.Job:
     """Waits until a job runs, and cancels it; returns it as it ended."""
     jobs = JobServiceStub(channel)
@@ -152,7 +152,7 @@ def cancel(channel: grpc.Channel, name: str) -> job_pb2.Job:
     for answer in updates:
         job = answer.update.job
     return job
-    # [end]
+    # endregion
 
 
 def main(address: str, picture: Path, clip: Path) -> None:

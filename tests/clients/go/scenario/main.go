@@ -39,7 +39,7 @@ const (
 	patience   = 180 * time.Second
 )
 
-// [register]
+// region register
 
 // register creates a service and waits until it is READY.
 func register(ctx context.Context, conn *grpc.ClientConn, name, app string) error {
@@ -75,9 +75,9 @@ func register(ctx context.Context, conn *grpc.ClientConn, name, app string) erro
 	}
 }
 
-// [end]
+// endregion
 
-// [upload]
+// region upload
 
 // upload stores a file, piece by piece; the gateway refuses it if the digest is another.
 func upload(ctx context.Context, conn *grpc.ClientConn, path string) (*artifactv1.Artifact, error) {
@@ -102,9 +102,9 @@ func upload(ctx context.Context, conn *grpc.ClientConn, path string) (*artifactv
 	return stream.CloseAndRecv()
 }
 
-// [end]
+// endregion
 
-// [download]
+// region download
 
 // download reads an artifact; returns its SHA-256, which is compared with what the gateway says.
 func download(ctx context.Context, conn *grpc.ClientConn, name string) (string, error) {
@@ -132,9 +132,9 @@ func download(ctx context.Context, conn *grpc.ClientConn, name string) (string, 
 	return hex.EncodeToString(promised), nil
 }
 
-// [end]
+// endregion
 
-// [predict]
+// region predict
 
 // predict classifies a picture; returns the best label.
 func predict(ctx context.Context, conn *grpc.ClientConn, service, picture string) (string, error) {
@@ -152,7 +152,7 @@ func predict(ctx context.Context, conn *grpc.ClientConn, service, picture string
 	return answer.GetPredictions()[0].GetClassification().GetClasses()[0].GetLabel(), nil
 }
 
-// [end]
+// endregion
 
 // transcode starts a job that makes an MKV of a clip, at the pace of playing.
 func transcode(ctx context.Context, conn *grpc.ClientConn, clip string, plays int32) (*jobv1.Job, error) {
@@ -170,7 +170,7 @@ func transcode(ctx context.Context, conn *grpc.ClientConn, clip string, plays in
 	})
 }
 
-// [watch]
+// region watch
 
 // watch watches a job to its end; returns it, and how many updates told of progress.
 func watch(ctx context.Context, conn *grpc.ClientConn, name string) (job *jobv1.Job, told int, err error) {
@@ -195,9 +195,9 @@ func watch(ctx context.Context, conn *grpc.ClientConn, name string) (job *jobv1.
 	}
 }
 
-// [end]
+// endregion
 
-// [error]
+// region error
 
 // reasonOf says what went wrong, for programs: the ErrorInfo in the details of the status. Nil: there is none.
 func reasonOf(err error) *errdetails.ErrorInfo {
@@ -209,7 +209,7 @@ func reasonOf(err error) *errdetails.ErrorInfo {
 	return nil
 }
 
-// [end]
+// endregion
 
 // callNobody calls a service that is not there.
 func callNobody(ctx context.Context, conn *grpc.ClientConn) (*errdetails.ErrorInfo, error) {
@@ -223,7 +223,7 @@ func callNobody(ctx context.Context, conn *grpc.ClientConn) (*errdetails.ErrorIn
 	return nil, fmt.Errorf("a service that is not there has answered, or without a reason: %w", err)
 }
 
-// [cancel]
+// region cancel
 
 // cancelRunning waits until a job runs, and cancels it; returns it as it ended.
 func cancelRunning(ctx context.Context, conn *grpc.ClientConn, name string) (job *jobv1.Job, err error) {
@@ -252,7 +252,7 @@ func cancelRunning(ctx context.Context, conn *grpc.ClientConn, name string) (job
 	}
 }
 
-// [end]
+// endregion
 
 func run(address, picture, clip string) error {
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))

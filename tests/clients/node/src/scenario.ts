@@ -26,7 +26,7 @@ const FILMS = "services/node-films";
 /** Milliseconds that a call may take, at most. */
 const PATIENCE = 180_000;
 
-// [register]
+// region register
 /** Creates a service and waits until it is READY. */
 async function register(transport: Transport, name: string, app: string): Promise<void> {
   const management = createClient(ManagementService, transport);
@@ -52,9 +52,9 @@ async function register(transport: Transport, name: string, app: string): Promis
   }
   throw new Error(`the stream ended before ${name} was READY`);
 }
-// [end]
+// endregion
 
-// [upload]
+// region upload
 /** Stores a file, piece by piece; the gateway refuses it if the digest is another. */
 async function upload(transport: Transport, path: string): Promise<Artifact> {
   const content = await readFile(path);
@@ -68,9 +68,9 @@ async function upload(transport: Transport, path: string): Promise<Artifact> {
   }
   return await createClient(ArtifactService, transport).upload(parts());
 }
-// [end]
+// endregion
 
-// [download]
+// region download
 /** Reads an artifact; returns its SHA-256, which is compared with what the gateway says. */
 async function download(transport: Transport, name: string): Promise<string> {
   const hash = createHash("sha256");
@@ -85,9 +85,9 @@ async function download(transport: Transport, name: string): Promise<string> {
   }
   return digest.toString("hex");
 }
-// [end]
+// endregion
 
-// [predict]
+// region predict
 /** Classifies a picture; returns the best label. */
 async function predict(transport: Transport, service: string, picture: string): Promise<string | undefined> {
   const image = await readFile(picture);
@@ -98,7 +98,7 @@ async function predict(transport: Transport, service: string, picture: string): 
   const result = answer.predictions[0]?.result;
   return result?.case === "classification" ? result.value.classes[0]?.label : undefined;
 }
-// [end]
+// endregion
 
 /** Starts a job that makes an MKV of a clip, at the pace of playing. */
 async function transcode(transport: Transport, clip: string, plays: number): Promise<Job> {
@@ -115,7 +115,7 @@ async function transcode(transport: Transport, clip: string, plays: number): Pro
   });
 }
 
-// [watch]
+// region watch
 /** Watches a job to its end; returns it, and how many updates told of progress. */
 async function watch(transport: Transport, name: string): Promise<{ job: Job; told: number }> {
   let job: Job | undefined;
@@ -133,9 +133,9 @@ async function watch(transport: Transport, name: string): Promise<{ job: Job; to
   // The stream ends with the job.
   return { job, told };
 }
-// [end]
+// endregion
 
-// [error]
+// region error
 /** What went wrong, for programs: the ErrorInfo in the details of the status. */
 function reasonOf(error: unknown): ErrorInfo {
   const [info] = ConnectError.from(error).findDetails(ErrorInfoSchema);
@@ -144,7 +144,7 @@ function reasonOf(error: unknown): ErrorInfo {
   }
   return info;
 }
-// [end]
+// endregion
 
 /** Calls a service that is not there. */
 async function callNobody(transport: Transport): Promise<ErrorInfo> {
@@ -159,7 +159,7 @@ async function callNobody(transport: Transport): Promise<ErrorInfo> {
   throw new Error("a service that is not there has answered");
 }
 
-// [cancel]
+// region cancel
 /** Waits until a job runs, and cancels it; returns it as it ended. */
 async function cancel(transport: Transport, name: string): Promise<Job> {
   const jobs = createClient(JobService, transport);
@@ -177,7 +177,7 @@ async function cancel(transport: Transport, name: string): Promise<Job> {
   }
   return job;
 }
-// [end]
+// endregion
 
 async function main(address: string, picture: string, clip: string): Promise<void> {
   const transport = createGrpcTransport({ baseUrl: `http://${address}`, defaultTimeoutMs: PATIENCE });

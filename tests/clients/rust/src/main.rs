@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-// [register]
+// region register
 /// Creates a service and waits until it is READY.
 async fn register(channel: &Channel, name: &str, app: &str) -> Outcome<()> {
     let mut management = ManagementServiceClient::new(channel.clone());
@@ -60,9 +60,9 @@ async fn register(channel: &Channel, name: &str, app: &str) -> Outcome<()> {
     }
     Err(format!("the stream ended before {name} was READY").into())
 }
-// [end]
+// endregion
 
-// [upload]
+// region upload
 /// Stores a file, piece by piece; the gateway refuses it if the digest is another.
 async fn upload(channel: &Channel, path: &Path) -> Outcome<Artifact> {
     let content = fs::read(path)?;
@@ -77,9 +77,9 @@ async fn upload(channel: &Channel, path: &Path) -> Outcome<Artifact> {
     let mut artifacts = ArtifactServiceClient::new(channel.clone());
     Ok(artifacts.upload(tokio_stream::iter(parts)).await?.into_inner())
 }
-// [end]
+// endregion
 
-// [download]
+// region download
 /// Reads an artifact; returns its SHA-256, which is compared with what the gateway says.
 async fn download(channel: &Channel, name: &str) -> Outcome<String> {
     let request = DownloadRequest { name: name.into(), ..Default::default() };
@@ -96,9 +96,9 @@ async fn download(channel: &Channel, name: &str) -> Outcome<String> {
     }
     Ok(promised.iter().map(|byte| format!("{byte:02x}")).collect())
 }
-// [end]
+// endregion
 
-// [predict]
+// region predict
 /// Classifies a picture; returns the best label.
 async fn predict(channel: &Channel, service: &str, picture: &Path) -> Outcome<String> {
     let image = Input { value: Some(input::Value::Image(fs::read(picture)?)), ..Default::default() };
@@ -111,7 +111,7 @@ async fn predict(channel: &Channel, service: &str, picture: &Path) -> Outcome<St
         other => Err(format!("no classes: {other:?}").into()),
     }
 }
-// [end]
+// endregion
 
 /// Starts a job that makes an MKV of a clip, at the pace of playing.
 async fn transcode(channel: &Channel, clip: &str, plays: i32) -> Outcome<Job> {
@@ -135,7 +135,7 @@ async fn transcode(channel: &Channel, clip: &str, plays: i32) -> Outcome<Job> {
     Ok(MediaServiceClient::new(channel.clone()).run_pipeline(request).await?.into_inner())
 }
 
-// [watch]
+// region watch
 /// Watches a job to its end; returns it, and how many updates told of progress.
 async fn watch(channel: &Channel, name: &str) -> Outcome<(Job, usize)> {
     let request = WatchJobRequest { name: name.into(), ..Default::default() };
@@ -152,14 +152,14 @@ async fn watch(channel: &Channel, name: &str) -> Outcome<(Job, usize)> {
     // The stream ends with the job.
     Ok((last.ok_or("a stream without an update")?, told))
 }
-// [end]
+// endregion
 
-// [error]
+// region error
 /// What went wrong, for programs: the ErrorInfo in the details of the status.
 fn reason_of(status: &Status) -> Option<ErrorInfo> {
     status.get_details_error_info()
 }
-// [end]
+// endregion
 
 /// Calls a service that is not there.
 async fn call_nobody(channel: &Channel) -> Outcome<ErrorInfo> {
@@ -171,7 +171,7 @@ async fn call_nobody(channel: &Channel) -> Outcome<ErrorInfo> {
     }
 }
 
-// [cancel]
+// region cancel
 /// Waits until a job runs, and cancels it; returns it as it ended.
 async fn cancel(channel: &Channel, name: &str) -> Outcome<Job> {
     let mut jobs = JobServiceClient::new(channel.clone());
@@ -188,7 +188,7 @@ async fn cancel(channel: &Channel, name: &str) -> Outcome<Job> {
     }
     Ok(last.ok_or("a stream without an update")?)
 }
-// [end]
+// endregion
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Outcome<()> {

@@ -71,7 +71,7 @@ public final class Scenario {
     this.channel = channel;
   }
 
-  // [register]
+  // region register
   /** Creates a service and waits until it is READY. */
   void register(String name, String app) {
     var management = ManagementServiceGrpc.newBlockingStub(channel);
@@ -98,9 +98,9 @@ public final class Scenario {
     }
     throw new IllegalStateException("the stream ended before " + name + " was READY");
   }
-  // [end]
+  // endregion
 
-  // [upload]
+  // region upload
   /** Stores a file, piece by piece; the gateway refuses it if the digest is another. */
   Artifact upload(Path path) throws Exception {
     byte[] content = Files.readAllBytes(path);
@@ -135,9 +135,9 @@ public final class Scenario {
     parts.onCompleted();
     return stored.get(PATIENCE_SECONDS, TimeUnit.SECONDS);
   }
-  // [end]
+  // endregion
 
-  // [download]
+  // region download
   /** Reads an artifact; returns its SHA-256, which is compared with what the gateway says. */
   String download(String name) throws Exception {
     var digest = MessageDigest.getInstance("SHA-256");
@@ -154,9 +154,9 @@ public final class Scenario {
     }
     return HexFormat.of().formatHex(promised.toByteArray());
   }
-  // [end]
+  // endregion
 
-  // [predict]
+  // region predict
   /** Classifies a picture; returns the best label. */
   String predict(String service, Path picture) throws Exception {
     var image = ByteString.copyFrom(Files.readAllBytes(picture));
@@ -165,7 +165,7 @@ public final class Scenario {
     var answer = InferenceServiceGrpc.newBlockingStub(channel).predict(request);
     return answer.getPredictions(0).getClassification().getClasses(0).getLabel();
   }
-  // [end]
+  // endregion
 
   /** Starts a job that makes an MKV of a clip, at the pace of playing. */
   Job transcode(String clip, int plays) {
@@ -185,7 +185,7 @@ public final class Scenario {
   /** A job at its end, and how many updates told of progress. */
   record Watched(Job job, int told) {}
 
-  // [watch]
+  // region watch
   /** Watches a job to its end. */
   Watched watch(String name) {
     var job = Job.getDefaultInstance();
@@ -202,9 +202,9 @@ public final class Scenario {
     // The stream ends with the job.
     return new Watched(job, told);
   }
-  // [end]
+  // endregion
 
-  // [error]
+  // region error
   /** What went wrong, for programs: the ErrorInfo in the details of the status. */
   static ErrorInfo reasonOf(StatusRuntimeException error) throws Exception {
     for (Any detail : StatusProto.fromThrowable(error).getDetailsList()) {
@@ -214,7 +214,7 @@ public final class Scenario {
     }
     throw error;
   }
-  // [end]
+  // endregion
 
   /** Calls a service that is not there. */
   ErrorInfo callNobody() throws Exception {
@@ -228,7 +228,7 @@ public final class Scenario {
     throw new IllegalStateException("a service that is not there has answered");
   }
 
-  // [cancel]
+  // region cancel
   /** Waits until a job runs, and cancels it; returns it as it ended. */
   Job cancel(String name) {
     var jobs = JobServiceGrpc.newBlockingStub(channel);
@@ -244,7 +244,7 @@ public final class Scenario {
     }
     return job;
   }
-  // [end]
+  // endregion
 
   private Map<String, Object> run(Path picture, Path clip) throws Exception {
     register(CLASSIFIER, "onnx");
