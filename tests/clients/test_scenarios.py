@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -39,14 +39,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", seconds=2, width=320, height=180)
 
 
-def scenario(language: str, folder: Path) -> list[str]:
-    """The command that runs it; builds what it takes."""
+def scenario(language: str, stubs_of: Callable[[str], Path], folder: Path) -> list[str]:
+    """The command that runs it; builds what it takes in an empty folder."""
     if language == "grpcurl":
         return [str(programs.HERE / "grpcurl/scenario.sh")]
     try:
-        stubs = packages.write(folder / "stubs", [language])[language]
-        (folder / "program").mkdir()
-        return programs.BUILDERS[language](stubs, folder / "program")
+        return programs.BUILDERS[language](stubs_of(language), folder)
     except tools.ToolMissing as error:
         pytest.skip(str(error))
 
@@ -63,8 +61,10 @@ def scenario(language: str, folder: Path) -> list[str]:
         pytest.param("rust", marks=pytest.mark.slow),
     ],
 )
-def test_the_scenario_runs(language: str, gateway: GatewayProcess, clip: Path, tmp_path: Path) -> None:
-    command = scenario(language, tmp_path)
+def test_the_scenario_runs(
+    language: str, gateway: GatewayProcess, clip: Path, stubs_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    command = scenario(language, stubs_of, tmp_path)
     result = subprocess.run(
         [*command, gateway.address, str(PICTURE), str(clip)],
         # None of our packages is found by chance; grpcurl is where .ci/run puts it.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import google.api
 
-from deploy.stubs import packages, tools
+from deploy.stubs import tools
 from tests.clients.programs import build_go
 from tests.drivers import build
 
@@ -17,11 +17,10 @@ HERE = Path(__file__).parent
 MODULE = "onecontainer.test/godriver"
 
 
-def build_go_driver(out: Path) -> Path:
-    """Builds the driver below ``out``; returns the program. Raises ToolMissing without Go."""
+def build_go_driver(stubs: Path, out: Path) -> Path:
+    """Builds the driver below ``out`` with the Go module ``stubs``; returns the program. Raises ToolMissing without Go."""
     folder = out / "godriver"
     shutil.copytree(HERE / "driver", folder)
-    stubs = packages.write(out / "stubs", ["go"])["go"]
     includes = [
         build.HERE / "echo",
         build.PROTOS,
