@@ -70,11 +70,15 @@ def java(stubs: Path, out: Path) -> list[str]:
 
 def rust(stubs: Path, out: Path) -> list[str]:
     """The crate by its path, as long as it is not published. What it needs is compiled once, and kept."""
-    shutil.copytree(HERE / "rust", out, dirs_exist_ok=True)
-    with tools.locked("clients-rust") as target:
-        here = ["--config", f"patch.crates-io.onecontainer-api.path='{stubs}'"]
-        tools.run([tools.program("cargo"), "build", "--quiet", *here], out, CARGO_TARGET_DIR=str(target))
-        program = shutil.copy(target / "debug/scenario", out / "program")
+    with tools.locked("clients-rust") as place:
+        # At one path always: cargo would keep a compiled crate for each.
+        shutil.rmtree(place / "stubs", ignore_errors=True)
+        shutil.copytree(stubs, place / "stubs")
+        shutil.copytree(HERE / "rust", place / "scenario", dirs_exist_ok=True)
+        patch = f"patch.crates-io.onecontainer-api.path='{place / 'stubs'}'"
+        command = [tools.program("cargo"), "build", "--quiet", "--config", patch]
+        tools.run(command, place / "scenario", CARGO_TARGET_DIR=str(place / "target"))
+        program = shutil.copy(place / "target/debug/scenario", out / "program")
     return [str(program)]
 
 
