@@ -33,7 +33,8 @@ def _project() -> dict[str, Any]:
 
 def _requirement(name: str) -> str:
     """What the project requires of a Python package."""
-    return next(one for one in _project()["dependencies"] if one.startswith(f"{name}>="))
+    dependencies: list[str] = _project()["dependencies"]
+    return next(one for one in dependencies if one.startswith(f"{name}>="))
 
 
 def version() -> str:
@@ -73,7 +74,7 @@ def _generate(language: str, plugins: Path, folder: Path, *more: str) -> None:
         template = shutil.copy(HERE / language / TEMPLATE, scratch)
         chosen = [word for one in (OWN, *more) for word in ("--path", one)]
         search = f"{plugins}{os.pathsep}{os.environ['PATH']}"
-        command = [generate.tool("buf"), "generate", path, "--template", template, "--output", folder]
+        command = [generate.tool("buf"), "generate", str(path), "--template", str(template), "--output", str(folder)]
         tools.run([*command, *chosen, "--exclude-path", FOREIGN], Path(scratch), PATH=search)
 
 

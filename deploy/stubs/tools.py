@@ -125,7 +125,7 @@ def rust_plugins() -> Path:
         if new:
             crates = [f"protoc-gen-prost@{PROTOC_GEN_PROST}", f"protoc-gen-tonic@{PROTOC_GEN_TONIC}"]
             build = folder / "target"
-            command = [program("cargo"), "install", "--quiet", "--debug", "--locked", "--root", folder, *crates]
+            command = [program("cargo"), "install", "--quiet", "--debug", "--locked", "--root", str(folder), *crates]
             run(command, folder, CARGO_TARGET_DIR=str(build))
             shutil.rmtree(build)
     return folder / "bin"
