@@ -67,6 +67,11 @@ check-protos: setup ## Checks the contracts: lint, breaking changes, generated f
 protos-baseline: setup ## Takes today's contracts as what later ones must not break (docs/adr/0003)
 	$(BIN)/python protos/generate.py baseline
 
+# LANGUAGES: those alone, of go, node, java, rust, python.
+.PHONY: stubs
+stubs: setup ## Packages of stubs for users, below build/stubs: make stubs LANGUAGES='go rust'
+	$(BIN)/python -m deploy.stubs $(LANGUAGES)
+
 # --- checks ------------------------------------------------------------------------------------------------------------
 
 .PHONY: format
@@ -100,6 +105,10 @@ test: lint type check-protos check-docs ## Everything that must be green before 
 .PHONY: test-full
 test-full: lint type check-protos check-docs ## Like test, with the slow tests
 	$(PYTEST)
+
+.PHONY: clients
+clients: setup ## The same scenario in each language that has stubs, and with grpcurl, on a real gateway
+	$(PYTEST) tests/clients/test_scenarios.py
 
 .PHONY: conformance
 conformance: setup ## The conformance kit on every driver and fresh scaffolds, as processes and in containers

@@ -1,5 +1,5 @@
-"""Writes the generated pages: docs/reference/*.md, the options table in each driver's README, the checks in docs/conformance.md and
-the features in docs/databases.md.
+"""Writes the generated pages: docs/reference/*.md, the options table in each driver's README, the checks in docs/conformance.md, the
+features in docs/databases.md and the code in docs/stubs.md.
 
 python docs/reference.py          writes them                      (make docs)
 python docs/reference.py check    says which of them are out of date (make test)
@@ -25,6 +25,7 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
     SourceCodeInfo,
 )
+from snippets import with_snippets
 
 from onecontainer.api.db.v1 import database_pb2
 from onecontainer.cli.failures import EXIT_CODES
@@ -278,7 +279,10 @@ def pages() -> dict[Path, str]:
         **dict.fromkeys((reference / SCHEMA, ROOT / "onecontainer" / "rpc" / SCHEMA), schema_file()),
         ROOT / "docs" / "conformance.md": conformance_page(),
         ROOT / "docs" / "databases.md": databases_page(),
+        ROOT / "docs" / "stubs.md": with_snippets(ROOT / "docs" / "stubs.md"),
     }
+    for readme in sorted((ROOT / "deploy" / "stubs").glob("*/README.md")):
+        found[readme] = with_snippets(readme)
     for metadata in sorted((ROOT / "drivers").glob("*/metadata.json")):
         found[metadata.parent / "README.md"] = driver_readme(metadata.parent)
     return found

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import google.api
@@ -60,7 +61,8 @@ def _import_path(path: Path) -> str:
     return path.relative_to(PROTOS).as_posix()
 
 
-def run_protoc(*options: str) -> None:
+def run_protoc(*options: str, more: Sequence[str] = ()) -> None:
+    """protoc on all our files, and on `more` of those they may import. Raises GenerationError with what it says."""
     files = sources()
     if not files:
         raise GenerationError("no .proto file under protos/")
@@ -74,6 +76,7 @@ def run_protoc(*options: str) -> None:
         f"-I{WELL_KNOWN}",
         *options,
         *files,
+        *more,
     ]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     # Its warnings (an unused import, for one) are defects of a contract like any other.
@@ -84,13 +87,12 @@ def run_protoc(*options: str) -> None:
         raise GenerationError(problems or f"protoc ended with {result.returncode}")
 
 
-def compile_image(*, source_info: bool) -> FileDescriptorSet:
-    """All our files and what they import, in an order in which each comes after its imports."""
+def compile_image(*, source_info: bool, more: Sequence[str] = ()) -> FileDescriptorSet:
+    """All our files, `more` of google/*, and what they import, in an order in which each comes after its imports."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.binpb"
-        run_protoc(
-            "--include_imports", f"--descriptor_set_out={path}", *(["--include_source_info"] if source_info else [])
-        )
+        wanted = ["--include_imports", f"--descriptor_set_out={path}"]
+        run_protoc(*wanted, *(["--include_source_info"] if source_info else []), more=more)
         return FileDescriptorSet.FromString(path.read_bytes())
 
 

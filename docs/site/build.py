@@ -29,6 +29,9 @@ CONTENTS = {
     "Begin": ["docs/README", "docs/tutorial"],
     "Call it": [
         "docs/python",
+        "docs/stubs",
+        "docs/rest",
+        "docs/media",
         "docs/open-inference",
         "docs/databases",
         "docs/torchhub",

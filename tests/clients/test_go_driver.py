@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from tests.clients.go.build import build_go_driver, missing
+from tests.clients.go.build import build_go_driver
 from tests.drivers.build import build_driver
 from tests.fixtures import kafka
 from tests.fixtures.beside import Scene, scene_of
@@ -17,11 +18,8 @@ from tests.fixtures.processes import running
 
 
 @pytest.fixture(scope="module")
-def go_driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    lacking = missing()
-    if lacking:
-        pytest.skip(f"the Go driver needs {lacking}; .ci/run installs them")
-    return str(build_go_driver(tmp_path_factory.mktemp("go")))
+def go_driver(tmp_path_factory: pytest.TempPathFactory, stubs_of: Callable[[str], Path]) -> str:
+    return str(build_go_driver(stubs_of("go"), tmp_path_factory.mktemp("go")))
 
 
 @pytest.fixture(scope="module", params=["embedded", "kafka"])

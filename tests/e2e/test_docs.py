@@ -117,8 +117,8 @@ def test_the_media_page_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "media.md").read_text()
     programs = PROGRAM.findall(page)
     assert [name for name, _ in programs] == ["progress.py"]
-    for name, program in programs:
-        (tmp_path / name).write_text(program.replace("127.0.0.1:50051", address))
+    for name, text in programs:
+        (tmp_path / name).write_text(text.replace("127.0.0.1:50051", address))
     (tmp_path / "pipeline.json").write_text(JSON.findall(page)[0])
     variables = {"ONECONTAINER_DATA_DIR": str(tmp_path / "data"), "ONECONTAINER_LISTEN": address}
     run_page("media.md", tmp_path, variables, least=15, stop=["oca down"])

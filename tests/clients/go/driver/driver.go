@@ -14,9 +14,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
-	driverv1 "onecontainer.test/godriver/gen/driverv1"
-	jobv1 "onecontainer.test/godriver/gen/jobv1"
-	typev1 "onecontainer.test/godriver/gen/typev1"
+	driverv1 "github.com/onecontainer/onecontainer/gen/go/onecontainer/api/driver/v1"
+	jobv1 "github.com/onecontainer/onecontainer/gen/go/onecontainer/api/job/v1"
+	typev1 "github.com/onecontainer/onecontainer/gen/go/onecontainer/api/type/v1"
 )
 
 type key struct {

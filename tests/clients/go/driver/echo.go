@@ -10,8 +10,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	jobv1 "github.com/onecontainer/onecontainer/gen/go/onecontainer/api/job/v1"
 	echov1 "onecontainer.test/godriver/gen/echov1"
-	jobv1 "onecontainer.test/godriver/gen/jobv1"
 )
 
 const service = "onecontainer.test.echo.v1.EchoService/"

@@ -3,6 +3,7 @@ module onecontainer.test/godriver
 go 1.24.0
 
 require (
+	github.com/onecontainer/onecontainer/gen/go v0.0.0
 	google.golang.org/genproto/googleapis/api v0.0.0-20250804133106-a7a43d27e69b
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20250804133106-a7a43d27e69b
 	google.golang.org/grpc v1.76.0

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
-	driverv1 "onecontainer.test/godriver/gen/driverv1"
+	driverv1 "github.com/onecontainer/onecontainer/gen/go/onecontainer/api/driver/v1"
 	echov1 "onecontainer.test/godriver/gen/echov1"
 )
 
