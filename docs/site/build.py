@@ -22,6 +22,7 @@ SOURCE = ROOT / "build" / "site" / "source"
 HTML = ROOT / "build" / "site" / "html"
 CONTRACTS = Path("protos/onecontainer/api")
 LANGUAGES = {".go": "go", ".py": "python", ".sh": "bash", ".java": "java", ".rs": "rust", ".ts": "typescript"}
+ORPHAN = b"---\norphan: true\n---\n"  # a page that only links lead to
 LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 
 # The order in which one would read. A folder stands for all that is in it.
@@ -83,6 +84,8 @@ def copy(page: Path) -> None:
             return f"{link[1]}/{'protos' if place.is_relative_to('protos') else place}/index.md"
         if found.is_file() and found.suffix != ".md":
             put(place, found.read_bytes())
+        elif found.is_file() and found not in set(pages()):
+            put(place, ORPHAN + found.read_bytes())
         return link[0]
 
     place = page.relative_to(ROOT)
@@ -92,7 +95,7 @@ def copy(page: Path) -> None:
 def show_folder(folder: Path) -> None:
     files = sorted(file for file in (ROOT / folder).iterdir() if file.is_file())
     shown = [f"## {file.name}\n\n````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text()}````\n" for file in files]
-    put(folder / "index.md", "\n".join(["---", "orphan: true", "---", f"# {folder}", "", *shown]).encode())
+    put(folder / "index.md", ORPHAN + "\n".join([f"# {folder}", "", *shown]).encode())
 
 
 def put(place: Path, content: bytes) -> None:
