@@ -11,7 +11,7 @@ import pytest
 from onecontainer.client import Client
 from tests.drivers.build import build_driver
 from tests.fixtures.processes import GatewayProcess, running
-from tests.fixtures.rest import RestProcess
+from tests.fixtures.rest import RestProcess, bundled_services
 
 
 @pytest.fixture(scope="session")
@@ -43,9 +43,5 @@ def rest(gateway: GatewayProcess) -> Iterator[RestProcess]:
 
 @pytest.fixture(scope="session")
 def rest_services(gateway: GatewayProcess) -> None:
-    """The bundled drivers' services `rest-sql`, `rest-onnx`, `rest-ffmpeg`, READY."""
-    names = {f"rest-{app}": app for app in ("sql", "onnx", "ffmpeg")}
-    with Client(gateway.address) as client:
-        for name, app in names.items():
-            client.services.create(name, app=app)
-        client.services.wait_ready(*names, timeout=120)
+    """Services of the bundled drivers, see there."""
+    bundled_services(gateway.address)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.fixtures.rest import RestProcess
+from onecontainer.client import Client
+from tests.fixtures.processes import GatewayProcess, running
+from tests.fixtures.rest import RestProcess, bundled_services
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKS = "typed_errors,content_type_conformance,response_schema_conformance"
@@ -35,7 +38,19 @@ parameters = { service = "echo", contract = "onecontainer.test.echo.v1.EchoServi
 """
 
 
-@pytest.mark.usefixtures("rest_services")
+@pytest.fixture
+def rest(tmp_path: Path, echo_drivers: Path) -> Iterator[RestProcess]:
+    """Before a gateway of its own: requests delete what they find."""
+    gateway = GatewayProcess(tmp_path / "data", [echo_drivers])
+    with running(gateway):
+        with Client(gateway.address) as client:
+            client.services.create("echo", app="echo")
+        bundled_services(gateway.address)
+        front = RestProcess(gateway.address)
+        with running(front):
+            yield front
+
+
 def test_no_request_gets_an_untyped_error(rest: RestProcess, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     command = [
