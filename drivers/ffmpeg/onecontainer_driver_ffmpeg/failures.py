@@ -58,9 +58,10 @@ def process_failure(return_code: int, lines: list[str], at: str) -> errors.OneCo
 def pipeline_failure(
     failed: Sequence[errors.OneContainerError], result: pb.RunPipelineResult, *, all_or_nothing: bool
 ) -> errors.OneContainerError:
-    """The error of a pipeline some of whose outputs failed: their own if it is one, with `result` in the details as far as it fits.
+    """The error of a pipeline some of whose outputs failed: their own if it is one for all of them.
 
-    The artifacts of the outputs that SUCCEEDED are kept; with `all_or_nothing` none is, and those outputs are CANCELLED in the details.
+    `result` is in the details as far as it fits. The artifacts of the outputs that SUCCEEDED are kept; with `all_or_nothing` none is,
+    and those outputs are CANCELLED in the details.
     """
     told = pb.RunPipelineResult()
     told.CopyFrom(result)
@@ -78,12 +79,15 @@ def pipeline_failure(
     ]
     error = failed[0]
     if len(failed) > 1:
-        codes = {one.code for one in failed}
-        error = errors.BackendExecutionFailed(
-            f"{len(failed)} of {len(told.outputs)} outputs failed: " + "; ".join(str(one) for one in failed)[:4000],
-            code=codes.pop() if len(codes) == 1 else errors.Code.INTERNAL,
-            hop="backend",
+        message = (
+            f"{len(failed)} of {len(told.outputs)} outputs failed: " + "; ".join(str(one) for one in failed)[:4000]
         )
+        if len({(one.code, one.reason) for one in failed}) == 1:
+            error.message = message
+        else:
+            codes = {one.code for one in failed}
+            code = codes.pop() if len(codes) == 1 else errors.Code.INTERNAL
+            error = errors.BackendExecutionFailed(message, code=code, hop="backend")
     return error.with_details(fitting(told, errors.MAX_DETAILS_BYTES), kept_artifacts=kept)
 
 

@@ -109,7 +109,10 @@ class OpenInference(Facade):
         """Within this call, not as a job: a new model is ServeModel's."""
         for name in request.parameters:
             raise errors.FieldInvalid(f"parameters.{name[:64]}", "is not served here: a new config is for ServeModel")
-        ours = pb.ServeModelRequest(service=context.service, model=await self._named(request.model_name, context))
+        model = mapping.model_id(context.service, request.model_name)
+        if not model and self.behind.has(*_KNOWS_MODELS):
+            model = (await self._default(context)).name
+        ours = pb.ServeModelRequest(service=context.service, model=model or self._named(request.model_name, context))
         await self.behind.call("serve_model", ours, context)
         return oip.RepositoryModelLoadResponse()
 
@@ -119,7 +122,7 @@ class OpenInference(Facade):
         for name in request.parameters:
             if name != "unload_dependents":
                 raise errors.FieldInvalid(f"parameters.{name[:64]}", "is not served here")
-        ours = pb.UnloadModelRequest(service=context.service, model=await self._named(request.model_name, context))
+        ours = pb.UnloadModelRequest(service=context.service, model=self._named(request.model_name, context))
         await self.behind.call("unload_model", ours, context)
         return oip.RepositoryModelUnloadResponse()
 
@@ -162,11 +165,9 @@ class OpenInference(Facade):
 
     # --- names ---------------------------------------------------------------------------------------------------------
 
-    async def _named(self, name: str, context: Context) -> str:
-        """A model by its name, as our methods take it that have no default. Raises FieldRequired, ModelNotFound."""
+    def _named(self, name: str, context: Context) -> str:
+        """A model by its name, as our methods take it. Raises FieldRequired: which one is the default is nothing to unload by."""
         model = mapping.model_id(context.service, name)
-        if not model and self.behind.has(*_KNOWS_MODELS):
-            return (await self._default(context)).name
         if not model:
             own = context.service.removeprefix(mapping.SERVICES)
             raise errors.FieldRequired("model_name", f"must name a model of the service: {own}/MODEL")

@@ -177,10 +177,14 @@ async def test_the_element_is_named_that_is_no_image() -> None:
 async def test_a_service_means_its_default_model_also_where_one_is_loaded() -> None:
     driver = Images()
     async with sidecar(driver) as channel:
-        await theirs(channel).RepositoryModelUnload(oip.RepositoryModelUnloadRequest(model_name="m"), timeout=60)
+        error = await failure(
+            theirs(channel).RepositoryModelUnload(oip.RepositoryModelUnloadRequest(model_name="m"), timeout=60)
+        )
+        assert error.violations[0].field == "model_name", "nobody unloads by accident what others call"
+        await theirs(channel).RepositoryModelUnload(oip.RepositoryModelUnloadRequest(model_name="m/b"), timeout=60)
         await theirs(channel).RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="m"), timeout=60)
         await theirs(channel).RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="m/b"), timeout=60)
-    assert driver.asked == [f"unload {SERVICE}/models/cats", f"load {SERVICE}/models/cats", "load b"]
+    assert driver.asked == ["unload b", f"load {SERVICE}/models/cats", "load b"]
 
 
 async def test_what_tells_how_http_carries_a_tensor_says_nothing_here() -> None:

@@ -30,6 +30,9 @@ def command_lines() -> Iterator[tuple[str, str]]:
 
 
 def words(line: str) -> list[str]:
+    """Its words; a quoted one that goes on over lines (JSON) is closed at the end of its first."""
+    if line.count("'") % 2:
+        line += "'"
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>")
     lexer.whitespace_split = True
     found = []

@@ -7,20 +7,18 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from onecontainer.api.ai.v1 import inference_pb2, model_pb2, tensor_pb2, usage_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.driver.conformance.expect import refused, require
 from onecontainer.driver.conformance.model import Skipped
-from onecontainer.driver.conformance.scenarios import own
 from onecontainer.driver.conformance.scenarios.work import Work, Works
 from onecontainer.driver.conformance.session import SERVICE, Sample, Session, Slow
 from onecontainer.errors import Code, Reason
 
 NAME = "onecontainer.api.ai.v1.InferenceService"
-OTHERS_UNLOAD = "inference.GRPCInferenceService/RepositoryModelUnload"
 MODEL = "conformance"
 HELD_ITEMS = 100
 # y = 2 x + 1 over rows of three floats, opset 13: the smallest model whose answers tell callers apart.
@@ -56,7 +54,7 @@ class Inference:
         self._served = False
 
     def works(self) -> Works:
-        ours = {
+        return {
             f"{NAME}/{method}": Work(run, after=tuple(f"{NAME}/{one}" for one in after))
             for method, run, after in (
                 ("GetUsage", self.usage, ()),
@@ -70,14 +68,6 @@ class Inference:
                 ("UnloadModel", self.unload, ("ServeModel",)),
             )
         }
-        return {**ours, OTHERS_UNLOAD: Work(self.unload_by_others)}
-
-    async def unload_by_others(self, session: Session) -> None:
-        """A model that is not there: the service alone would name its default one, which other checks ask."""
-        method = session.contract[OTHERS_UNLOAD]
-        request = method.empty(SERVICE)
-        text_format.Parse(f'model_name: "{SERVICE.removeprefix("services/")}/nobody"', request)
-        await own.answers(session, method, request, f"{method.short} of a model that is not there")
 
     # --- models --------------------------------------------------------------------------------------------------------
 

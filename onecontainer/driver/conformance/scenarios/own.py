@@ -25,11 +25,9 @@ async def works(session: Session, method: Method) -> None:
 
 
 async def _empty(session: Session, method: Method) -> None:
-    await answers(session, method, method.empty(SERVICE), f"{method.short} with nothing but the service")
-
-
-async def answers(session: Session, method: Method, request: Message, sent: str) -> None:
-    """OK, or a typed error: nobody knows what the method wants. Raises Failed."""
+    """OK, or a typed error: nobody knows what the method wants."""
+    request = method.empty(SERVICE)
+    sent = f"{method.short} with nothing but the service"
     answer = await _end(session, method, [request])
     if answer.ok:
         return
