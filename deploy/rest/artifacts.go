@@ -22,11 +22,11 @@ import (
 )
 
 const (
-	uploadPath    = "/v1/artifacts"
-	chunk         = mib
-	shortestField = 64 * 1024 // longest text field of a form, in bytes
-	formType      = "multipart/form-data"
-	curlsType     = "application/x-www-form-urlencoded" // what curl says of bytes if it is told nothing
+	uploadPath   = "/v1/artifacts"
+	chunk        = mib
+	longestField = 64 * 1024 // longest text field of a form, in bytes
+	formType     = "multipart/form-data"
+	curlsType    = "application/x-www-form-urlencoded" // what curl says of bytes if it is told nothing
 )
 
 var noFilter = utilities.NewDoubleArray(nil)
@@ -153,11 +153,11 @@ func nextFile(form *multipart.Reader, values url.Values) (*multipart.Part, error
 }
 
 func readField(part *multipart.Part, values url.Values) error {
-	text, err := io.ReadAll(io.LimitReader(part, shortestField+1))
+	text, err := io.ReadAll(io.LimitReader(part, longestField+1))
 	if err != nil {
 		return badForm(err)
 	}
-	if len(text) > shortestField {
+	if len(text) > longestField {
 		return marked(bodyInvalid, part.FormName(), "the field is too long; send it as a file, with a file name")
 	}
 	values.Add(part.FormName(), string(text))

@@ -19,6 +19,7 @@ from rich.text import Text
 
 Cell = object
 PIPE_WIDTH = 4096
+_STRUCTS = ("google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue")
 _EXACT = 2**53
 """Up to here a double holds every whole number."""
 FindTypes = Callable[..., Any]
@@ -137,7 +138,8 @@ class Screen:
         while True:
             try:
                 shown = json_format.MessageToDict(message, preserving_proto_field_name=True, descriptor_pool=pool)
-                return _whole(_without_marks(shown) if _GIVEN_UP in asked else shown)
+                shown = _whole(shown, message.DESCRIPTOR)
+                return _without_marks(shown) if _GIVEN_UP in asked else shown
             except (TypeError, json_format.Error) as error:
                 match = _UNKNOWN_TYPE.search(str(error))
                 if match is None:
@@ -186,15 +188,32 @@ def _without_marks(value: Any) -> Any:
     return value.removesuffix(_BYTES_MARK) if isinstance(value, str) else value
 
 
-def _whole(value: Any) -> Any:
-    """Without the `.0` of whole numbers, which a Struct (options, details) keeps as doubles."""
+def _whole(shown: Any, kind: Any) -> Any:
+    """The JSON of a message (`kind`: its descriptor) without the `.0` of whole numbers where a Struct has them, which keeps all numbers as
+    doubles. A field that is a double is one."""
+    if kind.full_name in _STRUCTS:
+        return _without_points(shown)
+    if not isinstance(shown, dict):
+        return shown
+    for field in kind.fields:
+        below, value = field.message_type, shown.get(field.name)
+        if below is not None and isinstance(value, dict) and below.GetOptions().map_entry:
+            below = below.fields_by_name["value"].message_type
+            if below is not None:
+                shown[field.name] = {name: _whole(item, below) for name, item in value.items()}
+        elif below is not None and field.is_repeated and isinstance(value, list):
+            shown[field.name] = [_whole(item, below) for item in value]
+        elif below is not None and value is not None:
+            shown[field.name] = _whole(value, below)
+    return shown
+
+
+def _without_points(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _whole(item) for name, item in value.items()}
+        return {name: _without_points(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_whole(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
-        return int(value)
-    return value
+        return [_without_points(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
 def _cell(value: Cell) -> Text | str:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 KILL_GRACE = 1.0
 DRAIN_SLACK = 5.0
 CHANNEL_GRACE = 2.0
+DOUBT_PAUSE = 0.5
 EXIT_PRECEDENCE = 0.5
 """Seconds that a broken connection waits for the news of the process's end, which tells more."""
 
@@ -401,7 +402,9 @@ class Instance:
         if found is not None:
             waits.append(found.wait())
         await first_of(*waits)
-        if found is not None:
+        if found is not None and found.is_set():
+            # Many calls may fail at once, and go on failing though the probe is well: one probe answers for all of them.
+            await self._around.sleep(DOUBT_PAUSE)
             found.clear()
         return doubt is not None and doubt.is_set()
 

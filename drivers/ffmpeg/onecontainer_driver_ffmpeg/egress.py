@@ -13,8 +13,9 @@ import fnmatch
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import certifi
@@ -215,18 +216,26 @@ async def _refuse(writer: asyncio.StreamWriter, line: str) -> None:
 async def egress_guard(rules: HostRules) -> AsyncIterator[EgressGuard]:
     """A proxy for one call, on a free port of loopback. Its connections end with it."""
     guard = EgressGuard(rules)
+    async with loopback_server(guard.serve, limit=_HEAD_LIMIT) as port:
+        guard.address = f"http://127.0.0.1:{port}"
+        yield guard
+
+
+@contextlib.asynccontextmanager
+async def loopback_server(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]], *, limit: int = 64 * 1024
+) -> AsyncIterator[int]:
+    """Serves on a free port of loopback, which it gives. Its connections end with it. `limit`: of a reader's lines, in bytes."""
     connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(guard.serve(reader, writer))
+        task = asyncio.ensure_future(serve(reader, writer))
         connections.add(task)
         task.add_done_callback(connections.discard)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=_HEAD_LIMIT)
-    host, port = server.sockets[0].getsockname()[:2]
-    guard.address = f"http://{host}:{port}"
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=limit)
     try:
-        yield guard
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
         for task in connections:

@@ -84,6 +84,7 @@ def pipeline_failure(
         )
         if len({(one.code, one.reason) for one in failed}) == 1:
             error.message = message
+            error.violations = tuple(violation for one in failed for violation in one.violations)
         else:
             codes = {one.code for one in failed}
             code = codes.pop() if len(codes) == 1 else errors.Code.INTERNAL

@@ -166,8 +166,8 @@ class PipelineRun:
                 await asyncio.to_thread((output.plan.folder / folder).mkdir, parents=True, exist_ok=True)
             try:
                 # What a target makes after ffmpeg takes processes too, so it belongs to the slot. The one that will look into what was
-                # made starts now, when nobody waits for it.
-                async with self._prober.warmed(self._folder) as warm:
+                # made starts now, when nobody waits for it; a live sink, which may last for days, makes nothing to look into.
+                async with self._prober.warmed(self._folder, needed=output.plan.target.makes_files) as warm:
                     async with output.plan.target.started() as started:
                         for at, message in started.warnings:
                             self._warn(at, message)

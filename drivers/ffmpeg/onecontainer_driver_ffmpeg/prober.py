@@ -125,9 +125,9 @@ class Prober:
             return await finish(child)
 
     @contextlib.asynccontextmanager
-    async def warmed(self, folder: Path) -> AsyncIterator[WarmChild]:
+    async def warmed(self, folder: Path, *, needed: bool = True) -> AsyncIterator[WarmChild]:
         """Starts the process of one probe to come, which takes longer than the probe; it is killed with the context if none came."""
-        if self.ffprobe:  # starts at once
+        if self.ffprobe or not needed:  # ffprobe starts at once
             yield WarmChild(None)
             return
         async with _libraries(folder, None) as child:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from onecontainer_driver_ffmpeg.egress import certificate_authorities
+from onecontainer_driver_ffmpeg.egress import certificate_authorities, loopback_server
 
 # C0, C1 and C2 of the handshake (RTMP 1.0, section 5.2): random bytes, in which nothing is to be looked for.
 _HANDSHAKE = 1 + 1536 + 1536
@@ -203,19 +203,5 @@ class Relay:
 async def rtmp_relay(receiver: Receiver) -> AsyncIterator[Relay]:
     """A relay on a free port of loopback. Its connections end with it."""
     relay = Relay(receiver)
-    connections: set[asyncio.Task[None]] = set()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(relay.serve(reader, writer))
-        connections.add(task)
-        task.add_done_callback(connections.discard)
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    relay.port = server.sockets[0].getsockname()[1]
-    try:
+    async with loopback_server(relay.serve) as relay.port:
         yield relay
-    finally:
-        server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)

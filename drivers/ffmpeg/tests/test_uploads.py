@@ -421,8 +421,9 @@ def pipeline(bench: Bench, clip: Path, *outputs: Output, **fields: Any) -> RunPi
 
 
 async def test_a_pipeline_uploads_and_keeps_what_is_asked(
-    bench: Bench, clip: Path, s3: Emulator, caplog: pytest.LogCaptureFixture
+    bench: Bench, clip: Path, s3: Emulator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("onecontainer.driver.progress.INTERVAL_SECONDS", 0.0)  # else a short state may never be told
     caplog.set_level(logging.DEBUG)
     await bench.attach(secrets=secrets_of(s3), upload_hosts=[s3.host])
     request = pipeline(
@@ -440,6 +441,8 @@ async def test_a_pipeline_uploads_and_keeps_what_is_asked(
     assert [made.artifact for made in ladder.files] == [""] * len(ladder.files)
     assert list(ladder.uploads[0].urls) == [f"s3://{BUCKET}/only/{made.name}" for made in ladder.files]
     assert set(s3.names()) >= {f"only/{made.name}" for made in ladder.files}
+    states = {output.state for details in bench.events.details() for output in details.outputs}
+    assert pb.OUTPUT_STATE_STORING in states
     assert bench.events.declared == [False], "it is not idempotent, and says so before it uploads"
     assert KEY not in f"{result} {bench.events.reports} {caplog.text}"
 

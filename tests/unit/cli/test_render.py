@@ -9,6 +9,7 @@ from decimal import Decimal
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 
+from onecontainer.api.db.v1 import record_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.cli.bars import amount, note
@@ -51,6 +52,14 @@ def test_whole_numbers_of_options_stay_whole() -> None:
     service.options.update({"threads": 2, "share": 0.5, "sizes": [1, 1e300], "on": True})
     assert json.dumps(Screen("json").to_json(service)["options"], sort_keys=True) == (
         '{"on": true, "share": 0.5, "sizes": [1, 1e+300], "threads": 2}'
+    )
+
+
+def test_a_double_is_shown_as_one() -> None:
+    record = record_pb2.Record()
+    record.fields["price"].double_value, record.fields["zero"].double_value = 2.0, -0.0
+    assert json.dumps(Screen("json").to_json(record)) == (
+        '{"fields": {"price": {"double_value": 2.0}, "zero": {"double_value": -0.0}}}'
     )
 
 
