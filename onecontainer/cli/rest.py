@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ PROGRAM = "onecontainer-rest"
 NOTE_FILE = "rest.json"
 BUILD = Path(onecontainer.__file__).resolve().parents[1] / "deploy" / "rest" / "build.py"
 """Only a checkout has it; the wheel has no Go sources."""
+START_SECONDS = 10.0
 STOP_SECONDS = 40.0
 """Longer than the front gives its running requests."""
 
@@ -88,7 +90,11 @@ class RestFront:
             raise StateInvalid(f"{settings.rest_program} cannot be run: {error.strerror}") from None
         self._child = child
         assert child.stdout is not None
+        # One that says nothing must not keep the gateway from answering.
+        too_late = threading.Timer(START_SECONDS, child.kill)
+        too_late.start()
         words = child.stdout.readline().split()
+        too_late.cancel()
         if len(words) < 4:
             raise StateInvalid(f"REST on {settings.rest_listen} did not start; the line above tells why")
         url = words[3]

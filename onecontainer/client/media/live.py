@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 from onecontainer.api.media.v1 import input_pb2, output_pb2, stream_pb2
 from onecontainer.api.media.v1 import media_pb2 as pb
 from onecontainer.client.media import SourceLike, to_source
-from onecontainer.client.names import seconds
+from onecontainer.client.names import full_name, seconds
 
 _OPTIONS = {"udp": {"ttl"}, "srt": {"mode", "latency", "streamid", "passphrase_secret"}, "rtmp": set(), "rtmps": set()}
 
@@ -38,7 +38,7 @@ def live_output(url: str) -> output_pb2.LiveOutput:
     if parts.port is None or parts.path.strip("/"):
         raise ValueError("needs a port and takes no path")
     if parts.scheme == "udp":
-        ttl = int(options.get("ttl", 0))
+        ttl = _number(options, "ttl")
         return output_pb2.LiveOutput(udp=output_pb2.UdpSink(host=parts.hostname, port=parts.port, multicast_ttl=ttl))
     modes = {"caller": output_pb2.SRT_MODE_CALLER, "listener": output_pb2.SRT_MODE_LISTENER}
     if options.get("mode", "caller") not in modes:
@@ -48,11 +48,18 @@ def live_output(url: str) -> output_pb2.LiveOutput:
             host=parts.hostname,
             port=parts.port,
             mode=modes[options.get("mode", "caller")],
-            latency=seconds(float(options["latency"]) / 1000) if "latency" in options else None,
+            latency=seconds(_number(options, "latency") / 1000) if "latency" in options else None,
             stream_id=options.get("streamid", ""),
-            passphrase_secret=options.get("passphrase_secret", ""),
+            passphrase_secret=full_name("secrets", options.get("passphrase_secret", "")),
         )
     )
+
+
+def _number(options: dict[str, str], name: str) -> int:
+    text = options.get(name, "0")
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"has a {name} that is no whole number: {text!r}")
+    return int(text)
 
 
 def live_request(

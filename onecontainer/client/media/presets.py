@@ -159,7 +159,8 @@ def audio_only(
 
 
 def archive(source: SourceLike, *, start: float | None = None, duration: float | None = None) -> pb.RunPipelineRequest:
-    """A Matroska file that loses nothing and checks itself: FFV1 version 3 with checksums (RFC 9043), FLAC."""
+    """A Matroska file of the first picture and sound, and no other track, that loses nothing of them and checks itself: FFV1 version 3
+    with checksums (RFC 9043), FLAC."""
     params = {
         "slicecrc": stream_pb2.ParamValue(integer=1),
         "slices": stream_pb2.ParamValue(integer=4),

@@ -93,6 +93,9 @@ class Program(driver_pb2_grpc.DriverServiceServicer):
 
     async def Probe(self, request, context):
         await self.authenticate(context)
+        if STATE is not None:
+            with (STATE / "probes").open("a") as file:
+                file.write(".")
         if "broken_file" in self.options and Path(self.options["broken_file"]).exists():
             await status.abort(context, BackendUnreachable("the backend is away"), hop="backend")
         ready = "ready_file" not in self.options or Path(self.options["ready_file"]).exists()

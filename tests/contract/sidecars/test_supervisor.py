@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from onecontainer.errors import DriverNotAvailable, Reason, ResourceNotFound, StateInvalid
+from onecontainer.sidecars.instance import DOUBT_PAUSE
 from onecontainer.sidecars.model import (
     HeartbeatLayer,
     HeartbeatState,
@@ -148,6 +149,25 @@ async def test_a_backend_that_is_doubted_is_probed_at_once(bench, tmp_path: Path
     bench.supervisor.endpoint("u1").doubt.set()
     await bench.until(lambda: bench.supervisor.state("u1")[0] is ServiceState.UNAVAILABLE)
     assert bench.supervisor.state("u1")[1].reason is Reason.BACKEND_UNREACHABLE
+
+
+@pytest.mark.parametrize("bench", [{"probe_interval": 3600}], indirect=True)
+async def test_a_backend_that_is_well_is_not_probed_for_each_call_that_doubts_it(bench) -> None:
+    await bench.supervisor.apply(bench.target())
+    await bench.ready()
+    probes = bench.root / "data" / "state" / "u1" / "probes"
+    before = probes.stat().st_size
+    async with asyncio.timeout(60):
+        while probes.stat().st_size < before + 3:
+            for _ in range(10):
+                bench.supervisor.endpoint("u1").doubt.set()
+                await asyncio.sleep(0.01)
+    # A slow machine makes fewer; without a pause there would be some hundred in this time.
+    begun, first = asyncio.get_running_loop().time(), probes.stat().st_size
+    while (passed := asyncio.get_running_loop().time() - begun) < 1.5:
+        bench.supervisor.endpoint("u1").doubt.set()
+        await asyncio.sleep(0.01)
+    assert probes.stat().st_size - first <= passed / DOUBT_PAUSE + 1
 
 
 async def test_the_new_one_is_ready_before_the_old_one_goes(bench) -> None:

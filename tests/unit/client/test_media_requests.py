@@ -52,6 +52,7 @@ def test_sinks_from_urls() -> None:
     srt = live_output("srt://example.com:6000?mode=listener&latency=200&streamid=a&passphrase_secret=secrets/key").srt
     assert (srt.mode, srt.latency.ToMilliseconds(), srt.stream_id) == (output_pb2.SRT_MODE_LISTENER, 200, "a")
     assert srt.passphrase_secret == "secrets/key"
+    assert live_output("srt://a:6000?passphrase_secret=key").srt.passphrase_secret == "secrets/key"
     rtmp = live_output("rtmps://example.com/live/show").rtmp
     assert (rtmp.host, rtmp.port, rtmp.app, rtmp.stream_name, rtmp.tls) == ("example.com", 0, "live", "show", True)
     request = live_request("a.mp4", output_pb2.LiveOutput(rtmp=rtmp), loop=True)
@@ -67,6 +68,8 @@ def test_sinks_from_urls() -> None:
         ("udp://a", "needs a port"),
         ("udp://a:5000/x", "no path"),
         ("udp://a:5000?pkt_size=1", "takes no 'pkt_size'"),
+        ("udp://a:5000?ttl=far", "ttl that is no whole number"),
+        ("srt://a:5000?latency=-1", "latency that is no whole number"),
         ("srt://a:5000?mode=both", "neither caller nor listener"),
         ("srt://a:5000?passphrase=secret", "takes no 'passphrase'"),
         ("rtmp://a/live", "/APP/NAME"),
