@@ -259,7 +259,8 @@ class Settings(BaseSettings):
     none, no REST."""
 
     rest_program: Path | None = None
-    """The program that serves REST, `onecontainer-rest`. Default: the one on PATH, else one that is built from the sources."""
+    """The program that serves REST, `onecontainer-rest`, one that was built elsewhere for instance. Default: the one on PATH, else
+    one that is built from the sources, where Go is installed."""
 
     # --- backends ------------------------------------------------------------------------------------------------------
 
@@ -300,6 +301,7 @@ class Settings(BaseSettings):
         "peer_ca_file",
         "tokens_file",
         "backend_catalog",
+        "rest_program",
     )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -341,11 +343,11 @@ class Settings(BaseSettings):
             raise ValueError("is neither unix:PATH nor HOST:PORT")
         return value
 
-    @field_validator("internal_advertise", "docker_listen")
+    @field_validator("internal_advertise", "docker_listen", "rest_listen")
     @classmethod
     def _nothing_or_host_and_port(cls, value: str) -> str:
         if value and not is_host_and_port(value):
-            raise ValueError("is not HOST:PORT")
+            raise ValueError(f"{value!r} is not HOST:PORT with a port from 0 to 65535, as in 127.0.0.1:8000")
         return value
 
     @model_validator(mode="after")
@@ -388,9 +390,10 @@ def kafka_servers(dispatch_url: str) -> tuple[str, ...]:
 
 
 def is_host_and_port(address: str) -> bool:
-    """Whether it is `HOST:PORT`, with a port that there is."""
+    """Whether it is `HOST:PORT`, with a port that there is; an IPv6 address stands in brackets."""
     host, _, port = address.rpartition(":")
-    return bool(host) and port.isdigit() and int(port) <= 65535
+    named = bool(host) and (":" not in host or (host[0] == "[" and host[-1] == "]"))
+    return named and port.isascii() and port.isdigit() and int(port) <= 65535
 
 
 def reachable(address: str) -> str:

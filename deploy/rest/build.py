@@ -2,61 +2,49 @@
 
     python deploy/rest/build.py [--out FILE] [--quick]      --quick: only if it is not up to date
 
-Go and the packages of the extra `dev` (buf, protoc) are needed. What is generated from the contracts (the Go code and the OpenAPI document)
-lies in build/rest/source beside a copy of what is here, and is not committed. The plugins are those of go.mod.
+Go and the packages of the extra `rest` (buf, protoc) are needed. What is generated from the contracts (the Go code and the OpenAPI
+document) lies in a folder `source` beside the binary, with a copy of what is here, and is not committed. The plugins are those of go.mod.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import onecontainer
+from onecontainer.cli.golang import find_go, go_environment
+from onecontainer.cli.rest_program import PROGRAM, SUFFIXES, about, digest
+
 HERE = Path(__file__).resolve().parent
-BUILD = ROOT / "build" / "rest"
-PROGRAM = "onecontainer-rest"
-SUFFIXES = {".go", ".mod", ".sum", ".yaml"}
+ROOT = HERE.parents[1]
 
 
 class BuildError(Exception):
     """It cannot be built here. The message is for people."""
 
 
-def sources() -> list[Path]:
-    """What the binary is made of, contracts included."""
-    own = [path for path in HERE.iterdir() if path.suffix in SUFFIXES]
-    return sorted([*own, Path(__file__), *(ROOT / "protos").rglob("*.proto")])
-
-
-def digest() -> str:
-    """Another one if anything the binary is made of is another."""
-    found = hashlib.sha256()
-    for path in sources():
-        found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()[:16]
-
-
 def go() -> str:
     """The Go tool. Raises BuildError."""
-    usual = Path("/usr/local/go/bin/go")
-    found = shutil.which("go") or (str(usual) if usual.exists() else None)
+    found = find_go()
     if found is None:
         raise BuildError("Go is not installed; it builds the REST front (Go 1.26 or newer)")
     return found
 
 
-def build(out: Path, say: Callable[[str], None]) -> Path:
-    """Builds the program; what it does is said line by line. Raises BuildError."""
+def build(out: Path, sources: str, say: Callable[[str], None]) -> None:
+    """Builds the program, which then tells `sources` as the digest of what it is made of; what is done is said line by line.
+
+    Raises BuildError.
+    """
     tool = go()
-    source = BUILD / "source"
-    source.mkdir(parents=True, exist_ok=True)
+    source = out.parent / "source"
+    source.mkdir(exist_ok=True)
     for stale in source.iterdir():
         if stale.is_file():
             stale.unlink()
@@ -66,14 +54,11 @@ def build(out: Path, say: Callable[[str], None]) -> Path:
     say("generating Go from the contracts …")
     generate(source, tool)
     say("compiling …")
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    flags = f"-s -w -X main.version={version}"
-    run([tool, "build", "-trimpath", "-ldflags", flags, "-o", str(temporary), "."], source, tool)
+    flags = f"-s -w -X main.version={onecontainer.__version__} -X main.sources={sources}"
+    run([tool, "build", "-ldflags", flags, "-o", str(temporary), "."], source, tool)
     # In one step: somebody may be running the old one.
     temporary.replace(out)
-    return out
 
 
 def generate(source: Path, tool: str) -> None:
@@ -82,23 +67,23 @@ def generate(source: Path, tool: str) -> None:
     try:
         import generate as contracts
     except ImportError as error:
-        raise BuildError(f"{error.name} is not installed: run `make setup`") from None
+        raise BuildError(f"{error.name} is not installed: pip install 'onecontainer[rest]'") from None
     finally:
         sys.path.pop(0)
-    image = source / "image.binpb"
-    image.write_bytes(contracts.compile_image(source_info=True).SerializeToString())
+    try:
+        image = contracts.compile_image(source_info=True)
+        buf = contracts.tool("buf")
+    except contracts.GenerationError as error:
+        raise BuildError(f"{error}; pip install 'onecontainer[rest]' brings what it needs") from None
+    (source / "image.binpb").write_bytes(image.SerializeToString())
     shutil.rmtree(source / "gen", ignore_errors=True)
     left_out = ("google", contracts.THIRD_PARTY_PATH)
     excluded = [option for path in left_out for option in ("--exclude-path", path)]
-    run([contracts.tool("buf"), "generate", str(image), "--template", "buf.gen.yaml", *excluded], source, tool)
+    run([buf, "generate", "image.binpb", "--template", "buf.gen.yaml", *excluded], source, tool)
 
 
 def run(command: list[str], folder: Path, tool: str) -> None:
-    environment = {
-        **os.environ,
-        "CGO_ENABLED": "0",
-        "PATH": f"{Path(tool).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
+    environment = {**os.environ, **go_environment(tool)}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
@@ -106,19 +91,22 @@ def run(command: list[str], folder: Path, tool: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=BUILD / PROGRAM, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "rest" / PROGRAM, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
-    note = out.with_name(f"{out.name}.digest")
-    try:
-        present = digest()
-        if not (arguments.quick and out.exists() and note.exists() and note.read_text() == present):
-            build(out, lambda line: print(line, file=sys.stderr, flush=True))
-            note.write_text(present)
-    except BuildError as error:
-        print(error, file=sys.stderr)
-        return 1
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Two at once would write into each other's sources; the second finds what the first has built.
+    with out.with_name(f".{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            sources = digest(ROOT)
+            found = about(out) if arguments.quick else None
+            if found is None or found.sources != sources:
+                build(out, sources, lambda line: print(line, file=sys.stderr, flush=True))
+        except BuildError as error:
+            print(error, file=sys.stderr)
+            return 1
     print(out)
     return 0
 

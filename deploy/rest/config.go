@@ -75,7 +75,7 @@ func readConfig(arguments []string, variable func(string) string) (*config, erro
 		return nil, err
 	}
 	if *shown {
-		fmt.Println("onecontainer-rest", version)
+		fmt.Println("onecontainer-rest", version, "sources", sources)
 		return nil, errHelp
 	}
 	if flags.NArg() > 0 {

@@ -21,8 +21,11 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// version is set when the program is built.
-var version = "0.0.0"
+// version, and sources, the digest of what it is made of, are set when the program is built.
+var (
+	version = "0.0.0"
+	sources = "unknown"
+)
 
 func main() {
 	config, err := readConfig(os.Args[1:], os.Getenv)

@@ -11,40 +11,31 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from packaging.requirements import Requirement
 
 from onecontainer.catalog.drivers import bundled_folder
+from onecontainer.cli.doctor_rest import rest
+from onecontainer.cli.finding import BAD, NOTE, OK, Finding
 from onecontainer.cli.options import data_dir_option, output_option
 from onecontainer.cli.process import note_of, settings_of
 from onecontainer.cli.render import screen_of, size
 from onecontainer.rpc.manifest import load_manifest
 from onecontainer.settings import Settings
 
-OK, NOTE, BAD = "ok", "note", "bad"
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 256 * 1024 * 1024
 LITTLE_FREE_BYTES = 4 * 1024 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found: `ok`, `note` (works, but you may want to know) or `bad`; and what to do then."""
-
-    level: str
-    what: str
-    detail: str
-    hint: str = ""
 
 
 @click.command()
 @data_dir_option
 @output_option
 def doctor(data_dir: Path | None, output: str | None) -> None:
-    """Check this machine: Python, packages, drivers, ffmpeg, disk, data folder, port, Docker.
+    """Check this machine: Python, packages, drivers, ffmpeg, disk, data folder, port, Docker, REST.
 
     Each line says what to do about what is wrong. Fails if something is that the gateway or a driver needs.
     """
@@ -74,6 +65,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from secrets(settings.secrets_dir)
     yield port(settings)
     yield docker()
+    yield rest(settings)
 
 
 def python(version: tuple[int, int, int]) -> Finding:

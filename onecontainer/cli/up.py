@@ -16,7 +16,8 @@ from onecontainer.cli.backends.catalog import Backend, choose, load
 from onecontainer.cli.options import DURATION, data_dir_option, output_option
 from onecontainer.cli.process import LOG_FILE_VARIABLE, LOG_NAME, last_lines, note_of, settings_of, start_detached, stop
 from onecontainer.cli.render import Screen, screen_of
-from onecontainer.cli.rest import DEFAULT_LISTEN, RestFront, program, rest_of, wait_for_note
+from onecontainer.cli.rest import DEFAULT_LISTEN, RestFront, check_free, rest_of, wait_for_note
+from onecontainer.cli.rest_program import program
 from onecontainer.errors import OneContainerError
 from onecontainer.gateway.lock import Note, check_unused
 from onecontainer.settings import Settings
@@ -60,6 +61,13 @@ STOP_MARGIN = 30.0
     metavar="[HOST:PORT]",
     help="Serve the API as REST too, with its pages at /docs. Without an address: 127.0.0.1:8000; port 0 takes a free one.",
 )
+@click.option(
+    "--rest-program",
+    envvar="ONECONTAINER_REST_PROGRAM",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The program that serves REST. Default: onecontainer-rest on PATH, else one that is built now, with Go.",
+)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: info.")
 @click.option(
     "--start-timeout",
@@ -77,6 +85,7 @@ def up(
     runtime: str | None,
     backends: tuple[str, ...],
     rest: str | None,
+    rest_program: Path | None,
     log_level: str | None,
     start_timeout: float,
     output: str | None,
@@ -102,27 +111,31 @@ def up(
         dispatch_url=jobs,
         runtime=runtime,
         rest_listen=rest,
+        rest_program=rest_program,
         log_level=log_level,
         backends=list(backends) or None,
     )
     screen = screen_of(output)
     chosen = choose(load(settings), settings.backends) if settings.backends else []
     running = note_of(settings.data_dir) if detach else None
+    if not detach:
+        check_unused(settings.data_dir)
     if settings.rest_listen and running is None:
+        # Before anything is built or started.
+        check_free(settings.rest_listen)
         settings = settings.model_copy(update={"rest_program": program(settings)})
     if detach:
         note = running or start_detached(settings, timeout=start_timeout)
         told = "already running" if running is not None else "ready"
         if running is None and settings.rest_listen:
             wait_for_note(settings.data_dir, note, timeout=start_timeout)
-        if running is not None and _said("listen", "jobs", "runtime", "rest", "log_level"):
+        if running is not None and _said("listen", "jobs", "runtime", "rest", "rest_program", "log_level"):
             click.echo("It keeps the settings that it was started with; for others: oca down, then oca up.", err=True)
         if not chosen:
             tell(told, note, settings.data_dir, screen)
         elif code := start_chosen(told, note, settings, chosen, screen):
             raise click.exceptions.Exit(code)
         return
-    check_unused(settings.data_dir)
     # Imported here: the gateway brings its database and all else with it.
     from onecontainer.gateway.app import serve
     from onecontainer.gateway.logs import configure
