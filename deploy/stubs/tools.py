@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from onecontainer.cli.golang import find_go, go_environment
+
 PROTOC_GEN_GO = "1.36.10"
 PROTOC_GEN_GO_GRPC = "1.6.0"
 PROTOC_GEN_ES = "2.12.1"
@@ -34,9 +36,8 @@ def cache() -> Path:
 
 def program(name: str) -> str:
     """Path of a toolchain's program. Raises ToolMissing."""
-    found = shutil.which(name)
-    usual = {"go": Path("/usr/local/go/bin/go"), "cargo": Path.home() / ".cargo/bin/cargo"}.get(name)
-    if found is None and usual is not None and usual.exists():
+    found = find_go() if name == "go" else shutil.which(name)
+    if found is None and name == "cargo" and (usual := Path.home() / ".cargo/bin/cargo").exists():
         found = str(usual)
     if found is None:
         raise ToolMissing(f"{name} is not on PATH: install the language's toolchain")
@@ -70,7 +71,7 @@ def locked(name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _first_time(name: str) -> Iterator[tuple[Path, bool]]:
+def first_time(name: str) -> Iterator[tuple[Path, bool]]:
     """A folder of the cache, and whether it has to be filled. What was left half full is made anew."""
     with locked(name) as folder:
         done = folder / ".done"
@@ -84,19 +85,25 @@ def _first_time(name: str) -> Iterator[tuple[Path, bool]]:
 
 def go_plugins() -> Path:
     """The folder with protoc-gen-go and protoc-gen-go-grpc."""
-    with _first_time(f"stubs-go-{PROTOC_GEN_GO}-{PROTOC_GEN_GO_GRPC}") as (folder, new):
+    with first_time(f"stubs-go-{PROTOC_GEN_GO}-{PROTOC_GEN_GO_GRPC}") as (folder, new):
         if new:
             for package in (
                 f"google.golang.org/protobuf/cmd/protoc-gen-go@v{PROTOC_GEN_GO}",
                 f"google.golang.org/grpc/cmd/protoc-gen-go-grpc@v{PROTOC_GEN_GO_GRPC}",
             ):
-                run([program("go"), "install", package], folder, GOBIN=str(folder))
+                go_install(package, folder)
     return folder
+
+
+def go_install(package: str, folder: Path) -> None:
+    """Builds a program in Go, MODULE/PATH@VERSION, into a folder. Raises ToolMissing, and RuntimeError with what Go says."""
+    go = program("go")
+    run([go, "install", package], folder, **go_environment(go), GOBIN=str(folder))
 
 
 def node_plugins() -> Path:
     """The folder with protoc-gen-es."""
-    with _first_time(f"stubs-node-{PROTOC_GEN_ES}") as (folder, new):
+    with first_time(f"stubs-node-{PROTOC_GEN_ES}") as (folder, new):
         if new:
             quiet = ["--no-audit", "--no-fund", "--no-save", "--loglevel=error", f"--prefix={folder}"]
             run([program("npm"), "install", *quiet, f"@bufbuild/protoc-gen-es@{PROTOC_GEN_ES}"], folder)
@@ -105,7 +112,7 @@ def node_plugins() -> Path:
 
 def java_plugins() -> Path:
     """The folder with protoc, whose own generator Java's is, and protoc-gen-grpc-java."""
-    with _first_time(f"stubs-java-{PROTOC_JAVA}-{PROTOC_GEN_GRPC_JAVA}") as (folder, new):
+    with first_time(f"stubs-java-{PROTOC_JAVA}-{PROTOC_GEN_GRPC_JAVA}") as (folder, new):
         if new:
             for name, group, version in (
                 ("protoc", "com.google.protobuf", PROTOC_JAVA),
@@ -121,7 +128,7 @@ def java_plugins() -> Path:
 
 def rust_plugins() -> Path:
     """The folder with protoc-gen-prost and protoc-gen-tonic."""
-    with _first_time(f"stubs-rust-{PROTOC_GEN_PROST}-{PROTOC_GEN_TONIC}") as (folder, new):
+    with first_time(f"stubs-rust-{PROTOC_GEN_PROST}-{PROTOC_GEN_TONIC}") as (folder, new):
         if new:
             crates = [f"protoc-gen-prost@{PROTOC_GEN_PROST}", f"protoc-gen-tonic@{PROTOC_GEN_TONIC}"]
             build = folder / "target"

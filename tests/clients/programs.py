@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deploy.stubs import tools
 from deploy.stubs.packages import ROOT, version
+from onecontainer.cli.golang import go_environment
 
 HERE = Path(__file__).parent
 GO_MODULE = "github.com/onecontainer/onecontainer/gen/go"
@@ -30,7 +31,7 @@ def build_go(stubs: Path, folder: Path, name: str) -> Path:
     """Builds the Go program in a folder, with the stubs from where they are; returns it."""
     go = tools.program("go")
     tools.run([go, "mod", "edit", "-replace", f"{GO_MODULE}={stubs}"], folder)
-    tools.run([go, "build", "-o", name, "."], folder)
+    tools.run([go, "build", "-o", name, "."], folder, **go_environment(go))
     return folder / name
 
 

@@ -116,10 +116,18 @@ def test_listening_elsewhere_needs_tls_and_a_principal() -> None:
     Settings(listen="0.0.0.0:1", tls_cert_file=Path("c"), tls_key_file=Path("k"), tokens={"t": "p"})
 
 
-@pytest.mark.parametrize("listen", ["50051", "host:", ":1", "host:99999", "host:port"])
+@pytest.mark.parametrize(
+    "listen", ["50051", "host", "host:", ":1", "host:99999", "host:port", "host:²", "::1:80", "a:b:80"]
+)
 def test_listen_is_host_and_port(listen: str) -> None:
-    with pytest.raises(ValidationError, match="HOST:PORT"):
-        Settings(listen=listen)
+    for setting in ("listen", "rest_listen"):
+        with pytest.raises(ValidationError, match="HOST:PORT"):
+            Settings.model_validate({setting: listen})
+
+
+def test_rest_listens_on_any_port_that_there_is_or_not_at_all() -> None:
+    for address in ("", "127.0.0.1:0", "[::1]:65535", "host:80"):
+        assert Settings(rest_listen=address).rest_listen == address
 
 
 def test_tokens_file(tmp_path: Path) -> None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import requests
 
 from onecontainer.cli.process import is_alive, note_of
-from tests.fixtures.processes import free_port
+from onecontainer.cli.rest import check_free
+from onecontainer.errors import FieldInvalid
 from tests.fixtures.rest import program
+
+T = TypeVar("T")
 
 
 def oca(data: Path, *arguments: str, code: int = 0, **variables: str) -> str:
@@ -62,18 +69,144 @@ def test_rest_comes_and_goes_with_the_gateway(tmp_path: Path, end: str) -> None:
     assert gone(url)
 
 
-def test_an_address_that_is_taken_is_told_and_nothing_is_left_running(tmp_path: Path) -> None:
-    address = f"127.0.0.1:{free_port()}"
-    first = tmp_path / "first"
-    oca(first, "up", "--detach", "--rest", address)
+def test_an_address_that_is_wrong_is_told_before_anything_is_built_or_started(tmp_path: Path) -> None:
+    # It would be found out later: there is nothing that could be run.
+    nothing = {"ONECONTAINER_REST_PROGRAM": "/nowhere/onecontainer-rest"}
+    told = oca(tmp_path, "up", "--rest", "127.0.0.1:65536", code=2, **nothing)
+    assert "rest_listen: '127.0.0.1:65536' is not HOST:PORT with a port from 0 to 65535, as in 127.0.0.1:8000" in told
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        for further in ([], ["--detach"]):
+            told = oca(tmp_path, "up", "--rest", taken, *further, code=2, **nothing)
+            assert f"rest_listen: cannot listen on {taken}: Address already in use" in told
+            assert "port 0 takes a free one" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_of_another_machine_or_of_none() -> None:
+    # TEST-NET-1, and a name that never is one.
+    for address in ("192.0.2.1:8000", "nobody.invalid:8000"):
+        with pytest.raises(FieldInvalid, match=re.escape(f"cannot listen on {address}: ")):
+            check_free(address)
+    check_free("127.0.0.1:0")
+
+
+def test_a_program_that_cannot_be_run_is_told_before_the_gateway_starts(tmp_path: Path) -> None:
+    data, file = tmp_path / "data", tmp_path / "onecontainer-rest"
+    file.write_text("no program")
+    for wrong, words in ((tmp_path / "nowhere", "is not there"), (file, "cannot be executed")):
+        told = oca(data, "up", "--rest", "127.0.0.1:0", "--rest-program", str(wrong), code=1)
+        assert f"{wrong} cannot be run: it {words}" in told
+        assert "docs/compose.md" in told
+    assert not data.exists()
+
+
+def test_one_that_does_not_start_ends_the_gateway_with_its_words(tmp_path: Path) -> None:
+    program_ = script(tmp_path, "echo 'no, not today' >&2; exit 3")
+    told = oca(tmp_path / "data", "up", "--detach", "--rest", "127.0.0.1:0", "--rest-program", str(program_), code=1)
+    assert "did not start: the program ended with exit code 3; its last words:\n  no, not today" in told
+    assert note_of(tmp_path / "data") is None
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "program"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def pid_of_rest(gateway: int) -> int | None:
+    """The REST program that is a child of the gateway now."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        state, parent = rest.split()[:2]
+        if int(parent) == gateway and name.startswith("onecontainer-re") and state != "Z":
+            return int(stat.parent.name)
+    return None
+
+
+def until(condition: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come about in a minute")
+
+
+def ready(url: str) -> bool:
     try:
-        told = oca(tmp_path / "second", "up", "--detach", "--rest", address, code=1)
-        assert f"cannot listen on {address}: somebody else listens there" in told
-        assert note_of(tmp_path / "second") is None
+        return requests.get(f"{url}/readyz", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def test_one_that_dies_is_started_again_at_the_same_address(tmp_path: Path) -> None:
+    told = json.loads(oca(tmp_path, "up", "--detach", "--rest", "127.0.0.1:0", "-o", "json"))
+    try:
+        for _ in range(2):
+            first = until(lambda: pid_of_rest(told["pid"]))
+            os.kill(first, signal.SIGKILL)
+            until(lambda: (now := pid_of_rest(told["pid"])) is not None and now != first)
+            until(lambda: ready(told["rest"]))
+        log = (tmp_path / "gateway.log").read_text()
+        assert log.count(f"REST on {told['rest']}: the program was killed by signal 9") == 2
+        assert log.count("next start in") == 2
+        assert f"REST is back on {told['rest']}" in log
+        assert told["rest"] in oca(tmp_path, "up", "--detach")
     finally:
-        oca(first, "down")
+        oca(tmp_path, "down")
+    assert gone(told["rest"])
+    # Its end on our own order is none to tell.
+    assert (tmp_path / "gateway.log").read_text().count("next start in") == 2
 
 
-def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
-    told = oca(tmp_path, "up", "--rest", "127.0.0.1:0", code=1, ONECONTAINER_REST_PROGRAM="/nowhere/onecontainer-rest")
-    assert "/nowhere/onecontainer-rest cannot be run" in told
+def test_the_gateway_goes_on_without_one_that_keeps_dying(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    dying = script(
+        tmp_path,
+        f"""if [ -e {once} ]; then echo "it hurts" >&2; exit 7; fi
+touch {once}; echo "onecontainer-rest listens on http://127.0.0.1:1 for it"; sleep 0.1; exit 6""",
+    )
+    data = tmp_path / "data"
+    quick = {"ONECONTAINER_RESTART_BACKOFF_INITIAL": "0.01", "ONECONTAINER_RESTART_BACKOFF_MAX": "0.05"}
+    oca(data, "up", "--detach", "--rest", "127.0.0.1:0", "--rest-program", str(dying), **quick)
+    try:
+        log = data / "gateway.log"
+        until(lambda: "has ended 7 times in a row" in log.read_text())
+        said = log.read_text()
+        assert "the program ended with exit code 6 and said nothing" in said
+        assert "WARNING onecontainer.cli.rest: REST on http://127.0.0.1:1: the program ended with exit code 7" in said
+        assert "has ended 4 times" not in said
+        five = said[
+            said.index("ERROR   onecontainer.cli.rest: REST on http://127.0.0.1:1 has ended 5 times in a row") :
+        ]
+        assert five.split(": ", 2)[2].splitlines()[:2] == [
+            "the program ended with exit code 7; its last words:",
+            "  it hurts",
+        ]
+        assert five.splitlines()[2].startswith("  the gateway goes on without REST; next start in")
+        assert oca(data, "service", "list", "-o", "json").strip() == "[]"
+    finally:
+        oca(data, "down")
+
+
+def test_a_program_that_is_lost_meanwhile_is_told_and_looked_for_again(tmp_path: Path) -> None:
+    lost = tmp_path / "onecontainer-rest"
+    lost.symlink_to(program())
+    data = tmp_path / "data"
+    told = json.loads(oca(data, "up", "--detach", "--rest", "127.0.0.1:0", "--rest-program", str(lost), "-o", "json"))
+    try:
+        running = until(lambda: pid_of_rest(told["pid"]))
+        lost.unlink()
+        os.kill(running, signal.SIGKILL)
+        until(lambda: "the program cannot be run: No such file" in (data / "gateway.log").read_text())
+        lost.symlink_to(program())
+        until(lambda: ready(told["rest"]))
+    finally:
+        oca(data, "down")
