@@ -14,7 +14,7 @@ from onecontainer.settings import Settings
 WHAT = "REST"
 ONLY = f"Only for `oca up --rest`: {rest_program.ELSEWISE}."
 BUILT_WITH = ("grpc_tools", "buf")
-"""Modules of the extra `rest`."""
+"""Of the extra `rest`: a module, and a program."""
 
 
 def rest(settings: Settings) -> Finding:

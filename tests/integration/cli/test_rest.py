@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -19,9 +20,11 @@ import requests
 
 from onecontainer.cli.process import is_alive, note_of
 from onecontainer.cli.rest import check_free
+from onecontainer.cli.rest_program import digest
 from onecontainer.errors import FieldInvalid
 from tests.fixtures.rest import program
 
+ROOT = Path(__file__).resolve().parents[3]
 T = TypeVar("T")
 
 
@@ -210,3 +213,47 @@ def test_a_program_that_is_lost_meanwhile_is_told_and_looked_for_again(tmp_path:
         until(lambda: ready(told["rest"]))
     finally:
         oca(data, "down")
+
+
+def test_an_installed_wheel_brings_the_sources_and_says_what_it_lacks(tmp_path: Path) -> None:
+    build_wheel = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build_wheel, cwd=ROOT, check=True, capture_output=True)
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    ours = {"PYTHONPATH": str(site), "PATH": str(bin_), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = (
+        "import sys; from pathlib import Path; from onecontainer.cli import golang, main; golang.USUAL = Path('/nowhere'); "
+        "sys.argv = ['oca', 'up', '--rest', '127.0.0.1:0']; main.cli()"
+    )
+    environment = {**os.environ, **ours, "ONECONTAINER_DATA_DIR": str(tmp_path / "data")}
+    environment.pop("ONECONTAINER_REST_PROGRAM", None)
+
+    def up() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", command], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 1, done.stdout + done.stderr
+        return done.stderr
+
+    told = up()
+    assert "install Go 1.26 or newer" in told
+    for way in ("--rest-program FILE", "ONECONTAINER_REST_PROGRAM", "docs/compose.md"):
+        assert way in told
+    # With Go it generates from what is in the wheel, and comes as far as that Go builds.
+    go = bin_ / "go"
+    go.write_text("#!/bin/sh\necho 'this Go builds nothing' >&2; exit 1\n")
+    go.chmod(0o755)
+    told = up()
+    assert "generating Go from the contracts" in told
+    assert "this Go builds nothing" in told
+    assert "could not be built; the lines above tell why" in told
+    assert not (tmp_path / "data").exists()
+    # What it builds counts as that of this checkout.
+    code = "from onecontainer.cli.rest_program import *; root = source_root(); print(root, digest(root))"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert shown.stdout.split() == [str(site / "onecontainer" / "_bundled"), digest(ROOT)]
