@@ -169,6 +169,30 @@ def test_one_that_dies_is_started_again_at_the_same_address(tmp_path: Path) -> N
     assert (tmp_path / "gateway.log").read_text().count("next start in") == 2
 
 
+def test_ctrl_c_is_for_the_gateway_which_ends_it_last(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "ONECONTAINER_DATA_DIR": str(tmp_path),
+        "ONECONTAINER_LISTEN": "127.0.0.1:0",
+        "ONECONTAINER_REST_PROGRAM": str(program()),
+    }
+    command = [sys.executable, "-m", "onecontainer.cli", "up", "--rest", "127.0.0.1:0"]
+    with (tmp_path / "said").open("w") as said:
+        child = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+    try:
+        until(lambda: "Ctrl-C ends it" in (tmp_path / "said").read_text())
+        # As a terminal does it: to all in the foreground.
+        os.killpg(child.pid, signal.SIGINT)
+        assert child.wait(60) == 0
+    finally:
+        child.kill()
+        child.wait()
+    told = (tmp_path / "said").read_text()
+    assert "INFO    onecontainer.cli.rest: REST: stopped" in told
+    assert "next start" not in told
+    assert told.endswith("stopped\n")
+
+
 def test_the_gateway_goes_on_without_one_that_keeps_dying(tmp_path: Path) -> None:
     once = tmp_path / "once"
     dying = script(
