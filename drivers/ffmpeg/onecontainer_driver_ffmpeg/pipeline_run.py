@@ -15,7 +15,7 @@ from onecontainer_driver_ffmpeg.egress import EgressGuard
 from onecontainer_driver_ffmpeg.failures import complaints, pipeline_failure, process_failure, too_large
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.plan import BoundInput, OutputPlan
-from onecontainer_driver_ffmpeg.prober import Prober, WarmChild, failure
+from onecontainer_driver_ffmpeg.prober import Prober, failure
 from onecontainer_driver_ffmpeg.process import Bounds, Child, run, running_child
 from onecontainer_driver_ffmpeg.progress import OutputMeter, PipelineMeter, ProgressReader
 from onecontainer_driver_ffmpeg.settings import Settings
@@ -165,15 +165,12 @@ class PipelineRun:
             for folder in ("", *output.plan.written.folders):
                 await asyncio.to_thread((output.plan.folder / folder).mkdir, parents=True, exist_ok=True)
             try:
-                # What a target makes after ffmpeg takes processes too, so it belongs to the slot. The one that will look into what was
-                # made starts now, when nobody waits for it; a live sink, which may last for days, makes nothing to look into.
-                async with self._prober.warmed(self._folder, needed=output.plan.target.makes_files) as warm:
-                    async with output.plan.target.started() as started:
-                        for at, message in started.warnings:
-                            self._warn(at, message)
-                        made = await self._transcode(output, started)
-                    if made:
-                        await self._collect(output, warm)
+                async with output.plan.target.started() as started:
+                    for at, message in started.warnings:
+                        self._warn(at, message)
+                    made = await self._transcode(output, started)
+                if made:  # what a target makes after ffmpeg takes processes too, so it belongs to the slot
+                    await self._collect(output)
             except errors.OneContainerError as error:
                 self._fail(output, error)
         if not self._request.all_or_nothing:
@@ -257,7 +254,7 @@ class PipelineRun:
             output.meter.count_bytes(await asyncio.to_thread(folder_bytes, output.plan.folder))
             await asyncio.sleep(_SIZE_INTERVAL)
 
-    async def _collect(self, output: RunningOutput, warm: WarmChild) -> None:
+    async def _collect(self, output: RunningOutput) -> None:
         """Finds what was made. Leaves the output STORING, or ended."""
         plan = output.plan
         live = not plan.target.makes_files
@@ -286,9 +283,7 @@ class PipelineRun:
             return
         if output.collection.probe:
             try:
-                info = await self._prober.probe(
-                    output.collection.probe, at=plan.at, folder=self._folder, guard=None, warm=warm
-                )
+                info = await self._prober.probe(output.collection.probe, at=plan.at, folder=self._folder, guard=None)
             except errors.DataInvalid as error:
                 self._end_unreadable(output, f"what ffmpeg made cannot be read: {error}")
                 return
