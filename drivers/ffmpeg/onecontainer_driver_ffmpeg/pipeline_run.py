@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,22 +24,26 @@ from onecontainer_driver_ffmpeg.storing import describe_file, folder_bytes, remo
 from onecontainer_driver_ffmpeg.targets.target import Collection, Made, NothingMade, Started
 from onecontainer_driver_ffmpeg.uploads import upload_files
 
-# How long ffmpeg gets after CancelJob with mode FINISH: to write the end of a file, and to say goodbye to a receiver.
+# How long ffmpeg gets after CancelJob with mode FINISH: to get on with the end of a file, and to say goodbye to a receiver.
 _FINISH_GRACE, _LIVE_FINISH_GRACE = 20.0, 3.0
 _INTERRUPTED = 255
+# Where in its memory ffmpeg has what it speaks of.
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 # How often a folder with many files is looked at, in seconds.
 _SIZE_INTERVAL = 0.3
 
 
 @dataclass
 class RunningOutput:
-    """An output of a pipeline under way. `collection` is there from state STORING on."""
+    """An output of a pipeline under way. `collection` is there from state STORING on; `moved`: the loop's time when ffmpeg last got on."""
 
     plan: OutputPlan
     meter: OutputMeter
     result: pipeline_pb2.OutputResult
     error: errors.OneContainerError | None = None
     over_size: bool = False
+    moved: float = 0.0
+    given_up: bool = False
     child: Child | None = None
     collection: Collection = field(default_factory=lambda: Collection([]))
 
@@ -48,7 +53,7 @@ class RunningOutput:
     def end(self, state: pipeline_pb2.OutputState.ValueType, error: errors.OneContainerError | None = None) -> None:
         self.error = error
         self.result.state = state
-        self.meter.end(state)
+        self.meter.end(state, early=self.result.ended_early)
         if error:
             self.result.error.CopyFrom(to_status(error))
         for upload in self.result.uploads:
@@ -145,15 +150,21 @@ class PipelineRun:
         if self._context.cancelled:
             return
         self.finishing = True
+        begin = asyncio.get_running_loop().time()
         for child in self._children():
             child.interrupt()
         await asyncio.sleep(_LIVE_FINISH_GRACE)
         for output in self.outputs:
             if output.child and not output.plan.target.makes_files:
                 output.child.kill()
-        await asyncio.sleep(_FINISH_GRACE - _LIVE_FINISH_GRACE)
-        for child in self._children():
-            child.kill()
+        # Encoders hold back frames, which a slow one on a busy machine takes long to write. As long as more comes it is let do so.
+        clock = asyncio.get_running_loop().time
+        while waiting := [output for output in self.outputs if output.child]:
+            await asyncio.sleep(1.0)
+            for output in waiting:
+                if output.child and clock() - max(output.moved, begin) > _FINISH_GRACE:
+                    output.given_up = True
+                    output.child.kill()
 
     async def _one(self, output: RunningOutput) -> None:
         async with self._slots:
@@ -194,12 +205,16 @@ class PipelineRun:
         for number, command in enumerate(plan.commands):
             output.meter.begin_pass(number)
             code, lines = await self._run_pass(output, started.command(command), started.stdin)
-            seen = [plan.redact(started.redact(line)) for line in lines]
+            seen = [_ADDRESS.sub("", plan.redact(started.redact(line))) for line in lines]
             if number == len(plan.commands) - 1 or code != 0:
                 output.result.command.extend(plan.shown)
                 output.result.return_code = code
                 output.result.last_lines.extend(seen)
             if self._stopping:
+                output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
+                return False
+            if output.given_up:
+                self._warn(plan.at, f"cut off: nothing more came for {_FINISH_GRACE:.0f} s after it was told to finish")
                 output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
                 return False
             if output.over_size or self._bytes_made() > self._bounds.file_bytes > 0:
@@ -227,6 +242,7 @@ class PipelineRun:
                 block.pop("total_size", None)
             # Telling what has not moved would hide a stall.
             if output.meter.update(block):
+                output.moved = asyncio.get_running_loop().time()
                 self._tell()
             if self._bytes_made() > self._bounds.file_bytes > 0:
                 output.over_size = True

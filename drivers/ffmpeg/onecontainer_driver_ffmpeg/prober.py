@@ -118,6 +118,12 @@ def failure(
         )
     if guard and guard.unreachable:
         return errors.BackendUnreachable(f"{at}: {source.label}: {guard.unreachable[0]}", retry_after=5.0)
+    if last_lines and last_lines[-1].endswith(
+        "Immediate exit requested"
+    ):  # FFmpeg's words for a reader whose time is over
+        return errors.BackendUnreachable(
+            f"{at}: {source.label}: nothing came for {_READ_TIMEOUT:.0f} s", retry_after=5.0
+        )
     words = last_lines[-1].replace(source.address, source.label) if last_lines else "no audio, video or subtitles in it"
     if words.endswith("Invalid argument"):  # FFmpeg's whole answer to a format that is not on the list
         words = "no media of a format that this service reads"
