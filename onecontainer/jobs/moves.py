@@ -195,6 +195,10 @@ def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random, kept:
         return _again(row, Event.FAIL_RETRY, AttemptState.FAILED, now, error, policy.backoff(row.attempt, rng, least))
     move = _over(row, Event.FAIL_FINAL, AttemptState.FAILED, now, error)
     finished = move.state == State.CANCELLED and row.cancel_mode == CancelMode.FINISH
+    if kept and finished:
+        told = Cancelled(f"the job was finished early, and not all of it could be kept: {typed.message}")
+        status = to_status(told.with_details(*typed.details), metadata=_facts(row), most=MAX_JOB_STATUS_BYTES)
+        move.values["error"] = status.SerializeToString()
     if kept and (move.state == State.FAILED or finished):
         move.kept = kept
         if not move.values["expire_time"]:
