@@ -179,7 +179,7 @@ def bind_output(
     written = target.write(Known(own, made, expected, bounds, capabilities))
     threads = _least(settings.threads, limits.threads)
     head = [capabilities.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "repeat+level+warning", "-nostats", "-y"]
-    head += ["-progress", "pipe:1", "-stats_period", "0.25"]
+    head += ["-progress", "pipe:1"]
     head += _devices([track.draft for track in made])
     if threads:
         head += ["-filter_threads", str(threads), "-filter_complex_threads", str(threads)]
