@@ -151,8 +151,8 @@ class OneContainerError(Exception):
 
         Args:
             details: go into `Job.error`, which has room for some 250 KiB, or a direct call's status: 4 KiB. What does not fit is left out.
-            kept_artifacts: names of artifacts that this attempt has put. If the job is FAILED by this error they stay, as long as a
-                result would; if it is tried again they go, as all others.
+            kept_artifacts: names of artifacts that this attempt has put. If the job is FAILED by this error, or was
+                cancelled with mode FINISH, they stay, as long as a result would; if it is tried again they go, as all others.
 
         Raises TypeError for a name that is no `artifacts/{artifact}`.
         """

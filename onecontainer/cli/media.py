@@ -83,6 +83,17 @@ def show_info(session: Session, info: media_info_pb2.MediaInfo) -> None:
         },
     )
     session.screen.rows([track_row(track) for track in info.streams])
+    if info.chapters:
+        session.screen.rows([chapter_row(chapter) for chapter in info.chapters])
+
+
+def chapter_row(chapter: media_info_pb2.Chapter) -> dict[str, object]:
+    return {
+        "chapter": chapter.id,
+        "start": duration(chapter.start_time),
+        "end": duration(chapter.end_time),
+        "title": chapter.title,
+    }
 
 
 def track_row(track: media_info_pb2.StreamInfo) -> dict[str, object]:

@@ -13,6 +13,8 @@ from onecontainer.cli.artifact import fetch
 from onecontainer.cli.session import Session
 from onecontainer.client.media import IMAGE_FORMATS, presets
 
+_ENDINGS_OF_FILES = frozenset({"m3u8", "mpd", "vtt", "mp4", "m4s", "ts", "mkv", "webm", *IMAGE_FORMATS, "jpg"})
+
 
 def preset_options(preset: str, target: Path, wishes: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a preset for these wishes and this target. UsageError for one that it does not have."""
@@ -32,9 +34,11 @@ def preset_options(preset: str, target: Path, wishes: dict[str, Any]) -> dict[st
         if ending.replace("jpg", "jpeg") not in IMAGE_FORMATS:
             raise click.UsageError(f"{target} must end in .jpg, .png or .webp")
         options["image_format"] = IMAGE_FORMATS[ending.replace("jpg", "jpeg")]
-    elif (wanted := {"web-mp4": "mp4", "archive": "mkv"}.get(preset, "")) != ending:
-        kind = f"end in .{wanted}" if wanted else "be a folder, for it gets several files"
-        raise click.UsageError(f"{target} must {kind} with --preset {preset}")
+    elif wanted := {"web-mp4": "mp4", "archive": "mkv"}.get(preset, ""):
+        if wanted != ending:
+            raise click.UsageError(f"{target} must end in .{wanted} with --preset {preset}")
+    elif ending in _ENDINGS_OF_FILES or target.is_file():
+        raise click.UsageError(f"{target} must be a folder with --preset {preset}, for it gets several files")
     return options
 
 

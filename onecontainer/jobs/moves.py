@@ -184,7 +184,7 @@ def succeed(row: Row, now: int, result: bytes | None, artifact: str, ended_early
 def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random, kept: tuple[str, ...] = ()) -> Move:
     """The attempt failed: again later if the policy allows, else FAILED; CANCELLED or EXPIRED if that was asked.
 
-    When FAILED the artifacts ``kept`` stay, as a result would.
+    When FAILED the artifacts ``kept`` stay, as a result would; and when CANCELLED by whoever wanted to keep what was done (FINISH).
     """
     error = _reported(error, row)
     typed = from_status(error)
@@ -194,7 +194,12 @@ def fail(row: Row, now: int, error: status_pb2.Status, rng: random.Random, kept:
         least = int((typed.retry_after or 0) * SECOND)
         return _again(row, Event.FAIL_RETRY, AttemptState.FAILED, now, error, policy.backoff(row.attempt, rng, least))
     move = _over(row, Event.FAIL_FINAL, AttemptState.FAILED, now, error)
-    if kept and move.state == State.FAILED:
+    finished = move.state == State.CANCELLED and row.cancel_mode == CancelMode.FINISH
+    if kept and finished:
+        told = Cancelled(f"the job was finished early, and not all of it could be kept: {typed.message}")
+        status = to_status(told.with_details(*typed.details), metadata=_facts(row), most=MAX_JOB_STATUS_BYTES)
+        move.values["error"] = status.SerializeToString()
+    if kept and (move.state == State.FAILED or finished):
         move.kept = kept
         if not move.values["expire_time"]:
             # `keep_result`: the record stays with what it names.

@@ -6,7 +6,7 @@ header, as for Matroska and AVI, which hold nearly everything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _MP4_VIDEO = "h264 hevc av1 vp9 vvc mpeg4 mpeg2video mpeg1video mjpeg png"
 _MP4_AUDIO = "aac mp3 mp2 ac3 eac3 alac flac opus dts truehd vorbis"
@@ -25,6 +25,8 @@ class Container:
     fast_start: bool = False
     key_frames: float | None = None
     defaults: tuple[tuple[str, str], ...] = ()
+    sample_rate: int = 0
+    """The only one that its sound may have; 0: any."""
 
 
 def _container(name: str, muxer: str, media_type: str, holds: str | None = None, fast_start: bool = False) -> Container:
@@ -46,7 +48,11 @@ CONTAINERS: dict[str, Container] = {
             fast_start=True,
         ),
         _container("m4a", "ipod", "audio/mp4", "h264 mpeg4 aac alac ac3 eac3 mp3 mov_text png mjpeg", fast_start=True),
-        _container("3gp", "3gp", "video/3gpp", "h263 h264 mpeg4 aac amr_nb amr_wb mov_text", fast_start=True),
+        # The muxer's own default for sound, AMR, is for 8 kHz and one channel only.
+        replace(
+            _container("3gp", "3gp", "video/3gpp", "h263 h264 mpeg4 aac amr_nb amr_wb mov_text", fast_start=True),
+            defaults=(("audio", "aac"),),
+        ),
         _container("webm", "webm", "video/webm", "vp8 vp9 av1 vorbis opus webvtt"),
         _container("avi", "avi", "video/x-msvideo"),
         _container("wmv", "asf", "video/x-ms-wmv"),
@@ -60,7 +66,7 @@ CONTAINERS: dict[str, Container] = {
             "video/mp2t",
             "mpeg1video mpeg2video mpeg4 h264 hevc vvc dirac aac aac_latm mp2 mp3 ac3 eac3 dts truehd opus s302m dvb_subtitle dvb_teletext",
         ),
-        _container("mxf", "mxf", "application/mxf"),
+        replace(_container("mxf", "mxf", "application/mxf"), sample_rate=48_000),
         _container("ogg", "ogg", "application/ogg", "theora vp8 vorbis opus flac speex"),
         _container("ogv", "ogv", "video/ogg", "theora vp8 vorbis opus flac speex"),
         _container("oga", "oga", "audio/ogg", "vorbis opus flac speex"),
@@ -84,7 +90,7 @@ CONTAINERS: dict[str, Container] = {
 SUBTITLES = {"mp4": "mov_text", "mov": "mov_text", "m4a": "mov_text", "3gp": "mov_text"}
 """What subtitles become by default where the muxer names nothing, and there is one form only that players read."""
 AUDIO_ONLY = frozenset(
-    {"mka", "wma", "oga", "opus", "wav", "aiff", "caf", "flac", "mp3", "mp2", "aac", "ac3", "eac3", "au"}
+    {"mka", "m4a", "wma", "oga", "opus", "wav", "aiff", "caf", "flac", "mp3", "mp2", "aac", "ac3", "eac3", "au"}
 )
 """Containers that take no video by default; a picture is a cover there."""
 

@@ -99,39 +99,33 @@ class PipelineRunner:
         sources = []
         async with contextlib.AsyncExitStack() as stack:
             guard = None
-            # The process that will look into the first input starts while that is fetched.
-            async with self.prober.warmed(folder) as warm:
-                for index, one in enumerate(request.inputs):
-                    # The same source twice is fetched once.
-                    same = (
-                        one.source.SerializeToString(deterministic=True)
-                        + b"|"
-                        + one.format.SerializeToString(deterministic=True)
+            for index, one in enumerate(request.inputs):
+                # The same source twice is fetched once.
+                same = (
+                    one.source.SerializeToString(deterministic=True)
+                    + b"|"
+                    + one.format.SerializeToString(deterministic=True)
+                )
+                if same not in opened:
+                    context.progress(0.0, message=f"opening input {index}")
+                    opened[same] = await self.settings.sources.open(
+                        one.source,
+                        one.format,
+                        at=f"inputs[{index}].",
+                        copy=folder / f"input{index}",
+                        artifacts=context.artifacts if one.source.WhichOneof("source") == "artifact" else None,
+                        capabilities=self.capabilities,
+                        room=max(self.settings.max_scratch_bytes - await asyncio.to_thread(folder_bytes, folder), 1),
                     )
-                    if same not in opened:
-                        context.progress(0.0, message=f"opening input {index}")
-                        opened[same] = await self.settings.sources.open(
-                            one.source,
-                            one.format,
-                            at=f"inputs[{index}].",
-                            copy=folder / f"input{index}",
-                            artifacts=context.artifacts if one.source.WhichOneof("source") == "artifact" else None,
-                            capabilities=self.capabilities,
-                            room=max(
-                                self.settings.max_scratch_bytes - await asyncio.to_thread(folder_bytes, folder), 1
-                            ),
-                        )
-                    sources.append(opened[same])
-                if any(source.http for source in sources):
-                    guard = await stack.enter_async_context(egress_guard(self.settings.sources.hosts))
-                inputs = [
-                    BoundInput(
-                        one,
-                        source,
-                        await self.prober.probe(
-                            source, at=f"inputs[{index}].source", folder=folder, guard=guard, warm=warm
-                        ),
-                    )
-                    for index, (one, source) in enumerate(zip(request.inputs, sources, strict=True))
-                ]
+                sources.append(opened[same])
+            if any(source.http for source in sources):
+                guard = await stack.enter_async_context(egress_guard(self.settings.sources.hosts))
+            inputs = [
+                BoundInput(
+                    one,
+                    source,
+                    await self.prober.probe(source, at=f"inputs[{index}].source", folder=folder, guard=guard),
+                )
+                for index, (one, source) in enumerate(zip(request.inputs, sources, strict=True))
+            ]
             yield inputs, guard

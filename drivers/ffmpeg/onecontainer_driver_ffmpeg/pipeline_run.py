@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from onecontainer_driver_ffmpeg.egress import EgressGuard
 from onecontainer_driver_ffmpeg.failures import complaints, pipeline_failure, process_failure, too_large
 from onecontainer_driver_ffmpeg.media_info import to_duration
 from onecontainer_driver_ffmpeg.plan import BoundInput, OutputPlan
-from onecontainer_driver_ffmpeg.prober import Prober, WarmChild, failure
+from onecontainer_driver_ffmpeg.prober import Prober, failure
 from onecontainer_driver_ffmpeg.process import Bounds, Child, run, running_child
 from onecontainer_driver_ffmpeg.progress import OutputMeter, PipelineMeter, ProgressReader
 from onecontainer_driver_ffmpeg.settings import Settings
@@ -23,22 +24,26 @@ from onecontainer_driver_ffmpeg.storing import describe_file, folder_bytes, remo
 from onecontainer_driver_ffmpeg.targets.target import Collection, Made, NothingMade, Started
 from onecontainer_driver_ffmpeg.uploads import upload_files
 
-# How long ffmpeg gets after CancelJob with mode FINISH: to write the end of a file, and to say goodbye to a receiver.
+# How long ffmpeg gets after CancelJob with mode FINISH: to get on with the end of a file, and to say goodbye to a receiver.
 _FINISH_GRACE, _LIVE_FINISH_GRACE = 20.0, 3.0
 _INTERRUPTED = 255
+# Where in its memory ffmpeg has what it speaks of.
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 # How often a folder with many files is looked at, in seconds.
 _SIZE_INTERVAL = 0.3
 
 
 @dataclass
 class RunningOutput:
-    """An output of a pipeline under way. `collection` is there from state STORING on."""
+    """An output of a pipeline under way. `collection` is there from state STORING on; `moved`: the loop's time when ffmpeg last got on."""
 
     plan: OutputPlan
     meter: OutputMeter
     result: pipeline_pb2.OutputResult
     error: errors.OneContainerError | None = None
     over_size: bool = False
+    moved: float = 0.0
+    given_up: bool = False
     child: Child | None = None
     collection: Collection = field(default_factory=lambda: Collection([]))
 
@@ -48,7 +53,7 @@ class RunningOutput:
     def end(self, state: pipeline_pb2.OutputState.ValueType, error: errors.OneContainerError | None = None) -> None:
         self.error = error
         self.result.state = state
-        self.meter.end(state)
+        self.meter.end(state, early=self.result.ended_early)
         if error:
             self.result.error.CopyFrom(to_status(error))
         for upload in self.result.uploads:
@@ -145,15 +150,21 @@ class PipelineRun:
         if self._context.cancelled:
             return
         self.finishing = True
+        begin = asyncio.get_running_loop().time()
         for child in self._children():
             child.interrupt()
         await asyncio.sleep(_LIVE_FINISH_GRACE)
         for output in self.outputs:
             if output.child and not output.plan.target.makes_files:
                 output.child.kill()
-        await asyncio.sleep(_FINISH_GRACE - _LIVE_FINISH_GRACE)
-        for child in self._children():
-            child.kill()
+        # Encoders hold back frames, which a slow one on a busy machine takes long to write. As long as more comes it is let do so.
+        clock = asyncio.get_running_loop().time
+        while waiting := [output for output in self.outputs if output.child]:
+            await asyncio.sleep(1.0)
+            for output in waiting:
+                if output.child and clock() - max(output.moved, begin) > _FINISH_GRACE:
+                    output.given_up = True
+                    output.child.kill()
 
     async def _one(self, output: RunningOutput) -> None:
         async with self._slots:
@@ -165,15 +176,12 @@ class PipelineRun:
             for folder in ("", *output.plan.written.folders):
                 await asyncio.to_thread((output.plan.folder / folder).mkdir, parents=True, exist_ok=True)
             try:
-                # What a target makes after ffmpeg takes processes too, so it belongs to the slot. The one that will look into what was
-                # made starts now, when nobody waits for it; a live sink, which may last for days, makes nothing to look into.
-                async with self._prober.warmed(self._folder, needed=output.plan.target.makes_files) as warm:
-                    async with output.plan.target.started() as started:
-                        for at, message in started.warnings:
-                            self._warn(at, message)
-                        made = await self._transcode(output, started)
-                    if made:
-                        await self._collect(output, warm)
+                async with output.plan.target.started() as started:
+                    for at, message in started.warnings:
+                        self._warn(at, message)
+                    made = await self._transcode(output, started)
+                if made:  # what a target makes after ffmpeg takes processes too, so it belongs to the slot
+                    await self._collect(output)
             except errors.OneContainerError as error:
                 self._fail(output, error)
         if not self._request.all_or_nothing:
@@ -197,12 +205,16 @@ class PipelineRun:
         for number, command in enumerate(plan.commands):
             output.meter.begin_pass(number)
             code, lines = await self._run_pass(output, started.command(command), started.stdin)
-            seen = [plan.redact(started.redact(line)) for line in lines]
+            seen = [_ADDRESS.sub("", plan.redact(started.redact(line))) for line in lines]
             if number == len(plan.commands) - 1 or code != 0:
                 output.result.command.extend(plan.shown)
                 output.result.return_code = code
                 output.result.last_lines.extend(seen)
             if self._stopping:
+                output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
+                return False
+            if output.given_up:
+                self._warn(plan.at, f"cut off: nothing more came for {_FINISH_GRACE:.0f} s after it was told to finish")
                 output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
                 return False
             if output.over_size or self._bytes_made() > self._bounds.file_bytes > 0:
@@ -230,6 +242,7 @@ class PipelineRun:
                 block.pop("total_size", None)
             # Telling what has not moved would hide a stall.
             if output.meter.update(block):
+                output.moved = asyncio.get_running_loop().time()
                 self._tell()
             if self._bytes_made() > self._bounds.file_bytes > 0:
                 output.over_size = True
@@ -257,7 +270,7 @@ class PipelineRun:
             output.meter.count_bytes(await asyncio.to_thread(folder_bytes, output.plan.folder))
             await asyncio.sleep(_SIZE_INTERVAL)
 
-    async def _collect(self, output: RunningOutput, warm: WarmChild) -> None:
+    async def _collect(self, output: RunningOutput) -> None:
         """Finds what was made. Leaves the output STORING, or ended."""
         plan = output.plan
         live = not plan.target.makes_files
@@ -286,9 +299,7 @@ class PipelineRun:
             return
         if output.collection.probe:
             try:
-                info = await self._prober.probe(
-                    output.collection.probe, at=plan.at, folder=self._folder, guard=None, warm=warm
-                )
+                info = await self._prober.probe(output.collection.probe, at=plan.at, folder=self._folder, guard=None)
             except errors.DataInvalid as error:
                 self._end_unreadable(output, f"what ffmpeg made cannot be read: {error}")
                 return

@@ -132,7 +132,11 @@ def bind_output(
     found = [(pick, stream, tracks) for pick, stream in draft.streams if (tracks := _find_tracks(stream, inputs))]
     if not found:
         raise errors.DataInvalid(f"{draft.at}.streams", f"the inputs have no track that {target.container.name} takes")
-    lengths = [inputs[number].length for _, _, tracks in found for number, _ in tracks]
+    taken = sorted({number for _, _, tracks in found for number, _ in tracks})
+    for number in taken:
+        if inputs[number].length == 0.0 and inputs[number].request.HasField("start_offset"):
+            raise errors.FieldInvalid(f"inputs[{number}].start_offset", "is at or after the end of the source")
+    lengths = [inputs[number].length for number in taken]
     expected, limit, cut = _lengths(draft, lengths, settings, limits)
     own_filters = target.filters(expected)
     bounds = []
@@ -175,7 +179,7 @@ def bind_output(
     written = target.write(Known(own, made, expected, bounds, capabilities))
     threads = _least(settings.threads, limits.threads)
     head = [capabilities.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "repeat+level+warning", "-nostats", "-y"]
-    head += ["-progress", "pipe:1", "-stats_period", "0.25"]
+    head += ["-progress", "pipe:1"]
     head += _devices([track.draft for track in made])
     if threads:
         head += ["-filter_threads", str(threads), "-filter_complex_threads", str(threads)]
@@ -260,7 +264,19 @@ def _input_arguments(one: BoundInput, output: output_pb2.Output, threads: int, c
         arguments += ["-t", _time(max(length, 0.001))]
     arguments += ["-re"] if one.request.real_time else []
     arguments += ["-threads", str(threads)] if threads else []
+    arguments += _alpha_decoders(one.info, capabilities)
     return [*arguments, "-i", one.source.address]
+
+
+def _alpha_decoders(info: MediaInfo, capabilities: Capabilities) -> list[str]:
+    """FFmpeg's own decoders of VP8 and VP9 leave out the transparency, which is a picture of its own there; those of libvpx do not."""
+    words = []
+    for track in info.streams:
+        decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(track.codec, "")
+        tags = {name.lower(): value for name, value in track.tags.items()}
+        if decoder and tags.get("alpha_mode") == "1" and decoder in capabilities.codecs[track.codec].decoders:
+            words += [f"-c:v:{track.index_in_kind}", decoder]
+    return words
 
 
 def _lengths(

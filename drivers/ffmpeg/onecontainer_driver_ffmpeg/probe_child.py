@@ -1,22 +1,24 @@
-"""Takes a JSON request as a line of its input, and prints what FFmpeg's libraries see, as ffprobe would.
+"""Loads FFmpeg's libraries, then answers each connection in a fork with what the libraries see, as ffprobe would say it.
 
-It may be started before there is something to probe: what takes time is its start.
-
-A process of its own, because a hostile file may crash or hang the libraries, and because only a process can be killed in time.
+Standard input is a socket over which connections come. A fork first sends its pidfd, with which it can be killed, then reads a line of
+JSON, and writes one. See `probe_server.py`, which is the other side.
 """
 
+import ctypes
 import json
 import os
+import signal
+import socket
 import sys
 from fractions import Fraction
 from typing import Any
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 sys.path.append(sys.argv[1])  # the folder of the packages; started without `site`
 
 import av
 import av.error
+
+PR_SET_PDEATHSIG = 1
 
 # FFmpeg's names for the numbers of its enums (libavutil/pixfmt.h, libavcodec/defs.h), as ffprobe prints them.
 COLOR_RANGES = {1: "tv", 2: "pc"}
@@ -164,15 +166,59 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def main() -> int:
+def answer(connection: socket.socket) -> None:
+    socket.send_fds(connection, [b"\0"], [os.pidfd_open(os.getpid())])
+    with connection.makefile("rb") as lines:
+        line = lines.readline()
+    if not line.endswith(b"\n"):  # nobody asks any more
+        return
+    request = json.loads(line)
+    # What libavformat's proxy settings are read from.
+    os.environ.update(request["environment"])
     try:
-        facts = probe(json.loads(sys.stdin.readline()))
+        os.chdir(request["folder"])
+        facts = probe(request)
     except (OSError, av.error.FFmpegError, ValueError) as error:
-        sys.stderr.write(getattr(error, "strerror", None) or str(error))
-        return 1
-    json.dump(facts, sys.stdout)
-    return 0
+        facts = {"error": getattr(error, "strerror", None) or str(error)}
+    connection.sendall(json.dumps(facts).encode())
+
+
+def fork(connection: socket.socket, control: socket.socket, libc: ctypes.CDLL) -> None:
+    server = os.getpid()
+    if os.fork():
+        return
+    # Killed with the server, and so with the sidecar, however that ends.
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0 or os.getppid() != server:
+        os._exit(127)
+    status = 1
+    try:
+        control.close()
+        answer(connection)
+        status = 0
+    except OSError:  # whoever asked has gone
+        pass
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    libc = ctypes.CDLL(None)
+    # Forks are reaped by the kernel.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(fileno=os.dup(0)) as control:
+        while True:
+            _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+            if not descriptors:
+                break
+            with socket.socket(fileno=descriptors[0]) as connection:
+                fork(connection, control, libc)
+    # Forks die with this process: those under way are let finish.
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import importlib.util
 import json
-import sys
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +14,10 @@ from onecontainer_driver_ffmpeg import allowed
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
 from onecontainer_driver_ffmpeg.egress import EgressGuard, certificate_authorities
 from onecontainer_driver_ffmpeg.media_info import media_info
-from onecontainer_driver_ffmpeg.process import Bounds, Child, Finished, finish, run, running_child
+from onecontainer_driver_ffmpeg.probe_server import ProbeServer
+from onecontainer_driver_ffmpeg.process import Bounds, Finished, run
 from onecontainer_driver_ffmpeg.sources import OpenedSource
 
-PROBE_CHILD = Path(__file__).with_name("probe_child.py")
 _READ_TIMEOUT = 15.0
 _TOTAL_TIMEOUT = 45.0
 _BOUNDS = Bounds(memory_bytes=2 * 1024**3)
@@ -42,15 +37,8 @@ def input_options(source: OpenedSource, capabilities: Capabilities) -> dict[str,
     return options | dict(source.demuxer_options)
 
 
-@dataclass
-class WarmChild:
-    """A process that waits for what it shall probe; good for one."""
-
-    _child: Child | None
-
-    def take(self) -> Child | None:
-        child, self._child = self._child, None
-        return child
+_Answer = tuple[dict[str, Any] | None, list[str]]
+"""What was seen, None: nothing; and the last lines of what was said about it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +47,7 @@ class Prober:
 
     ffprobe: str | None
     capabilities: Capabilities
+    _libraries: ProbeServer = field(default_factory=ProbeServer)
 
     async def probe(
         self,
@@ -68,31 +57,17 @@ class Prober:
         folder: Path,
         guard: EgressGuard | None,
         with_raw: bool = False,
-        warm: WarmChild | None = None,
     ) -> MediaInfo:
-        """What is in `source`. `at` is the request's field that named it; DataInvalid if it is no media. `warm`: see `warmed`."""
-        options = input_options(source, self.capabilities)
-        if self.ffprobe:
-            command = [self.ffprobe, "-hide_banner", "-loglevel", "error", "-print_format", "json"]
-            command += ["-show_format", "-show_streams", "-show_chapters", "-show_program_version"]
-            for name, value in options.items():
-                command += [f"-{name}", value]
-            command += [*(["-f", source.demuxer] if source.demuxer else []), "-i", source.address]
-        else:
-            command = []
+        """What is in `source`. `at` is the request's field that named it; DataInvalid if it is no media."""
         environment = guard.environment() if guard else None
+        ask = self._ask_program if self.ffprobe else self._ask_libraries
         try:
-            if command:
-                finished = await run(
-                    command, folder=folder, timeout=_TOTAL_TIMEOUT, bounds=_BOUNDS, environment=environment
-                )
-            else:
-                finished = await self._ask_libraries(source, options, folder, environment, warm)
+            async with asyncio.timeout(_TOTAL_TIMEOUT):
+                facts, last_lines = await ask(source, folder, environment)
         except TimeoutError as error:
             raise errors.DataInvalid(at, f"could not be read in {_TOTAL_TIMEOUT:.0f} s") from error
-        facts = _facts(finished)
         if facts is None or not facts.get("streams"):
-            raise failure(source, finished.last_lines, at=at, guard=guard)
+            raise failure(source, last_lines, at=at, guard=guard)
         version = facts.pop("program_version", {}).get("version")
         prober = str(facts.pop("prober", "") or f"ffprobe {version}")
         raw = ""
@@ -101,51 +76,26 @@ class Prober:
             raw = json.dumps(facts, ensure_ascii=False)
         return media_info(facts, prober=prober, raw_json=raw)
 
-    async def _ask_libraries(
-        self,
-        source: OpenedSource,
-        options: Mapping[str, str],
-        folder: Path,
-        environment: dict[str, str] | None,
-        warm: WarmChild | None,
-    ) -> Finished:
+    async def _ask_program(self, source: OpenedSource, folder: Path, environment: dict[str, str] | None) -> _Answer:
+        command = [str(self.ffprobe), "-hide_banner", "-loglevel", "error", "-print_format", "json"]
+        command += ["-show_format", "-show_streams", "-show_chapters", "-show_program_version"]
+        for name, value in input_options(source, self.capabilities).items():
+            command += [f"-{name}", value]
+        command += [*(["-f", source.demuxer] if source.demuxer else []), "-i", source.address]
+        finished = await run(command, folder=folder, bounds=_BOUNDS, environment=environment)
+        return _facts(finished), finished.last_lines
+
+    async def _ask_libraries(self, source: OpenedSource, folder: Path, environment: dict[str, str] | None) -> _Answer:
         request = {
             "address": source.address,
             "demuxer": source.demuxer,
-            "options": options,
+            "options": input_options(source, self.capabilities),
             "timeout": _READ_TIMEOUT,
         }
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(asyncio.timeout(_TOTAL_TIMEOUT))
-            # The environment, with the proxy that all traffic must go through, is a process's from its beginning.
-            child = warm.take() if warm and not environment else None
-            if child is None:
-                child = await stack.enter_async_context(_libraries(folder, environment))
-            child.send(json.dumps(request).encode() + b"\n")
-            return await finish(child)
-
-    @contextlib.asynccontextmanager
-    async def warmed(self, folder: Path, *, needed: bool = True) -> AsyncIterator[WarmChild]:
-        """Starts the process of one probe to come, which takes longer than the probe; it is killed with the context if none came."""
-        if self.ffprobe or not needed:  # ffprobe starts at once
-            yield WarmChild(None)
-            return
-        async with _libraries(folder, None) as child:
-            yield WarmChild(child)
-
-
-@functools.cache
-def _packages() -> str:
-    found = importlib.util.find_spec("av")
-    if found is None or found.origin is None:
-        raise errors.StateInvalid("PyAV, which probes media, is not installed: set the option ffprobe_path")
-    return str(Path(found.origin).parents[1])
-
-
-def _libraries(folder: Path, environment: dict[str, str] | None) -> contextlib.AbstractAsyncContextManager[Child]:
-    # Without `site`, which takes a quarter of the start: only the folder that PyAV is in.
-    command = [sys.executable, "-I", "-S", str(PROBE_CHILD), _packages()]
-    return running_child(command, folder=folder, bounds=_BOUNDS, environment=environment, hears=True)
+        facts = await self._libraries.ask(request, folder=folder, environment=environment)
+        if not isinstance(facts, dict) or "error" in facts:
+            return None, [str(facts["error"])] if isinstance(facts, dict) else []
+        return facts, []
 
 
 def _facts(finished: Finished) -> dict[str, Any] | None:
@@ -168,6 +118,12 @@ def failure(
         )
     if guard and guard.unreachable:
         return errors.BackendUnreachable(f"{at}: {source.label}: {guard.unreachable[0]}", retry_after=5.0)
+    if last_lines and last_lines[-1].endswith(
+        "Immediate exit requested"
+    ):  # FFmpeg's words for a reader whose time is over
+        return errors.BackendUnreachable(
+            f"{at}: {source.label}: nothing came for {_READ_TIMEOUT:.0f} s", retry_after=5.0
+        )
     words = last_lines[-1].replace(source.address, source.label) if last_lines else "no audio, video or subtitles in it"
     if words.endswith("Invalid argument"):  # FFmpeg's whole answer to a format that is not on the list
         words = "no media of a format that this service reads"

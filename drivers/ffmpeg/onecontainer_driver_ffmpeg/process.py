@@ -67,13 +67,6 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, data: bytes) -> None:
-        """Writes to its standard input, and closes that. What has ended already hears nothing."""
-        if self._process.stdin is None:
-            raise RuntimeError("the child was started without an input")
-        self._process.stdin.write(data)
-        self._process.stdin.close()
-
     def interrupt(self) -> None:
         # Not SIGINT: a sidecar ignores that one, and its children inherit it.
         self._signal(signal.SIGTERM)
@@ -103,6 +96,12 @@ async def _drain(stream: asyncio.StreamReader, consume: Callable[[bytes], None])
         consume(data)
 
 
+def bounded(command: Sequence[str], bounds: Bounds) -> list[str]:
+    """What starts `command` so that it keeps its bounds, and dies with the process that starts it."""
+    numbers = (os.getpid(), bounds.memory_bytes, bounds.file_bytes, bounds.cpu_seconds)
+    return [sys.executable, "-I", "-S", str(CHILD), *map(str, numbers), *command]
+
+
 @contextlib.asynccontextmanager
 async def running_child(
     command: Sequence[str],
@@ -110,27 +109,17 @@ async def running_child(
     folder: Path,
     bounds: Bounds = Bounds(),
     environment: dict[str, str] | None = None,
-    hears: bool = False,
     stdin: bytes = b"",
 ) -> AsyncIterator[Child]:
     """Starts `command` in `folder`; on the way out, by whatever way, its process group is killed and reaped.
 
-    `hears`: it has a standard input, for `Child.send`; `stdin`: that is all that it will hear, less than a pipe holds (64 KiB). There a
-    secret is safe from other processes. Without either it hears nothing.
+    `stdin` is all that it will hear, less than a pipe holds (64 KiB). There a secret is safe from other processes.
 
     The environment is only what `environment` says, so that no proxy setting or secret of the sidecar reaches the child.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        str(CHILD),
-        str(os.getpid()),
-        str(bounds.memory_bytes),
-        str(bounds.file_bytes),
-        str(bounds.cpu_seconds),
-        *command,
-        stdin=asyncio.subprocess.PIPE if hears or stdin else asyncio.subprocess.DEVNULL,
+        *bounded(command, bounds),
+        stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=folder,
@@ -139,8 +128,9 @@ async def running_child(
     )
     child = Child(process)
     try:
-        if stdin:
-            child.send(stdin)
+        if process.stdin is not None:
+            process.stdin.write(stdin)
+            process.stdin.close()
         yield child
     finally:
         child.kill()

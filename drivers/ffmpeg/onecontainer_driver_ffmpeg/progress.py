@@ -89,10 +89,11 @@ class OutputMeter:
             _set_eta(self.progress, fraction, self._elapsed())
         return before != (self.worked, self.progress.frame, self.progress.size_bytes)
 
-    def end(self, state: pb.OutputState.ValueType) -> None:
+    def end(self, state: pb.OutputState.ValueType, *, early: bool = False) -> None:
+        """`early`: by whoever had enough of it, so it is as far as it is."""
         self.progress.state = state
         self.progress.ClearField("eta")
-        if state == pb.OUTPUT_STATE_SUCCEEDED:
+        if state == pb.OUTPUT_STATE_SUCCEEDED and not early:
             self.progress.fraction = 1.0
             self.done = max(self.done, self.expected or 0.0)
 

@@ -23,6 +23,8 @@ _QSCALE = _words(
 )
 # Encoders that take their first pass from ffmpeg's own log file.
 _TWO_PASS = _words("libx264 libvpx libvpx-vp9 libaom-av1 libxvid mpeg4 mpeg2video mpeg1video")
+# Where the encoder declares no end of its scale; beyond it, it does the same as at the end.
+_MOST_CRF = {"libx264": 51.0, "libx264rgb": 51.0, "libx265": 51.0, "libsvtav1": 63.0}
 _BITRATE = (1_000, 1_000_000_000)
 _BUFFER_BITS = 2**31 - 1
 
@@ -85,9 +87,9 @@ def _quality(
     if hardware := hardware_of(encoder):
         return _hardware_quality(quality, hardware, own, suffix, at)
     if "crf" in own:
-        _within(quality, own["crf"], at)
-        if quality < 0:
-            raise errors.FieldInvalid(at, "is below 0")
+        most = min(own["crf"].high, _MOST_CRF.get(encoder, own["crf"].high))
+        if not 0 <= quality <= most:  # NaN is not either
+            raise errors.FieldInvalid(at, f"is not between 0 and {most:g}")
         # libvpx takes a bitrate as an upper bound beside the quality; 0 says that there is none.
         bound = [f"-b{suffix}", "0"] if encoder.startswith("libvpx") else []
         return [*bound, f"-crf{suffix}", f"{quality:g}"]

@@ -11,6 +11,8 @@ from onecontainer_driver_ffmpeg.media_info import seconds
 
 _KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 MOST_INPUTS, MOST_STREAMS, MOST_OUTPUTS = 16, 64, 32
+MOST_THREADS = 256
+LEAST_MEMORY = 256 * 1024**2
 
 
 def check_request(request: media_pb2.RunPipelineRequest) -> None:
@@ -49,6 +51,12 @@ def _check_counts(request: media_pb2.RunPipelineRequest) -> None:
     for name in ("max_output_bytes", "threads", "max_memory_bytes"):
         if getattr(request.limits, name) < 0:
             raise errors.FieldInvalid(f"limits.{name}", "is below 0")
+    if request.limits.threads > MOST_THREADS:
+        raise errors.FieldInvalid("limits.threads", f"is above {MOST_THREADS}")
+    if 0 < request.limits.max_memory_bytes < LEAST_MEMORY:
+        raise errors.FieldInvalid(
+            "limits.max_memory_bytes", f"is below {LEAST_MEMORY}, without which ffmpeg cannot start"
+        )
     if request.limits.HasField("max_media_duration") and seconds(request.limits.max_media_duration) <= 0:
         raise errors.FieldInvalid("limits.max_media_duration", "is not more than 0")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.egress import HostRules
+from onecontainer_driver_ffmpeg.request_checks import LEAST_MEMORY
 from onecontainer_driver_ffmpeg.secrets import Secrets
 from onecontainer_driver_ffmpeg.sinks import SinkRules
 from onecontainer_driver_ffmpeg.sources import SourceRules
@@ -70,7 +71,7 @@ _LEAST = {
     "processes": 1,
     "max_media_duration": 1,
     "max_output_bytes": 1024,
-    "max_memory_bytes": 256 * 1024**2,
+    "max_memory_bytes": LEAST_MEMORY,
     "max_cpu_time": 1,
     "max_scratch_bytes": 1024,
 }

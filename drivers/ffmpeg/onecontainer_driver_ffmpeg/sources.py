@@ -73,8 +73,13 @@ class SourceRules:
                 )
             if artifacts is None:
                 raise errors.StateInvalid("artifacts cannot be reached from here")
-            await _check_room(source.artifact, artifacts, copy.parent, room, f"{at}source.artifact")
-            await artifacts.fetch(source.artifact, copy)
+            try:
+                await _check_room(source.artifact, artifacts, copy.parent, room, f"{at}source.artifact")
+                await artifacts.fetch(source.artifact, copy)
+            except errors.ResourceNotFound as error:
+                raise errors.ResourceNotFound(f"{at}source.artifact: {error}") from error
+            except errors.FieldInvalid as error:  # the gateway's word on the name
+                raise errors.FieldInvalid(f"{at}source.artifact", error.violations[0].description) from error
             return OpenedSource(f"file:{copy}", False, source.artifact, demuxer, options)
         if kind == "path":
             path = await asyncio.to_thread(self._find_file, source.path, f"{at}source.path")

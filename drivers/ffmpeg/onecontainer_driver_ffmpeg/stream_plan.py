@@ -9,6 +9,7 @@ from onecontainer.api.media.v1 import media_info_pb2, stream_pb2
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.containers import Container
+from onecontainer_driver_ffmpeg.encoder_names import check_named, check_size
 from onecontainer_driver_ffmpeg.filters import write_chain
 from onecontainer_driver_ffmpeg.hardware import APIS, Use, choose
 from onecontainer_driver_ffmpeg.listing import OptionEntry
@@ -142,6 +143,7 @@ async def _encoded_video(
                 raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} has no {field}")
             if use and option in own and own[option].constants and value not in own[option].constants:
                 raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} knows no {field} {value!r}")
+            check_named(field, value, encoder, f"{at}.{field}")
             words += [f"-{option}", _word(value, f"{at}.{field}")]
     interval = container.key_frames
     if video.HasField("keyframe_interval"):
@@ -153,6 +155,7 @@ async def _encoded_video(
         words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f}-0.0005)"]
     if container.key_frames:
         words += _aligned(encoder, own, video)
+    check_size(video, encoder, at)
     if video.pixel_format:
         if video.pixel_format not in capabilities.pixel_formats:
             raise errors.BackendCapabilityMissing(
@@ -252,6 +255,12 @@ async def _audio(
         value = getattr(audio, field)
         if not 0 <= value <= most:
             raise errors.FieldInvalid(f"{at}.{field}", f"is not between 1 and {most}")
+        if field == "sample_rate" and container.sample_rate:
+            if value not in (0, container.sample_rate):
+                raise errors.FieldInvalid(
+                    f"{at}.{field}", f"is not {container.sample_rate}, the only one that {container.name} takes"
+                )
+            value = container.sample_rate
         words += [option, str(value)] if value else []
     words += encoder_params(audio.params, encoder, own, "", f"{at}.params")
     chain = await write_chain(audio.filters, "audio", len(draft.selectors), capabilities, f"{at}.filters")

@@ -159,6 +159,20 @@ async def test_srt_caller_is_refused_for_its_passphrase(
     assert "another one at that" not in str(caught.value)
 
 
+async def test_srt_receiver_that_goes_away(bench: Bench, clip: Path, ffmpeg: str, tmp_path: Path) -> None:
+    await bench.attach(sink_hosts=[HOST])
+    port = free_port()
+    url = f"srt://{HOST}:{port}?mode=listener"
+    async with receiver(ffmpeg, url, tmp_path / "got.ts", port) as process:
+        output = live_output(srt=SrtSink(host=HOST, port=port))
+        task = asyncio.create_task(stream(bench, clip, output, extra_plays=100))
+        await bench_moved(bench, task)
+        process.terminate()
+        with pytest.raises(errors.BackendUnreachable) as caught:
+            await task
+    assert caught.value.violations[0].field == "outputs[0].live.srt.host"
+
+
 async def test_srt_listener(bench: Bench, clip: Path, ffmpeg: str, tmp_path: Path) -> None:
     await bench.attach(secrets={"tv": PASSPHRASE})
     port = free_port()

@@ -511,13 +511,25 @@ async def test_a_failed_job_keeps_what_its_last_attempt_names(desk: Desk) -> Non
     assert (view.row.state, view.artifacts, view.row.result_expired) == (State.FAILED, (), False)
 
 
-async def test_what_is_cancelled_or_expired_keeps_nothing_of_a_failure(desk: Desk) -> None:
+async def test_who_finishes_a_job_keeps_what_it_names_though_some_of_it_failed(desk: Desk) -> None:
+    job = await desk.create()
+    grant = await desk.claim_one()
+    name, bad = await made(desk, grant), await made(desk, grant)
+    await desk.ledger.cancel(job, FINISH)
+    await desk.report(grant, "failed", partial_failure(), kept_artifacts=(name,))
+    view = await desk.get(job)
+    assert (view.row.state, view.artifacts) == (State.CANCELLED, (name,))
+    assert bad not in await artifact_states(desk)
+    assert own_detail(view.row.error) == OWN
+
+
+async def test_what_is_aborted_or_expired_keeps_nothing_of_a_failure(desk: Desk) -> None:
     for end in (State.CANCELLED, State.EXPIRED):
         job = await desk.create(total_timeout=10)
         grant = await desk.claim_one()
         name = await made(desk, grant)
         if end == State.CANCELLED:
-            await desk.ledger.cancel(job, FINISH)
+            await desk.ledger.cancel(job, ABORT)
         else:
             desk.clock.advance(10)
             await desk.sweep()

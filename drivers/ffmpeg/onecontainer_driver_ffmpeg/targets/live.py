@@ -44,7 +44,8 @@ _CONNECT_TIMEOUT = 5.0
 # Longest that a receiver may take nothing and say nothing.
 _SILENCE_TIMEOUT = 10.0
 _NOT_THERE = re.compile(
-    r"Connection (to \S+ failed|refused|reset|timed out)|Broken pipe|Input/output error|timed out|unreachable|No route to host|End of file"
+    r"Connection (to \S+ failed|refused|reset|timed out|was broken|does not exist)|Broken pipe"
+    r"|Input/output error|timed out|unreachable|No route to host|End of file"
 )
 
 

@@ -451,8 +451,8 @@ class Report(_message.Message):
     @_builtins.property
     def kept_artifacts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OPTIONAL, with `failed` only. Artifacts that were uploaded with this job, attempt and fence and that are of use although it failed,
-        `artifacts/{artifact}`: if the job is FAILED by this report they become READY and stay as long as a result would; if it is tried
-        again or ends otherwise they go with the attempt's others. Absent: all go.
+        `artifacts/{artifact}`: if the job is FAILED by this report, or CANCELLED by a cancel with mode FINISH, they become READY and stay as
+        long as a result would; if it is tried again or ends otherwise they go with the attempt's others. Absent: all go.
         """
 
     def __init__(

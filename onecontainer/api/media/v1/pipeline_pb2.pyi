@@ -459,7 +459,7 @@ Global___RunPipelineResult: _TypeAlias = RunPipelineResult  # noqa: Y015
 
 @_typing.final
 class OutputProgress(_message.Message):
-    """How far one output is. No number ever goes down."""
+    """How far one output is. No number goes down within an attempt of the job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
