@@ -143,8 +143,8 @@ async def _encoded_video(
                 raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} has no {field}")
             if use and option in own and own[option].constants and value not in own[option].constants:
                 raise errors.BackendCapabilityMissing(f"{at}.{field}", f"encoder {encoder} knows no {field} {value!r}")
-            check_named(field, value, encoder, f"{at}.{field}")
             words += [f"-{option}", _word(value, f"{at}.{field}")]
+            check_named(field, value, encoder, f"{at}.{field}")
     interval = container.key_frames
     if video.HasField("keyframe_interval"):
         interval = seconds(video.keyframe_interval)

@@ -121,7 +121,7 @@ def succeeded(result: pipeline_pb2.RunPipelineResult) -> None:
 
 
 DEFAULTS = {
-    "mkv": ("h264", "vorbis"), "mp4": ("h264", "aac"), "mov": ("h264", "aac"), "m4a": ("h264", "aac"), "avi": ("mpeg4", "mp3"),
+    "mkv": ("h264", "vorbis"), "mp4": ("h264", "aac"), "mov": ("h264", "aac"), "m4a": (None, "aac"), "avi": ("mpeg4", "mp3"),
     "webm": ("vp9", "opus"), "wmv": ("msmpeg4v3", "wmav2"), "vob": ("mpeg2video", "mp2"), "mpg": ("mpeg1video", "mp2"),
     "ogg": ("theora", "vorbis"), "ogv": ("theora", "vorbis"), "ts": ("mpeg2video", "mp2"), "flv": ("flv1", "mp3"),
     "mxf": ("mpeg2video", "pcm_s16le"), "gif": ("gif", None),
