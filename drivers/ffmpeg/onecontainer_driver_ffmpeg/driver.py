@@ -23,7 +23,8 @@ from onecontainer_driver_ffmpeg.sources import OpenedSource
 
 
 class FfmpegDriver(MediaDriver):
-    """Each call runs its own processes; between calls the driver keeps nothing but what it read from the ffmpeg binary."""
+    """Each call runs its own processes; between calls the driver keeps what it read from the ffmpeg binary, and a process that has
+    FFmpeg's libraries for probes (`probe_server.py`)."""
 
     def __init__(self) -> None:
         self._load: Callable[[], Awaitable[PipelineRunner]] | None = None
