@@ -94,7 +94,7 @@ func run(config *config) error {
 		if certificate != nil {
 			failed <- server.ServeTLS(listener, "", "")
 		} else {
-			failed <- server.Serve(listener)
+			failed <- server.Serve(toldListener{listener.(*net.TCPListener)})
 		}
 	}()
 	fmt.Printf("onecontainer-rest listens on %s://%s for the gateway at %s; docs at /docs\n", scheme, listener.Addr(), config.gateway)
@@ -154,14 +154,17 @@ func dial(config *config) (*grpc.ClientConn, error) {
 		}
 		transport = credentials.NewTLS(settings)
 	}
-	return grpc.NewClient(
-		config.gateway,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
-		grpc.WithUserAgent("onecontainer-rest/"+version),
+		grpc.WithUserAgent("onecontainer-rest/" + version),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(int(config.maxMessage)),
 			grpc.MaxCallSendMsgSize(int(config.maxMessage)),
 		),
-	)
+	}
+	if !config.loopback {
+		options = append(options, grpc.WithPerRPCCredentials(strangers{}))
+	}
+	return grpc.NewClient(config.gateway, options...)
 }

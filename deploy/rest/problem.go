@@ -128,6 +128,9 @@ func problemOfStatus(st *status.Status) *problem {
 	switch {
 	case p.Reason == "MESSAGE_TOO_LARGE":
 		p.Status = http.StatusRequestEntityTooLarge
+	case p.Reason == "" && isTooLarge(st):
+		return newProblem(http.StatusRequestEntityTooLarge, st.Code(), bodyTooLarge,
+			st.Message()+": upload large data as an artifact (POST /v1/artifacts) and pass its name")
 	case p.Reason == "":
 		p.Domain = restDomain
 		p.Reason = reasonOf(st.Code())
@@ -138,6 +141,12 @@ func problemOfStatus(st *status.Status) *problem {
 		}
 	}
 	return p
+}
+
+// isTooLarge says whether gRPC refused the request of a call for its size: here, or in the gateway's server.
+func isTooLarge(st *status.Status) bool {
+	return st.Code() == codes.ResourceExhausted && strings.Contains(st.Message(), "message larger than max") &&
+		!strings.Contains(st.Message(), "grpc: received") // that is the answer
 }
 
 // reasonOf is for a status without an ErrorInfo: gRPC itself made it, on the way or in the gateway's server.
@@ -153,8 +162,6 @@ func reasonOf(code codes.Code) string {
 		return "DEADLINE_EXCEEDED"
 	case codes.Canceled:
 		return "CANCELLED"
-	case codes.ResourceExhausted:
-		return bodyTooLarge
 	}
 	return gatewayError
 }
@@ -216,7 +223,8 @@ func (p *problem) write(w http.ResponseWriter) {
 }
 
 // What a decoder says reaches the error handler only as the text of a status: mark packs a problem into that text.
-const mark = "\x1f"
+// grpc-gateway logs that text too: the space keeps its parts apart there.
+const mark = "\x1f "
 
 func marked(reason, field, detail string) error {
 	return errors.New(mark + reason + mark + field + mark + detail)
