@@ -248,7 +248,7 @@ func (a *api) download(w http.ResponseWriter, r *http.Request) (bool, error) {
 	if asked != "" {
 		r.Header.Set("Range", withoutNothing(asked, artifact.SizeBytes))
 	}
-	http.ServeContent(&fileWriter{ResponseWriter: w, asked: asked}, r, "", artifact.CreateTime.AsTime(), content)
+	http.ServeContent(&fileWriter{ResponseWriter: w, asked: asked, size: artifact.SizeBytes}, r, "", artifact.CreateTime.AsTime(), content)
 	if content.err != nil {
 		// The length was announced: a client sees that it got less, and goes on from there with Range. An error's text has no place in a file.
 		panic(http.ErrAbortHandler)
@@ -275,6 +275,7 @@ func withoutNothing(asked string, size int64) string {
 type fileWriter struct {
 	http.ResponseWriter
 	asked string // the header Range
+	size  int64  // of the whole file, in bytes
 	mute  bool
 }
 
@@ -282,6 +283,9 @@ func (f *fileWriter) WriteHeader(code int) {
 	switch code {
 	case http.StatusRequestedRangeNotSatisfiable:
 		f.mute = true
+		if f.Header().Get("Content-Range") == "" { // it is no range at all
+			f.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", f.size))
+		}
 		newProblem(code, codes.OutOfRange, rangeInvalid, "the file has no such bytes; Content-Range tells its length").
 			on("Range", readable(f.asked)).write(f.ResponseWriter)
 	case http.StatusPreconditionFailed:

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -42,6 +43,7 @@ func main() {
 
 // run serves until SIGTERM or SIGINT, then lets running requests end.
 func run(config *config) error {
+	grpclog.SetLoggerV2(told{grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr)})
 	stop, ended := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer ended()
 	if config.withStdin {

@@ -14,6 +14,7 @@ import (
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/status"
 )
 
@@ -223,8 +224,16 @@ func (p *problem) write(w http.ResponseWriter) {
 }
 
 // What a decoder says reaches the error handler only as the text of a status: mark packs a problem into that text.
-// grpc-gateway logs that text too: the space keeps its parts apart there.
-const mark = "\x1f "
+const mark = "\x1f"
+
+// told keeps out of the log what grpc-gateway says of requests that cannot be read: the caller has it as a problem.
+type told struct{ grpclog.LoggerV2 }
+
+func (l told) Errorf(format string, arguments ...any) {
+	if text := fmt.Sprintf(format, arguments...); !strings.Contains(text, mark) {
+		l.LoggerV2.Errorf("%s", text)
+	}
+}
 
 func marked(reason, field, detail string) error {
 	return errors.New(mark + reason + mark + field + mark + detail)

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -137,10 +139,23 @@ func (queryParser) Parse(message proto.Message, values url.Values, filter *utili
 	// Once more, one by one: which is it?
 	for key, value := range values {
 		if err := inner.Parse(message.ProtoReflect().New().Interface(), url.Values{key: value}, filter); err != nil {
-			return marked(queryInvalid, key, readable(err.Error()))
+			return marked(queryInvalid, key, unreadable(err))
 		}
 	}
 	return marked(queryInvalid, "", "a parameter is given twice, under two names")
+}
+
+// unreadable says what is wrong with a parameter's value.
+func unreadable(err error) string {
+	var number *strconv.NumError
+	if !errors.As(err, &number) {
+		return readable(err.Error())
+	}
+	kind := "a number such as is wanted here"
+	if number.Func == "ParseBool" {
+		kind = "true or false"
+	}
+	return readable(fmt.Sprintf("%q is not %s", number.Num, kind))
 }
 
 // isMask says whether a key names a FieldMask of the request.

@@ -272,8 +272,12 @@ func guarded(config *config, handler http.Handler) (http.Handler, error) {
 			}
 		}
 		protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			origin := r.Header.Get("Origin")
+			if origin == "" { // the browser has told no more than that it is another one
+				origin = "other sites"
+			}
 			newProblem(http.StatusForbidden, codes.PermissionDenied, originRefused,
-				"pages of "+r.Header.Get("Origin")+" may not call; the operator allows origins with --cors-origins").write(w)
+				"pages of "+origin+" may not call; the operator allows origins with --cors-origins").write(w)
 		}))
 		handler = protection.Handler(handler)
 	}

@@ -149,6 +149,20 @@ def test_a_job_is_watched_to_its_end(rest: RestProcess, way: str) -> None:
     assert result["steps"] == 3
 
 
+def test_a_page_goes_on_where_its_connection_broke(rest: RestProcess) -> None:
+    name = job(rest, steps=2, stepSeconds=0.1)
+    path = f"/v1/{name}:watch"
+    *_, last, end = rest("GET", path, headers={"Accept": "text/event-stream"}).text.strip().split("\n\n")
+    assert end == "event: end\ndata: {}"
+    identity, data = last.split("\n")
+    sequence = json.loads(data.removeprefix("data: "))["update"]["sequence"]
+    assert identity == f"id: {sequence}"
+    again = {"Accept": "text/event-stream", "Last-Event-ID": sequence}
+    assert events(rest("GET", path, headers=again)) == [("end", {})]
+    assert events(rest("GET", f"{path}?fromSequence=0", headers=again))[-2][1]["update"]["sequence"] == sequence
+    problem(rest("GET", path, headers={**again, "Last-Event-ID": "x"}), 400, "REQUEST_INVALID")
+
+
 def test_a_stream_that_cannot_begin_is_an_ordinary_problem(rest: RestProcess) -> None:
     for accept in ("*/*", "text/event-stream"):
         problem(rest("GET", "/v1/jobs/nothing:watch", headers={"Accept": accept}), 404, "RESOURCE_NOT_FOUND")
@@ -255,6 +269,8 @@ def test_an_image_is_asked_about_as_json_as_bytes_and_as_a_form(rest: RestProces
 
 def test_pages_of_other_sites_may_not_call(rest: RestProcess) -> None:
     problem(rest("POST", "/v1/jobs", data="{}", headers={"Origin": "https://evil.example"}), 403, "ORIGIN_REFUSED")
+    untold = problem(rest("POST", "/v1/jobs", data="{}", headers={"Sec-Fetch-Site": "cross-site"}), 403, "ORIGIN_REFUSED")
+    assert "pages of other sites may not call" in untold["detail"]
     problem(rest("GET", "/v1/jobs", headers={"Host": "evil.example"}), 421, "HOST_REFUSED")
     plain = rest("GET", "/v1/jobs", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in plain.headers
