@@ -23,7 +23,7 @@ const (
 	reflected = 5 * time.Second
 	// unknown is how long it is believed that there is no such type or method: a plug-in may have been installed just now. So long,
 	// those who ask for what does not exist cost the gateway nothing.
-	unknown = 500 * time.Millisecond
+	unknown = time.Second
 )
 
 var bytesValue = (&wrapperspb.BytesValue{}).ProtoReflect().Type()
@@ -45,7 +45,7 @@ func (t *types) reflection(oldest time.Duration) (*grpcreflect.Client, *sync.Map
 	defer t.mutex.Unlock()
 	if now := time.Now(); t.client == nil || now.Sub(t.since) > oldest {
 		// The conversation ends by itself, after those who have just begun to use it.
-		life, end := context.WithTimeout(context.Background(), reflected+time.Minute)
+		life, end := context.WithTimeout(context.Background(), reflected+10*time.Second)
 		context.AfterFunc(life, end)
 		t.client, t.found = grpcreflect.NewClientAuto(life, t.conn), &sync.Map{}
 		t.since = now
