@@ -36,7 +36,8 @@ def updated(old: ServiceRecord, sent: ServiceRecord, mask: Iterable[str]) -> Ser
         raise FieldInvalid(
             violations=[
                 FieldViolation(
-                    "update_mask", f"{path} cannot be changed: send only what changes, or name it here; there are: {known}"
+                    "update_mask",
+                    f"{path} cannot be changed: send only what changes, or name it here; there are: {known}",
                 )
                 for path in wrong
             ]

@@ -269,7 +269,9 @@ def test_an_image_is_asked_about_as_json_as_bytes_and_as_a_form(rest: RestProces
 
 def test_pages_of_other_sites_may_not_call(rest: RestProcess) -> None:
     problem(rest("POST", "/v1/jobs", data="{}", headers={"Origin": "https://evil.example"}), 403, "ORIGIN_REFUSED")
-    untold = problem(rest("POST", "/v1/jobs", data="{}", headers={"Sec-Fetch-Site": "cross-site"}), 403, "ORIGIN_REFUSED")
+    untold = problem(
+        rest("POST", "/v1/jobs", data="{}", headers={"Sec-Fetch-Site": "cross-site"}), 403, "ORIGIN_REFUSED"
+    )
     assert "pages of other sites may not call" in untold["detail"]
     problem(rest("GET", "/v1/jobs", headers={"Host": "evil.example"}), 421, "HOST_REFUSED")
     plain = rest("GET", "/v1/jobs", headers={"Origin": "https://evil.example"})

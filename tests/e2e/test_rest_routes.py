@@ -131,7 +131,11 @@ def test_an_example_has_one_member_of_each_oneof(document: Any) -> None:
     schemas = document["components"]["schemas"]
     examples = {name: schema["example"] for name, schema in schemas.items() if "example" in schema}
     assert len(examples) > 20
-    for name, kind in (("ai.v1.Input", inference_pb2.Input), ("db.v1.Filter", query_pb2.Filter), ("Output", output_pb2.Output)):
+    for name, kind in (
+        ("ai.v1.Input", inference_pb2.Input),
+        ("db.v1.Filter", query_pb2.Filter),
+        ("Output", output_pb2.Output),
+    ):
         assert set(examples[name]) <= set(schemas[name]["properties"])
         # Two members of a oneof are refused.
         json_format.ParseDict(examples[name], kind())
