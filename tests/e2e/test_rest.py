@@ -324,7 +324,11 @@ def test_what_cannot_be_served_is_told_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert f"cannot listen on {address}: somebody else listens there" in refused("--listen", address)
-    assert "needs TLS" in refused("--listen", "0.0.0.0:0")
+    # `oca up --rest` has no such flags: it hands on variables.
+    needs = refused("--listen", "0.0.0.0:0")
+    assert "needs TLS" in needs
+    assert "ONECONTAINER_REST_TLS_CERT_FILE" in needs
+    assert "ONECONTAINER_REST_BEHIND_PROXY=true" in needs
     assert "in the clear" in refused("--gateway", "gateway.example:50051")
     assert "no certificate" in refused("--ca-file", str(ROOT / "README.md"))
 

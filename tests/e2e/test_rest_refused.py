@@ -1,4 +1,4 @@
-"""What the REST front refuses before it asks the gateway: what gRPC cannot carry, what is more than was asked for, who shows no credentials."""
+"""What the REST front refuses before it asks the gateway: what gRPC cannot carry, more than was asked for, callers without credentials."""
 
 from __future__ import annotations
 
