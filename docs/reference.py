@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -82,7 +83,34 @@ def settings_page() -> str:
     prefix = Settings.model_config.get("env_prefix", "")
     for name, field in Settings.model_fields.items():
         lines.append(f"| `{prefix}{name.upper()}` | {cell(field.description or '')} |")
+    lines += [
+        "\n## Of the REST program\n",
+        "`onecontainer-rest` has each as a flag too, and gets those of `oca up` that `oca up --rest` runs with ([REST](../rest.md)).\n",
+        "| variable | flag | meaning |",
+        "| --- | --- | --- |",
+        *rest_settings(),
+    ]
     return "\n".join(lines) + "\n"
+
+
+REST_FLAG = re.compile(
+    r'"(?P<flag>[a-z-]+)", or\("(?P<name>\w+)"(?P<rest>[^\n]*)\n\s*"(?P<text>.+) \((?P=name)(?P<value>=true)?\)"\)'
+)
+
+
+def rest_settings() -> Iterator[str]:
+    """Rows of the settings that deploy/rest/config.go reads from variables. Raises ValueError for one that is written otherwise."""
+    source = (ROOT / "deploy" / "rest" / "config.go").read_text()
+    flags = list(REST_FLAG.finditer(source))
+    if missing := set(re.findall(r'or\("(\w+)"', source)) - {found["name"] for found in flags}:
+        raise ValueError(f"config.go: no flag with a text of its own for {', '.join(sorted(missing))}")
+    for found in flags:
+        name, flag, text = (found[key] for key in ("name", "flag", "text"))
+        default = re.match(r', "(.+)"\)', found["rest"])
+        end = f" Default: `{default[1]}`." if default else ""
+        lead = "`true`: " if found["value"] else ""
+        words = text.replace("`", "")
+        yield f"| `{name}` | `--{flag}` | {cell(lead + words if lead else words[0].upper() + words[1:])}.{end} |"
 
 
 def errors_page(image: FileDescriptorSet) -> str:

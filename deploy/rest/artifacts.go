@@ -2,16 +2,20 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"mime/multipart"
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/grpc-ecosystem/grpc-gateway/v2/utilities"
@@ -60,12 +64,16 @@ func (a *api) upload(w http.ResponseWriter, r *http.Request) (bool, error) {
 			return true, err
 		}
 		content, mediaType, header.Filename = file, file.Header.Get("Content-Type"), file.FileName()
+		if !utf8.ValidString(mediaType) || !utf8.ValidString(header.Filename) {
+			return true, marked(bodyInvalid, "file", "the file's name or Content-Type in the form is not UTF-8")
+		}
 	} else if r.ContentLength >= 0 {
 		header.SizeBytes = &r.ContentLength
 	}
 	if !strings.HasPrefix(mediaType, curlsType) && mediaType != "application/octet-stream" {
 		header.MediaType = mediaType
 	}
+	hexToBase64(values)
 	if err := fill(header, values, "attempt"); err != nil {
 		return true, err
 	}
@@ -107,6 +115,15 @@ func (a *api) store(ctx context.Context, header *artifactv1.UploadHeader, conten
 		return nil, err
 	}
 	return stream.CloseAndRecv() // io.EOF above: the reason comes here
+}
+
+// hexToBase64 takes a digest as sha256sum writes it; base64 of as many bytes is shorter.
+func hexToBase64(values url.Values) {
+	for index, text := range values["sha256"] {
+		if sum, err := hex.DecodeString(text); err == nil && len(sum) == sha256.Size {
+			values["sha256"][index] = base64.StdEncoding.EncodeToString(sum)
+		}
+	}
 }
 
 // fill puts query parameters or form fields into a message; some it does not have for callers.
@@ -159,6 +176,9 @@ func readField(part *multipart.Part, values url.Values) error {
 	}
 	if len(text) > longestField {
 		return marked(bodyInvalid, part.FormName(), "the field is too long; send it as a file, with a file name")
+	}
+	if name := part.FormName(); !utf8.ValidString(name) || !utf8.Valid(text) {
+		return marked(bodyInvalid, strings.ToValidUTF8(name, "\ufffd"), "the field of the form is not UTF-8")
 	}
 	values.Add(part.FormName(), string(text))
 	return nil
@@ -224,7 +244,11 @@ func (a *api) download(w http.ResponseWriter, r *http.Request) (bool, error) {
 	// What somebody has uploaded is never a page of this site.
 	header.Set("Content-Security-Policy", "sandbox; default-src 'none'")
 	header.Set("Cache-Control", "private, no-cache")
-	http.ServeContent(&fileWriter{ResponseWriter: w, request: r}, r, "", artifact.CreateTime.AsTime(), content)
+	asked := r.Header.Get("Range")
+	if asked != "" {
+		r.Header.Set("Range", withoutNothing(asked, artifact.SizeBytes))
+	}
+	http.ServeContent(&fileWriter{ResponseWriter: w, asked: asked, size: artifact.SizeBytes}, r, "", artifact.CreateTime.AsTime(), content)
 	if content.err != nil {
 		// The length was announced: a client sees that it got less, and goes on from there with Range. An error's text has no place in a file.
 		panic(http.ErrAbortHandler)
@@ -232,19 +256,38 @@ func (a *api) download(w http.ResponseWriter, r *http.Request) (bool, error) {
 	return true, nil
 }
 
+var nothing = regexp.MustCompile(`^\s*-0+\s*$`)
+
+// withoutNothing is a header Range without its `-0`, the last no bytes: there are none, and net/http would send them all the same.
+func withoutNothing(asked string, size int64) string {
+	list, found := strings.CutPrefix(asked, "bytes=")
+	if !found || !strings.Contains(list, "-0") {
+		return asked
+	}
+	kept := slices.DeleteFunc(strings.Split(list, ","), nothing.MatchString)
+	if len(kept) == 0 {
+		kept = []string{fmt.Sprintf("%d-", size)} // nor are there bytes behind the end
+	}
+	return "bytes=" + strings.Join(kept, ",")
+}
+
 // fileWriter has what http.ServeContent refuses told like other errors.
 type fileWriter struct {
 	http.ResponseWriter
-	request *http.Request
-	mute    bool
+	asked string // the header Range
+	size  int64  // of the whole file, in bytes
+	mute  bool
 }
 
 func (f *fileWriter) WriteHeader(code int) {
 	switch code {
 	case http.StatusRequestedRangeNotSatisfiable:
 		f.mute = true
+		if f.Header().Get("Content-Range") == "" { // it is no range at all
+			f.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", f.size))
+		}
 		newProblem(code, codes.OutOfRange, rangeInvalid, "the file has no such bytes; Content-Range tells its length").
-			on("Range", readable(f.request.Header.Get("Range"))).write(f.ResponseWriter)
+			on("Range", readable(f.asked)).write(f.ResponseWriter)
 	case http.StatusPreconditionFailed:
 		f.mute = true
 		newProblem(code, codes.FailedPrecondition, preconditionFailed, "the file is not the one that If-Match or If-Unmodified-Since names").

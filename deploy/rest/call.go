@@ -113,6 +113,11 @@ func send(stream grpc.ClientStream, codec *codec, method protoreflect.MethodDesc
 		if ended && (count > 0 || method.IsStreamingClient()) {
 			break
 		}
+		if !ended && !method.IsStreamingClient() {
+			if err := alone(values); err != nil {
+				return err
+			}
+		}
 		nameService(message, service)
 		if err := stream.SendMsg(message); err != nil {
 			if errors.Is(err, io.EOF) {

@@ -16,6 +16,8 @@ import (
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	jobv1 "github.com/onecontainer/onecontainer/deploy/rest/gen/onecontainer/api/job/v1"
 )
 
 const (
@@ -30,6 +32,7 @@ const (
 type codec struct {
 	types  *types
 	events bool
+	single bool // a body is one JSON value, not a stream of them
 }
 
 func (c *codec) ContentType(value any) string {
@@ -68,7 +71,7 @@ func (c *codec) Marshal(value any) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		return c.part("result", text), nil
+		return append(c.id(message), c.part("result", text)...), nil
 	case map[string]proto.Message: // the bad end of a stream
 		ended, ok := found["error"].(*spb.Status)
 		if !ok {
@@ -77,6 +80,14 @@ func (c *codec) Marshal(value any) ([]byte, error) {
 		return c.failure(problemOf(status.FromProto(ended).Err())), nil
 	}
 	return nil, fmt.Errorf("%T is no message", value)
+}
+
+// id is the line that an EventSource gives back as Last-Event-ID, where the API can go on from it.
+func (c *codec) id(message proto.Message) []byte {
+	if watched, ok := message.(*jobv1.WatchJobResponse); ok && c.events {
+		return fmt.Appendf(nil, "id: %d\n", watched.GetUpdate().GetSequence())
+	}
+	return nil
 }
 
 func (c *codec) failure(p *problem) []byte { return c.part("error", p.json()) }
@@ -92,7 +103,11 @@ func (c *codec) part(kind string, text []byte) []byte {
 }
 
 func (c *codec) Unmarshal(text []byte, value any) error {
-	return c.NewDecoder(bytes.NewReader(text)).Decode(value)
+	values := json.NewDecoder(bytes.NewReader(text))
+	if err := c.decode(values, value); err != nil {
+		return err
+	}
+	return alone(values)
 }
 
 func (c *codec) NewEncoder(w io.Writer) runtime.Encoder {
@@ -110,6 +125,9 @@ func (c *codec) NewDecoder(r io.Reader) runtime.Decoder {
 	body, _ := r.(*requestBody)
 	return runtime.DecoderFunc(func(value any) error {
 		err := c.decode(values, value)
+		if err == nil && c.single {
+			err = alone(values)
+		}
 		if err != nil && !errors.Is(err, io.EOF) && body != nil {
 			body.exchange.fail(err) // a bidirectional stream would end without a word
 		}
@@ -145,6 +163,19 @@ func (c *codec) decode(values *json.Decoder, value any) error {
 	}
 	if err := c.types.fromJSON(text, message); err != nil {
 		return marked(bodyInvalid, pathOf(text, err), readable(err.Error()))
+	}
+	return nil
+}
+
+// alone refuses what follows the one value that was wanted.
+func alone(values *json.Decoder) error {
+	end := values.InputOffset()
+	if _, err := values.Token(); err == nil || !errors.Is(err, io.EOF) {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return marked(bodyTooLarge, "", problemOf(tooLarge).Detail)
+		}
+		return marked(bodyInvalid, "", fmt.Sprintf("the body goes on after its JSON value, at byte %d: send one request", end))
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ type config struct {
 	probe      bool // only asks the one that runs whether it is ready
 	withStdin  bool // ends when its standard input does
 	maxMessage int64
-	loopback   bool // whether only this machine can call
+	loopback   bool // whether only this machine's own users can call
 }
 
 // readConfig reads flags over variables over defaults. errHelp: the usage was shown.
@@ -59,7 +59,7 @@ func readConfig(arguments []string, variable func(string) string) (*config, erro
 	flags.StringVar(&found.keyFile, "tls-key-file", or("ONECONTAINER_REST_TLS_KEY_FILE", ""),
 		"PEM `file` with its private key (ONECONTAINER_REST_TLS_KEY_FILE)")
 	flags.BoolVar(&found.proxied, "behind-proxy", or("ONECONTAINER_REST_BEHIND_PROXY", "") == "true",
-		"a proxy before it ends TLS: plain HTTP is right beyond loopback (ONECONTAINER_REST_BEHIND_PROXY=true)")
+		"a proxy before it ends TLS: plain HTTP is right beyond loopback, and callers need credentials (ONECONTAINER_REST_BEHIND_PROXY=true)")
 	origins := flags.String("cors-origins", or("ONECONTAINER_REST_CORS_ORIGINS", ""),
 		"`origins` whose pages may call, separated by commas, or * (ONECONTAINER_REST_CORS_ORIGINS)")
 	hosts := flags.String("hosts", or("ONECONTAINER_REST_HOSTS", ""),
@@ -99,12 +99,14 @@ func (c *config) check() error {
 	if err != nil {
 		return fmt.Errorf("--listen: %q is not HOST:PORT", c.listen)
 	}
-	c.loopback = isLoopback(host)
+	// Whoever comes by way of a proxy comes from elsewhere, even if the proxy is on this machine.
+	c.loopback = isLoopback(host) && !c.proxied
 	if (c.certFile == "") != (c.keyFile == "") {
 		return errors.New("--tls-cert-file and --tls-key-file belong together")
 	}
-	if !c.loopback && c.certFile == "" && !c.proxied {
-		return fmt.Errorf("listening on %s needs TLS: give --tls-cert-file and --tls-key-file, or --behind-proxy if a proxy ends it", c.listen)
+	if !isLoopback(host) && c.certFile == "" && !c.proxied {
+		return fmt.Errorf("listening on %s needs TLS: give --tls-cert-file and --tls-key-file, or --behind-proxy if a proxy ends it "+
+			"(ONECONTAINER_REST_TLS_CERT_FILE and _KEY_FILE, or ONECONTAINER_REST_BEHIND_PROXY=true)", c.listen)
 	}
 	if strings.HasPrefix(c.gateway, "unix:") || c.tls {
 		return nil

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/keepalive"
 )
 
@@ -45,6 +46,7 @@ func main() {
 
 // run serves until SIGTERM or SIGINT, then lets running requests end.
 func run(config *config) error {
+	grpclog.SetLoggerV2(told{grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr)})
 	stop, ended := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer ended()
 	if config.withStdin {
@@ -97,7 +99,7 @@ func run(config *config) error {
 		if certificate != nil {
 			failed <- server.ServeTLS(listener, "", "")
 		} else {
-			failed <- server.Serve(listener)
+			failed <- server.Serve(toldListener{listener.(*net.TCPListener)})
 		}
 	}()
 	fmt.Printf("onecontainer-rest listens on %s://%s for the gateway at %s; docs at /docs\n", scheme, listener.Addr(), config.gateway)
@@ -157,14 +159,17 @@ func dial(config *config) (*grpc.ClientConn, error) {
 		}
 		transport = credentials.NewTLS(settings)
 	}
-	return grpc.NewClient(
-		config.gateway,
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
-		grpc.WithUserAgent("onecontainer-rest/"+version),
+		grpc.WithUserAgent("onecontainer-rest/" + version),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(int(config.maxMessage)),
 			grpc.MaxCallSendMsgSize(int(config.maxMessage)),
 		),
-	)
+	}
+	if !config.loopback {
+		options = append(options, grpc.WithPerRPCCredentials(strangers{}))
+	}
+	return grpc.NewClient(config.gateway, options...)
 }

@@ -87,8 +87,11 @@ func documentV2() (object, error) {
 		"type": "apiKey", "name": "Authorization", "in": "header", "description": "`Bearer TOKEN`; on loopback none is needed.",
 	}}
 	document["security"] = []any{object{"bearer": []any{}}, object{}}
-	document["definitions"].(object)["Problem"] = problemSchema
+	definitions := document["definitions"].(object)
+	definitions["Problem"] = problemSchema
+	addExamples(definitions)
 	paths := document["paths"].(object)
+	nameServices(paths)
 	for path, operations := range own {
 		merged, _ := paths[path].(object)
 		if merged == nil {
@@ -103,10 +106,14 @@ func documentV2() (object, error) {
 		for method, found := range operations.(object) {
 			if operation, ok := found.(object); ok && method != "parameters" {
 				responses := operation["responses"].(object)
+				if method == "patch" {
+					operation["parameters"] = append(operation["parameters"].([]any), maskParameter)
+				}
 				responses["default"] = object{"description": "A problem, as RFC 9457 has it.", "schema": object{"$ref": "#/definitions/Problem"}}
 				if answer, ok := responses["200"].(object); ok && isStream(answer) {
 					operation["produces"] = []any{jsonLines, eventStream}
-					answer["description"] = "A stream: a line of JSON for each message, `{\"result\": …}`, and at a bad end `{\"error\": problem}`."
+					answer["description"] = "A stream: a line of JSON for each message, `{\"result\": …}`, and at a bad end `{\"error\": problem}`. " +
+						"Events instead of lines are the bare messages, and at the end an event `end` or `error`."
 					answer["schema"].(object)["properties"].(object)["error"] = object{"$ref": "#/definitions/Problem"}
 				}
 			}
@@ -115,10 +122,37 @@ func documentV2() (object, error) {
 	return document, nil
 }
 
+// nameServices gives the paths of streams of requests, which in the contracts have `-` for the service, the variable that they take here.
+func nameServices(paths object) {
+	for path, operations := range paths {
+		ending, found := strings.CutPrefix(path, "/v1/services/-/")
+		if !found {
+			continue
+		}
+		delete(paths, path)
+		paths["/v1/services/{service}/"+ending] = operations
+		for _, operation := range operations.(object) {
+			parameters, _ := operation.(object)["parameters"].([]any)
+			operation.(object)["parameters"] = append(parameters, streamParameter)
+			operation.(object)["description"] = fmt.Sprint(operation.(object)["description"], "\n\nThe body is several JSON values, one after another.")
+		}
+	}
+}
+
 func isStream(answer object) bool {
 	schema, _ := answer["schema"].(object)
 	title, _ := schema["title"].(string)
 	return strings.HasPrefix(title, "Stream result of")
+}
+
+// bareEvents tells that an event is a message with nothing around it.
+func bareEvents(responses object) {
+	answer, _ := responses["200"].(object)
+	content, _ := answer["content"].(object)
+	lines, _ := content[jsonLines].(object)
+	if schema, ok := lines["schema"].(object); ok && content[eventStream] != nil {
+		content[eventStream] = object{"schema": schema["properties"].(object)["result"]}
+	}
 }
 
 // documentV3 is the same in OpenAPI 3, which can say more of bodies.
@@ -146,6 +180,7 @@ func documentV3(second []byte) ([]byte, error) {
 				continue
 			}
 			if responses, ok := operation["responses"].(object); ok {
+				bareEvents(responses)
 				answer := responses["default"].(object)
 				answer["content"] = object{problemType: object{"schema": object{"$ref": "#/components/schemas/Problem"}}}
 			}

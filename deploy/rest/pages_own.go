@@ -41,6 +41,12 @@ func inHeader(name, description string) object {
 	return object{"name": name, "in": "header", "required": false, "type": "string", "description": description}
 }
 
+var maskParameter = inQuery("updateMask", "Names of the fields that change, as description,appVersion. Absent: those that the body has.")
+
+var streamParameter = object{
+	"name": "service", "in": "path", "required": true, "type": "string", "description": "The service's id, or `-`: the first message names it.",
+}
+
 var bytesBody = object{
 	"name": "body", "in": "body", "required": true, "schema": object{"type": "string", "format": "binary"},
 }
@@ -49,7 +55,7 @@ var uploadParameters = []any{
 	inQuery("filename", "Name of the file, without folders."),
 	inQuery("mediaType", "Absent: the Content-Type."),
 	inQuery("ttl", "Deleted so long after the upload, as 3600s. Absent: it stays."),
-	inQuery("sha256", "SHA-256 of the bytes in base64; checked."),
+	inQuery("sha256", "SHA-256 of the bytes, in base64 or hexadecimal; checked."),
 	inQuery("requestId", "Idempotency key; so is the header Idempotency-Key."),
 	bytesBody,
 }

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/protobuf/proto"
@@ -100,6 +101,9 @@ func (a *api) readForm(r *http.Request, request *aiv1.PredictRequest) error {
 			}
 			proto.Merge(request, read)
 			continue
+		}
+		if !utf8.ValidString(part.FormName()) {
+			return marked(bodyInvalid, strings.ToValidUTF8(part.FormName(), "\ufffd"), "the file's field of the form is not UTF-8")
 		}
 		input := &aiv1.Input{Value: &aiv1.Input_Image{Image: content}}
 		if !unnamed[part.FormName()] {

@@ -14,6 +14,7 @@ import (
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/status"
 )
 
@@ -128,6 +129,9 @@ func problemOfStatus(st *status.Status) *problem {
 	switch {
 	case p.Reason == "MESSAGE_TOO_LARGE":
 		p.Status = http.StatusRequestEntityTooLarge
+	case p.Reason == "" && isTooLarge(st):
+		return newProblem(http.StatusRequestEntityTooLarge, st.Code(), bodyTooLarge,
+			st.Message()+": upload large data as an artifact (POST /v1/artifacts) and pass its name")
 	case p.Reason == "":
 		p.Domain = restDomain
 		p.Reason = reasonOf(st.Code())
@@ -138,6 +142,12 @@ func problemOfStatus(st *status.Status) *problem {
 		}
 	}
 	return p
+}
+
+// isTooLarge says whether gRPC refused the request of a call for its size: here, or in the gateway's server.
+func isTooLarge(st *status.Status) bool {
+	return st.Code() == codes.ResourceExhausted && strings.Contains(st.Message(), "message larger than max") &&
+		!strings.Contains(st.Message(), "grpc: received") // that is the answer
 }
 
 // reasonOf is for a status without an ErrorInfo: gRPC itself made it, on the way or in the gateway's server.
@@ -153,8 +163,6 @@ func reasonOf(code codes.Code) string {
 		return "DEADLINE_EXCEEDED"
 	case codes.Canceled:
 		return "CANCELLED"
-	case codes.ResourceExhausted:
-		return bodyTooLarge
 	}
 	return gatewayError
 }
@@ -217,6 +225,15 @@ func (p *problem) write(w http.ResponseWriter) {
 
 // What a decoder says reaches the error handler only as the text of a status: mark packs a problem into that text.
 const mark = "\x1f"
+
+// told keeps out of the log what grpc-gateway says of requests that cannot be read: the caller has it as a problem.
+type told struct{ grpclog.LoggerV2 }
+
+func (l told) Errorf(format string, arguments ...any) {
+	if text := fmt.Sprintf(format, arguments...); !strings.Contains(text, mark) {
+		l.LoggerV2.Errorf("%s", text)
+	}
+}
 
 func marked(reason, field, detail string) error {
 	return errors.New(mark + reason + mark + field + mark + detail)

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -35,13 +37,16 @@ var contracts = []protoreflect.FileDescriptor{
 type route struct {
 	method string
 	path   *regexp.Regexp
+	stream bool // of requests: a body is several JSON values
 }
+
+var capital = regexp.MustCompile(`[A-Z]`)
 
 var variable = regexp.MustCompile(`\{[^}=]+(?:=([^}]+))?\}`)
 
 // contractRoutes are those of the contracts, for the header Allow: grpc-gateway does not tell its own.
 func contractRoutes() ([]route, error) {
-	found := []route{{"POST", regexp.MustCompile(`^/v1/artifacts$`)}, {"PUT", regexp.MustCompile(`^/v1/artifacts$`)}}
+	found := []route{{method: "POST", path: regexp.MustCompile(`^/v1/artifacts$`)}, {method: "PUT", path: regexp.MustCompile(`^/v1/artifacts$`)}}
 	for _, file := range contracts {
 		services := file.Services()
 		for index := range services.Len() {
@@ -53,7 +58,7 @@ func contractRoutes() ([]route, error) {
 				}
 				for _, one := range append([]*annotations.HttpRule{rule}, rule.AdditionalBindings...) {
 					method, path := binding(one)
-					found = append(found, route{method, regexp.MustCompile("^" + expression(path) + "$")})
+					found = append(found, route{method, regexp.MustCompile("^" + expression(path) + "$"), methods.Get(index).IsStreamingClient()})
 				}
 			}
 		}
@@ -120,6 +125,13 @@ func (queryParser) Parse(message proto.Message, values url.Values, filter *utili
 			return marked(queryInvalid, readable(key), "there is no such parameter")
 		}
 	}
+	for key, value := range values {
+		if isMask(message.ProtoReflect().Descriptor(), key) {
+			for index := range value {
+				value[index] = snakeCase(value[index])
+			}
+		}
+	}
 	inner := &runtime.DefaultQueryParser{}
 	if err := inner.Parse(message, values, filter); err == nil {
 		return nil
@@ -127,10 +139,46 @@ func (queryParser) Parse(message proto.Message, values url.Values, filter *utili
 	// Once more, one by one: which is it?
 	for key, value := range values {
 		if err := inner.Parse(message.ProtoReflect().New().Interface(), url.Values{key: value}, filter); err != nil {
-			return marked(queryInvalid, key, readable(err.Error()))
+			return marked(queryInvalid, key, unreadable(err))
 		}
 	}
 	return marked(queryInvalid, "", "a parameter is given twice, under two names")
+}
+
+// unreadable says what is wrong with a parameter's value.
+func unreadable(err error) string {
+	var number *strconv.NumError
+	if !errors.As(err, &number) {
+		return readable(err.Error())
+	}
+	kind := "a number such as is wanted here"
+	if number.Func == "ParseBool" {
+		kind = "true or false"
+	}
+	return readable(fmt.Sprintf("%q is not %s", number.Num, kind))
+}
+
+// isMask says whether a key names a FieldMask of the request.
+func isMask(message protoreflect.MessageDescriptor, key string) bool {
+	field := message.Fields().ByJSONName(key)
+	if field == nil {
+		field = message.Fields().ByTextName(key)
+	}
+	return field != nil && field.Message() != nil && field.Message().FullName() == "google.protobuf.FieldMask"
+}
+
+// snakeCase makes of the paths of a mask as JSON has them those that messages have: appVersion is app_version. The keys of options are
+// the caller's own.
+func snakeCase(mask string) string {
+	paths := strings.Split(mask, ",")
+	for index, path := range paths {
+		if field, key, found := strings.Cut(path, "."); found && field == "options" {
+			paths[index] = field + "." + key
+			continue
+		}
+		paths[index] = capital.ReplaceAllStringFunc(path, func(letter string) string { return "_" + strings.ToLower(letter) })
+	}
+	return strings.Join(paths, ",")
 }
 
 // isField says whether a.b.c, or a.b[key], leads to a field.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,7 +61,8 @@ func newAPI(life context.Context, config *config, conn *grpc.ClientConn) (*api, 
 		artifacts: artifactv1.NewArtifactServiceClient(conn), inference: aiv1.NewInferenceServiceClient(conn),
 	}
 	a.mux = runtime.NewServeMux(
-		runtime.WithMarshalerOption(runtime.MIMEWildcard, a.lines),
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, &codec{types: known, single: true}),
+		runtime.WithMarshalerOption(jsonLines, a.lines),
 		runtime.WithMarshalerOption(eventStream, a.events),
 		runtime.SetQueryParameterParser(queryParser{}),
 		runtime.WithIncomingHeaderMatcher(inward),
@@ -98,7 +100,8 @@ func inward(name string) (string, bool) {
 }
 
 func outward(name string) (string, bool) {
-	return http.CanonicalHeaderKey(name), passed[strings.ToLower(name)]
+	name = http.CanonicalHeaderKey(name)
+	return name, passed[strings.ToLower(name)] && name != requestIDHeader // that is the caller's own, and comes back anyway
 }
 
 // The URL names the service of a stream whose messages name it too.
@@ -106,10 +109,23 @@ var streamOf = regexp.MustCompile(`^/v1/(services/[^/:]+)(/(?:ai:predictStream|t
 
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	r = r.Clone(r.Context())
+	if err := checked(r); err != nil {
+		problemOf(err).write(w)
+		return
+	}
+	if id := r.Header.Get(requestIDHeader); id != "" {
+		w.Header().Set(requestIDHeader, id)
+	}
 	if len(r.URL.Path) > len("/v1/") {
 		r.URL.Path = strings.TrimSuffix(r.URL.Path, "/")
 	}
 	events := accepts(r, eventStream)
+	if events {
+		if err := resume(r); err != nil {
+			problemOf(err).write(w)
+			return
+		}
+	}
 	body := r.Body
 	if !a.isUpload(r) {
 		// Base64 makes 4 characters of 3 bytes, and there are names around them.
@@ -119,7 +135,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	codec := a.lines
-	r.Header.Del("Accept") // grpc-gateway looks for one exact text
+	r.Header.Set("Accept", jsonLines) // grpc-gateway looks for one exact text
 	if events {
 		codec = a.events
 		r.Header.Set("Accept", eventStream)
@@ -135,7 +151,11 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r.Method = http.MethodGet // the server leaves the body out
 	}
 	if r.Method != http.MethodGet {
-		r.Header.Set("Content-Type", "application/json") // JSON is read whatever it says
+		// JSON is read whatever it says; only a stream of requests is several values.
+		r.Header.Set("Content-Type", "application/json")
+		if slices.ContainsFunc(a.routes, func(one route) bool { return one.stream && one.path.MatchString(r.URL.Path) }) {
+			r.Header.Set("Content-Type", jsonLines)
+		}
 	}
 	exchange, r := newExchange(w, r, codec)
 	a.mux.ServeHTTP(exchange, r)
@@ -252,8 +272,12 @@ func guarded(config *config, handler http.Handler) (http.Handler, error) {
 			}
 		}
 		protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			origin := r.Header.Get("Origin")
+			if origin == "" { // the browser has told no more than that it is another one
+				origin = "other sites"
+			}
 			newProblem(http.StatusForbidden, codes.PermissionDenied, originRefused,
-				"pages of "+r.Header.Get("Origin")+" may not call; the operator allows origins with --cors-origins").write(w)
+				"pages of "+origin+" may not call; the operator allows origins with --cors-origins").write(w)
 		}))
 		handler = protection.Handler(handler)
 	}
@@ -262,11 +286,13 @@ func guarded(config *config, handler http.Handler) (http.Handler, error) {
 			AllowedOrigins: config.origins,
 			AllowedMethods: []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"},
 			AllowedHeaders: []string{
-				"Accept", "Authorization", "Content-Type", "Grpc-Timeout", "Idempotency-Key", "If-Match", "If-None-Match", "If-Range",
-				"Onecontainer-Service", "Range", "Traceparent", "Tracestate", "X-Request-Id",
+				"Accept", "Authorization", "Baggage", "Content-Type", timeoutHeader, "Idempotency-Key", "If-Match", "If-Modified-Since",
+				"If-None-Match", "If-Range", "If-Unmodified-Since", resumeHeader, "Onecontainer-Service", "Range", "Traceparent", "Tracestate",
+				requestIDHeader,
 			},
 			ExposedHeaders: []string{
-				"Accept-Ranges", "Content-Disposition", "Content-Range", "Etag", "Location", "Retry-After", "Traceparent", "X-Request-Id",
+				"Accept-Ranges", "Allow", "Content-Disposition", "Content-Range", "Etag", "Location", "Repr-Digest", "Retry-After", "Traceparent",
+				requestIDHeader,
 			},
 			MaxAge: 600,
 		}).Handler(handler)

@@ -18,8 +18,13 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// reflected is how long what the gateway said of its types is believed: a plug-in may be installed again.
-const reflected = 30 * time.Second
+const (
+	// reflected is how long what the gateway said of its types is believed: a plug-in may be installed in a newer version.
+	reflected = 5 * time.Second
+	// unknown is how long it is believed that there is no such type or method: a plug-in may have been installed just now. So long,
+	// those who ask for what does not exist cost the gateway nothing.
+	unknown = time.Second
+)
 
 var bytesValue = (&wrapperspb.BytesValue{}).ProtoReflect().Type()
 
@@ -28,22 +33,22 @@ type types struct {
 	conn   grpc.ClientConnInterface
 	mutex  sync.Mutex
 	client *grpcreflect.Client
-	until  time.Time
+	since  time.Time
 	found  *sync.Map // protoreflect.FullName → protoreflect.MessageType, nil: there is none
 }
 
 func newTypes(conn grpc.ClientConnInterface) *types { return &types{conn: conn} }
 
-// reflection is the present conversation with the reflection service, and what it has found.
-func (t *types) reflection() (*grpcreflect.Client, *sync.Map) {
+// reflection is the present conversation with the reflection service, and what it has found; a new one if it is older than that.
+func (t *types) reflection(oldest time.Duration) (*grpcreflect.Client, *sync.Map) {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
-	if now := time.Now(); t.client == nil || now.After(t.until) {
+	if now := time.Now(); t.client == nil || now.Sub(t.since) > oldest {
 		// The conversation ends by itself, after those who have just begun to use it.
-		life, end := context.WithTimeout(context.Background(), 2*reflected)
+		life, end := context.WithTimeout(context.Background(), reflected+10*time.Second)
 		context.AfterFunc(life, end)
 		t.client, t.found = grpcreflect.NewClientAuto(life, t.conn), &sync.Map{}
-		t.until = now.Add(reflected)
+		t.since = now
 	}
 	return t.client, t.found
 }
@@ -52,7 +57,15 @@ func (t *types) FindMessageByName(name protoreflect.FullName) (protoreflect.Mess
 	if found, err := protoregistry.GlobalTypes.FindMessageByName(name); err == nil {
 		return found, nil
 	}
-	client, known := t.reflection()
+	found, err := t.reflectMessage(name, reflected)
+	if err != nil { // always NotFound
+		found, err = t.reflectMessage(name, unknown)
+	}
+	return found, err
+}
+
+func (t *types) reflectMessage(name protoreflect.FullName, oldest time.Duration) (protoreflect.MessageType, error) {
+	client, known := t.reflection(oldest)
 	if found, ok := known.Load(name); ok {
 		if message, ok := found.(protoreflect.MessageType); ok {
 			return message, nil
@@ -86,7 +99,15 @@ func (t *types) FindExtensionByNumber(message protoreflect.FullName, number prot
 
 // method finds a method of any service that the gateway shows. protoregistry.NotFound: there is none.
 func (t *types) method(service, name string) (protoreflect.MethodDescriptor, error) {
-	client, _ := t.reflection()
+	found, err := t.reflectMethod(service, name, reflected)
+	if errors.Is(err, protoregistry.NotFound) {
+		found, err = t.reflectMethod(service, name, unknown)
+	}
+	return found, err
+}
+
+func (t *types) reflectMethod(service, name string, oldest time.Duration) (protoreflect.MethodDescriptor, error) {
+	client, _ := t.reflection(oldest)
 	descriptor, err := client.AsResolver().FindDescriptorByName(protoreflect.FullName(service))
 	if err != nil {
 		return nil, err

@@ -35,7 +35,11 @@ def updated(old: ServiceRecord, sent: ServiceRecord, mask: Iterable[str]) -> Ser
         known = ", ".join((*PATHS, *LIMIT_PATHS, "options.KEY", "*"))
         raise FieldInvalid(
             violations=[
-                FieldViolation("update_mask", f"{path} cannot be changed; there are: {known}") for path in wrong
+                FieldViolation(
+                    "update_mask",
+                    f"{path} cannot be changed: send only what changes, or name it here; there are: {known}",
+                )
+                for path in wrong
             ]
         )
     changes = {path: getattr(sent, path) for path in paths if path in PATHS}

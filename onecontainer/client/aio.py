@@ -52,6 +52,7 @@ class AsyncClient:
         self.address = address
         self.caller = Caller(
             open_channel(address, tls=tls, token=token),
+            address=address,
             metadata=call_metadata(token, metadata),
             timeout=timeout,
             retry=retry,

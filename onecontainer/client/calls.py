@@ -19,8 +19,8 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from onecontainer.errors import Code, OneContainerError
-from onecontainer.rpc.status import from_rpc_error
+from onecontainer.errors import Code, DeadlineExceeded, OneContainerError
+from onecontainer.rpc.status import details_of, from_rpc_error
 from onecontainer.rpc.writing import send_all
 
 Q = TypeVar("Q")
@@ -105,6 +105,7 @@ class Caller:
 
     Attributes:
         channel: for stubs of one's own, see `stub`.
+        address: where the gateway is, for messages.
         metadata: sent with every call.
         timeout: seconds for a unary call that gets none.
     """
@@ -113,12 +114,14 @@ class Caller:
         self,
         channel: grpc.aio.Channel,
         *,
+        address: str = "",
         metadata: Metadata = (),
         timeout: float = 60.0,
         retry: RetryPolicy | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.channel = channel
+        self.address = address
         self.metadata = metadata
         self.timeout = timeout
         self._retry = retry or RetryPolicy()
@@ -152,9 +155,9 @@ class Caller:
         repeatable = self._idempotent.get(method, False)
         while True:
             try:
-                return await method(request, timeout=deadline.remaining(), metadata=self.metadata)
+                return await method(request, timeout=_some(deadline.remaining()), metadata=self.metadata)
             except grpc.aio.AioRpcError as error:
-                failure = from_rpc_error(error)
+                failure = self._typed(error)
                 wait = backoff.wait_for(failure) if repeatable else None
                 if wait is None:
                     raise failure from error
@@ -168,7 +171,8 @@ class Caller:
         timeout: float | None = None,
     ) -> AsyncGenerator[A]:
         """One request, many answers. Ends the call when the iteration is given up. No timeout: no deadline."""
-        async with aclosing(_received(method(request, timeout=timeout, metadata=self.metadata))) as answers:
+        call = method(request, timeout=_some(timeout), metadata=self.metadata)
+        async with aclosing(self._received(call)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -180,12 +184,12 @@ class Caller:
         timeout: float | None = None,
     ) -> A:
         """Many requests, one answer. Never repeated: the requests may be gone. No timeout: no deadline."""
-        call = method(timeout=timeout, metadata=self.metadata)
+        call = method(timeout=_some(timeout), metadata=self.metadata)
         await send_all(call, iterate(requests))
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise self._typed(error) from error
 
     async def talk(
         self,
@@ -195,8 +199,8 @@ class Caller:
         timeout: float | None = None,
     ) -> AsyncGenerator[A]:
         """Many requests, many answers, both as they come. No timeout: no deadline."""
-        call = method(iterate(requests), timeout=timeout, metadata=self.metadata)
-        async with aclosing(_received(call)) as answers:
+        call = method(iterate(requests), timeout=_some(timeout), metadata=self.metadata)
+        async with aclosing(self._received(call)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -229,15 +233,32 @@ class Caller:
     def backoff(self, deadline: Deadline, attempts: int) -> Backoff:
         return Backoff(self._retry, attempts, deadline)
 
+    async def _received(
+        self, call: grpc.aio.UnaryStreamCall[Q, A] | grpc.aio.StreamStreamCall[Q, A]
+    ) -> AsyncGenerator[A]:
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self._typed(error) from error
+        finally:
+            call.cancel()
 
-async def _received(call: grpc.aio.UnaryStreamCall[Q, A] | grpc.aio.StreamStreamCall[Q, A]) -> AsyncGenerator[A]:
-    try:
-        async for answer in call:
-            yield answer
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
-    finally:
-        call.cancel()
+    def _typed(self, error: grpc.aio.AioRpcError) -> OneContainerError:
+        """The typed error of a failed call; one that did not come to the gateway, or not back, says so."""
+        failure = from_rpc_error(error)
+        if failure.code is Code.UNAVAILABLE and details_of(error.trailing_metadata() or ()) is None:
+            where = f" at {self.address}" if self.address else ""
+            failure.message = f"the gateway{where} is not reachable: {failure.message}"
+            failure.args = (failure.message,)
+        return failure
+
+
+def _some(timeout: float | None) -> float | None:
+    """Seconds for gRPC, which says of a call without any no more than that its stream was removed. Raises DeadlineExceeded."""
+    if timeout is not None and timeout <= 0:
+        raise DeadlineExceeded("no time is left for the call: its timeout is over, or was not more than 0 seconds")
+    return timeout
 
 
 async def iterate(items: AsyncIterable[Q] | Iterable[Q]) -> AsyncIterator[Q]:

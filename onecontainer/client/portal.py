@@ -34,7 +34,8 @@ class Portal:
         return self._loop.is_closed()
 
     def run(self, method: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
-        """Calls the coroutine function in the loop and waits for its result."""
+        """Calls the coroutine function in the loop and waits for its result. Raises RuntimeError if it was closed."""
+        self._check_open()
         todo: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         callback = kwargs.get(CALLBACK)
         if callback is not None:
@@ -57,7 +58,8 @@ class Portal:
             pass
 
     def iterate(self, items: AsyncGenerator[R]) -> Generator[R]:
-        """The items of an asynchronous generator; closes it when the iteration ends or is given up."""
+        """The items of an asynchronous generator; closes it when the iteration ends or is given up. Raises RuntimeError as `run` does."""
+        self._check_open()
         try:
             while True:
                 try:
@@ -66,7 +68,12 @@ class Portal:
                     return
                 yield item
         finally:
-            self.run(items.aclose)
+            if not self.closed:
+                self.run(items.aclose)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("this client is closed: make another one")
 
     def close(self) -> None:
         """Ends the loop and its thread. Idempotent."""

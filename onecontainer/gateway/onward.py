@@ -19,7 +19,7 @@ from onecontainer.errors import (
 )
 from onecontainer.jobs.directory import Entry
 from onecontainer.rpc import status
-from onecontainer.rpc.server import Context, header
+from onecontainer.rpc.server import STRANGERS_KEY, Context, header
 from onecontainer.sidecars.model import Endpoint
 
 # Not passed on: credentials are for this hop only, and the keys that this hop itself sets must not be the caller's to choose.
@@ -31,6 +31,7 @@ _DROPPED = frozenset(
         "onecontainer-instance",
         "onecontainer-principal",
         "onecontainer-forwarded-by",
+        STRANGERS_KEY,
         "te",
         "content-type",
     }
@@ -46,8 +47,8 @@ _EXPLAINED_BY_CODE: dict[Code, type[OneContainerError]] = {
 }
 FORWARDED_KEY = "onecontainer-forwarded-by"
 """The gateway that has sent a call on to the one that owns the service's sidecar."""
-# Between gateways the caller's credentials go on: the owner authenticates the caller itself.
-_HOP_ONLY = _DROPPED - {"authorization"}
+# Between gateways the caller's credentials go on, and that it may need some: the owner authenticates the caller itself.
+_HOP_ONLY = _DROPPED - {"authorization", STRANGERS_KEY}
 RETRY_AFTER = 0.5
 """Seconds after which a call that met a dead sidecar may be sent again: its supervisor restarts it meanwhile."""
 

@@ -24,6 +24,9 @@ from onecontainer.rpc import status
 from onecontainer.rpc.streams import confirmed
 
 Metadata = Iterable[tuple[str, str | bytes]]
+
+STRANGERS_KEY = "onecontainer-strangers"
+"""Metadata by which a front says that its callers come from other machines: none of its calls is taken for one of this machine's own."""
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -79,21 +82,26 @@ def header(metadata: Metadata, name: str) -> str:
 
 
 class StaticTokens:
-    """Bearer tokens with their principals; without a token the caller is ``anonymous``, or refused if that is None."""
+    """Bearer tokens with their principals; without a token the caller is ``anonymous``, or refused if that is None.
+
+    A call that a front has marked with STRANGERS_KEY is never anonymous, whatever the front has made of its credentials.
+    """
 
     def __init__(self, tokens: Mapping[str, str], anonymous: str | None) -> None:
         self._principals = {_digest(token): principal for token, principal in tokens.items()}
         self._anonymous = Call(anonymous) if anonymous is not None else None
 
     def authenticate(self, metadata: Metadata) -> Call:
-        token, traceparent = None, ""
+        token, traceparent, stranger = None, "", False
         for key, _value in metadata:
             if key == "authorization":
                 token = bearer_token(metadata)
             elif key == "traceparent":
                 traceparent = header(metadata, "traceparent")
+            elif key == STRANGERS_KEY:
+                stranger = True
         if token is None:
-            if self._anonymous is None:
+            if self._anonymous is None or stranger:
                 raise CredentialsInvalid("this listener needs credentials: send `authorization: Bearer TOKEN`")
             return self._anonymous if not traceparent else Call(self._anonymous.principal, traceparent)
         digest = _digest(token)

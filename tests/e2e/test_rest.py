@@ -149,6 +149,20 @@ def test_a_job_is_watched_to_its_end(rest: RestProcess, way: str) -> None:
     assert result["steps"] == 3
 
 
+def test_a_page_goes_on_where_its_connection_broke(rest: RestProcess) -> None:
+    name = job(rest, steps=2, stepSeconds=0.1)
+    path = f"/v1/{name}:watch"
+    *_, last, end = rest("GET", path, headers={"Accept": "text/event-stream"}).text.strip().split("\n\n")
+    assert end == "event: end\ndata: {}"
+    identity, data = last.split("\n")
+    sequence = json.loads(data.removeprefix("data: "))["update"]["sequence"]
+    assert identity == f"id: {sequence}"
+    again = {"Accept": "text/event-stream", "Last-Event-ID": sequence}
+    assert events(rest("GET", path, headers=again)) == [("end", {})]
+    assert events(rest("GET", f"{path}?fromSequence=0", headers=again))[-2][1]["update"]["sequence"] == sequence
+    problem(rest("GET", path, headers={**again, "Last-Event-ID": "x"}), 400, "REQUEST_INVALID")
+
+
 def test_a_stream_that_cannot_begin_is_an_ordinary_problem(rest: RestProcess) -> None:
     for accept in ("*/*", "text/event-stream"):
         problem(rest("GET", "/v1/jobs/nothing:watch", headers={"Accept": accept}), 404, "RESOURCE_NOT_FOUND")
@@ -255,6 +269,10 @@ def test_an_image_is_asked_about_as_json_as_bytes_and_as_a_form(rest: RestProces
 
 def test_pages_of_other_sites_may_not_call(rest: RestProcess) -> None:
     problem(rest("POST", "/v1/jobs", data="{}", headers={"Origin": "https://evil.example"}), 403, "ORIGIN_REFUSED")
+    untold = problem(
+        rest("POST", "/v1/jobs", data="{}", headers={"Sec-Fetch-Site": "cross-site"}), 403, "ORIGIN_REFUSED"
+    )
+    assert "pages of other sites may not call" in untold["detail"]
     problem(rest("GET", "/v1/jobs", headers={"Host": "evil.example"}), 421, "HOST_REFUSED")
     plain = rest("GET", "/v1/jobs", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in plain.headers
@@ -306,7 +324,11 @@ def test_what_cannot_be_served_is_told_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert f"cannot listen on {address}: somebody else listens there" in refused("--listen", address)
-    assert "needs TLS" in refused("--listen", "0.0.0.0:0")
+    # `oca up --rest` has no such flags: it hands on variables.
+    needs = refused("--listen", "0.0.0.0:0")
+    assert "needs TLS" in needs
+    assert "ONECONTAINER_REST_TLS_CERT_FILE" in needs
+    assert "ONECONTAINER_REST_BEHIND_PROXY=true" in needs
     assert "in the clear" in refused("--gateway", "gateway.example:50051")
     assert "no certificate" in refused("--ca-file", str(ROOT / "README.md"))
 

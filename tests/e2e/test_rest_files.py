@@ -80,6 +80,10 @@ def test_conditions_are_kept(rest: RestProcess, stored: str) -> None:
     beyond = rest("GET", path, headers={"Range": "bytes=99999999-"})
     problem(beyond, 416, "RANGE_NOT_SATISFIABLE")
     assert beyond.headers["content-range"] == f"bytes */{len(CONTENT)}"
+    for nonsense in ("bytes=abc", "bytes=5-2"):
+        refused = rest("GET", path, headers={"Range": nonsense})
+        problem(refused, 416, "RANGE_NOT_SATISFIABLE")
+        assert refused.headers["content-range"] == f"bytes */{len(CONTENT)}"
     problem(rest("GET", f"{path}?offset=3"), 400, "QUERY_INVALID")
     problem(rest("GET", f"/v1/artifacts/{32 * '0'}:download"), 404, "RESOURCE_NOT_FOUND")
 

@@ -50,10 +50,14 @@ class Jobs(grpc.GenericRpcHandler):
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[tuple[Jobs, RestProcess]]:
+def address() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture(scope="module")
+def both(address: str) -> Iterator[tuple[Jobs, RestProcess]]:
     jobs = Jobs()
     server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[jobs])
-    address = f"127.0.0.1:{free_port()}"
     server.add_insecure_port(address)
     server.start()
     try:
@@ -92,6 +96,25 @@ def test_headers_are_passed_on_both_ways(jobs: Jobs, rest: RestProcess) -> None:
     assert not {"secret", "x-other"} & set(jobs.asked)
     assert answer.headers["traceparent"] == "00-back"
     assert not [name for name in answer.headers if "internal" in name.lower()]
+
+
+def test_a_front_of_strangers_says_so_in_every_call(jobs: Jobs, rest: RestProcess, address: str) -> None:
+    rest("GET", "/v1/jobs/x")
+    assert "onecontainer-strangers" not in jobs.asked
+    with running(RestProcess(address, "--behind-proxy")) as front:
+        assert isinstance(front, RestProcess)
+        front("GET", "/v1/jobs/x", headers={"Authorization": "Bearer t"})
+    assert jobs.asked["onecontainer-strangers"] == "true"
+
+
+def test_what_is_too_large_for_grpc_is_a_large_body(jobs: Jobs, rest: RestProcess) -> None:
+    jobs.error = status_pb2.Status(code=8, message="SERVER: Received message larger than max (9 vs. 8)")
+    assert "artifact" in problem(rest("GET", "/v1/jobs/x"), 413, "BODY_TOO_LARGE")["detail"]
+
+
+def test_what_the_caller_is_told_is_not_in_the_log(jobs: Jobs, rest: RestProcess) -> None:
+    problem(rest("POST", "/v1/services/s/ai:predictStream", data='{"x": 1}'), 400, "BODY_INVALID")
+    assert not [line for line in rest.lines if "decode" in line]
 
 
 def test_an_any_of_a_type_that_nobody_knows_is_its_bytes(jobs: Jobs, rest: RestProcess) -> None:

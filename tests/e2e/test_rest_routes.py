@@ -10,11 +10,12 @@ from typing import Any
 import grpc
 import pytest
 from google.api import annotations_pb2
+from google.protobuf import json_format
 from google.protobuf.descriptor import MethodDescriptor
 
-from onecontainer.api.ai.v1 import inference_service_pb2
-from onecontainer.api.db.v1 import database_pb2
-from onecontainer.api.media.v1 import media_pb2
+from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2
+from onecontainer.api.db.v1 import database_pb2, query_pb2
+from onecontainer.api.media.v1 import media_pb2, output_pb2
 from onecontainer.gateway.servers import PUBLIC_SERVICES
 from tests.fixtures.processes import free_port, running
 from tests.fixtures.rest import RestProcess, problem
@@ -37,7 +38,8 @@ def routes(method: MethodDescriptor) -> list[tuple[str, str]]:
         assert kind is not None, f"{method.full_name} has no google.api.http"
         # {name=services/*} is services/{service} in the document.
         path = re.sub(r"\{[^}=]+=(\w+?)s/\*\}", lambda found: f"{found[1]}s/{{{found[1]}}}", getattr(one, kind))
-        found.append((kind, path))
+        # The document names the service of a stream of requests, which may be `-`.
+        found.append((kind, path.replace("/services/-/", "/services/{service}/")))
     return found
 
 
@@ -107,6 +109,36 @@ def test_the_document_has_nothing_that_is_not_there(rest: RestProcess, document:
     old = rest("GET", "/openapi.v2.json").json()
     assert old["swagger"] == "2.0"
     assert set(old["paths"]) == set(document["paths"])
+
+
+def test_the_first_message_may_name_the_service(recorded: tuple[Recorder, RestProcess]) -> None:
+    recorder, rest = recorded
+    recorder.called.clear()
+    problem(rest("POST", "/v1/services/-/ai:predictStream", data="{}{}"), 501, "METHOD_UNKNOWN")
+    assert recorder.called == ["/onecontainer.api.ai.v1.InferenceService/PredictStream"]
+
+
+def test_the_document_tells_what_grpc_gateways_own_does_not(document: Any) -> None:
+    watch = document["paths"]["/v1/jobs/{job}:watch"]["get"]["responses"]["200"]["content"]
+    message = {"$ref": "#/components/schemas/WatchJobResponse"}
+    assert watch["text/event-stream"]["schema"] == message
+    assert watch["application/x-ndjson"]["schema"]["properties"]["result"] == message
+    change = document["paths"]["/v1/services/{service}"]["patch"]
+    assert "updateMask" in [parameter["name"] for parameter in change["parameters"]]
+
+
+def test_an_example_has_one_member_of_each_oneof(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    examples = {name: schema["example"] for name, schema in schemas.items() if "example" in schema}
+    assert len(examples) > 20
+    for name, kind in (
+        ("ai.v1.Input", inference_pb2.Input),
+        ("db.v1.Filter", query_pb2.Filter),
+        ("Output", output_pb2.Output),
+    ):
+        assert set(examples[name]) <= set(schemas[name]["properties"])
+        # Two members of a oneof are refused.
+        json_format.ParseDict(examples[name], kind())
 
 
 def test_what_is_no_route_is_a_problem(rest: RestProcess) -> None:

@@ -81,6 +81,14 @@ def test_threads_may_share_a_client(blocking) -> None:
     assert len(world.blobs) == 8
 
 
+def test_a_closed_client_says_that_it_is() -> None:
+    with Client("127.0.0.1:1") as client:
+        watched = client.services.watch()
+    for use in (client.services.list, lambda: next(watched), lambda: client.ai.predict("cats", b"x")):
+        with pytest.raises(RuntimeError, match="this client is closed"):
+            use()
+
+
 def test_a_closed_client_leaves_no_thread() -> None:
     with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(DriverUnreachable):
         client.services.list()

@@ -69,6 +69,17 @@ async def test_nobody_there_is_told_soon() -> None:
         with pytest.raises(DriverUnreachable) as caught:
             await client.services.get("a")
     assert caught.value.hop is None
+    assert "the gateway at 127.0.0.1:1 is not reachable" in str(caught.value)
+
+
+async def test_no_time_is_a_deadline(client, world) -> None:
+    await world.put_service("a", READY)
+    for timeout in (0, -1):
+        with pytest.raises(DeadlineExceeded, match="more than 0 seconds"):
+            await client.services.get("a", timeout=timeout)
+        with pytest.raises(DeadlineExceeded, match="more than 0 seconds"):
+            await anext(client.jobs.watch("x", timeout=timeout))
+    assert world.calls["GetService"] == 0
 
 
 async def test_a_token_is_sent_with_each_call(world, start) -> None:

@@ -238,6 +238,11 @@ async def test_to_another_gateway_a_call_goes_with_its_callers_credentials(bench
     assert seen["x-own"] == "1"
     assert "onecontainer-principal" not in seen
     assert "onecontainer-instance" not in seen
+    # Nor does it take for its own machine's user whom a front has called a stranger.
+    await bench.call(name, THERE, authorization="Bearer s3cret", onecontainer_strangers="true")
+    assert bench.sidecar.metadata["onecontainer-strangers"] == "true"
+    await bench.call(name, CAT, authorization="Bearer s3cret", onecontainer_strangers="true")
+    assert "onecontainer-strangers" not in bench.sidecar.metadata
 
 
 @pytest.mark.parametrize("name", list(SHAPES))

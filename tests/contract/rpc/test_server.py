@@ -158,6 +158,15 @@ async def test_without_credentials_the_handler_is_not_entered(
     assert client.servicer.principals == []
 
 
+def test_a_stranger_is_not_taken_for_somebody_of_this_machine() -> None:
+    tokens = StaticTokens({"s3cret": "bob"}, anonymous="local")
+    assert tokens.authenticate(()).principal == "local"
+    with pytest.raises(CredentialsInvalid):
+        tokens.authenticate((("onecontainer-strangers", "true"),))
+    known = (("onecontainer-strangers", "true"), ("authorization", "Bearer s3cret"))
+    assert tokens.authenticate(known).principal == "bob"
+
+
 @shapes
 async def test_a_typed_error_comes_with_all_it_has(client: Client, shape: str) -> None:
     error = await client.failure(shape, "typed", **GOOD)
