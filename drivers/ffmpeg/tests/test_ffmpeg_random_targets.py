@@ -161,9 +161,9 @@ async def check_pictures(bench: Bench, request_: media_pb2.RunPipelineRequest) -
         output = (await bench.driver.run_pipeline(request_, bench.context())).outputs[0]
     except errors.DataInvalid as error:
         # After such a start the clip may have no key frame left, which is said.
-        assert pick.key_frames
-        assert request_.outputs[0].HasField("start_offset")
-        assert error.violations[0].field == f"outputs[0].{target}.pick"
+        late = pick.key_frames and request_.outputs[0].HasField("start_offset")
+        if not late or error.violations[0].field != f"outputs[0].{target}.pick":
+            raise
         return
     assert output.state == pipeline_pb2.OUTPUT_STATE_SUCCEEDED
     folder = unpacked(bench, output)
