@@ -17,7 +17,8 @@ _NAMES = {
     "libx265": {"preset": _PRESETS, "tune": "psnr ssim grain zerolatency fastdecode animation"},
 }
 _NAMES["libx264rgb"] = {**_NAMES["libx264"], "profile": "high444"}
-# Their default, and most asked for, is a picture with half the colours each way.
+HALF_COLOURS = frozenset({"yuv420p", "yuvj420p", "yuv420p10le", "nv12"})
+"""The pixel formats that nearly all video has: half the colours each way."""
 _EVEN = frozenset({"libx264", "libx265", "libopenh264"})
 
 
@@ -32,14 +33,14 @@ def check_named(field: str, value: str, encoder: str, at: str) -> None:
         )
 
 
-def check_size(video: stream_pb2.VideoStream, encoder: str, at: str) -> None:
-    """FieldInvalid for an odd width or height where the pixel format has half the colours."""
-    if encoder not in _EVEN or video.pixel_format not in ("", "yuv420p", "yuv420p10le", "nv12", "yuv422p"):
-        return
+def odd_side(video: stream_pb2.VideoStream, encoder: str, at: str) -> errors.FieldInvalid | None:
+    """What is wrong with an odd width or height, if the encoder gets pictures in one of HALF_COLOURS; None: nothing is."""
+    if encoder not in _EVEN:
+        return None
     for side in ("width", "height"):
-        if getattr(video, side) % 2 and not (side == "height" and video.pixel_format == "yuv422p"):
-            value = getattr(video, side)
-            raise errors.FieldInvalid(
+        if (value := getattr(video, side)) % 2:
+            return errors.FieldInvalid(
                 f"{at}.{side}",
                 f"is {value}, and {encoder} takes even numbers only: {value - 1}, {value + 1}, or pixel_format yuv444p",
             )
+    return None

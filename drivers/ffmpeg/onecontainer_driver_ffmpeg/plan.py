@@ -11,6 +11,7 @@ from onecontainer.api.media.v1 import input_pb2, media_pb2, output_pb2, pipeline
 from onecontainer.api.media.v1.media_info_pb2 import MediaInfo, StreamInfo
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities
+from onecontainer_driver_ffmpeg.encoder_names import HALF_COLOURS
 from onecontainer_driver_ffmpeg.hardware import APIS
 from onecontainer_driver_ffmpeg.media_info import seconds
 from onecontainer_driver_ffmpeg.prober import input_options
@@ -159,6 +160,8 @@ def bind_output(
                 f"{stream.at}.{stream.kind}.codec",
                 f"`copy` of {tracks[0][1].codec}, which {target.container.name} cannot hold",
             )
+        if stream.odd and tracks[0][1].video.pixel_format in HALF_COLOURS:
+            raise stream.odd
         where = f"{tracks[0][0]}:{tracks[0][1].index}"
         chain = [*stream.chain, *(own_filters if stream.kind == "video" else ()), *stream.upload]
         if chain:

@@ -205,7 +205,10 @@ def main() -> None:
     libc = ctypes.CDLL(None)
     # Forks are reaped by the kernel.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(fileno=os.dup(0)) as control:
+    control_fd = os.dup(0)
+    with open(os.devnull) as nothing:  # noqa: PTH123 - pathlib takes long to load
+        os.dup2(nothing.fileno(), 0)
+    with socket.socket(fileno=control_fd) as control:
         while True:
             _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
             if not descriptors:

@@ -9,7 +9,7 @@ from onecontainer.api.media.v1 import media_info_pb2, stream_pb2
 from onecontainer.driver import errors
 from onecontainer_driver_ffmpeg.capabilities import Capabilities, hardware_of
 from onecontainer_driver_ffmpeg.containers import Container
-from onecontainer_driver_ffmpeg.encoder_names import check_named, check_size
+from onecontainer_driver_ffmpeg.encoder_names import HALF_COLOURS, check_named, odd_side
 from onecontainer_driver_ffmpeg.filters import write_chain
 from onecontainer_driver_ffmpeg.hardware import APIS, Use, choose
 from onecontainer_driver_ffmpeg.listing import OptionEntry
@@ -44,6 +44,8 @@ class StreamDraft:
     use: Use | None = None
     upload: tuple[str, ...] = ()
     two_pass: bool = False
+    odd: errors.FieldInvalid | None = None
+    """What is wrong with the size if the source is in one of HALF_COLOURS."""
     filters: tuple[str, ...] = ()
     """Those of `chain` that the request named; the rest keep the shape of the picture."""
 
@@ -155,7 +157,9 @@ async def _encoded_video(
         words += ["-force_key_frames", f"expr:gte(t,n_forced*{interval:.6f}-0.0005)"]
     if container.key_frames:
         words += _aligned(encoder, own, video)
-    check_size(video, encoder, at)
+    odd = odd_side(video, encoder, at)
+    if odd and video.pixel_format in HALF_COLOURS:
+        raise odd
     if video.pixel_format:
         if video.pixel_format not in capabilities.pixel_formats:
             raise errors.BackendCapabilityMissing(
@@ -183,6 +187,7 @@ async def _encoded_video(
         use=use,
         upload=use.upload(video.pixel_format) if use else (),
         two_pass=video.rate_control.average_bitrate.two_pass,
+        odd=None if video.pixel_format or filters else odd,
     )
 
 

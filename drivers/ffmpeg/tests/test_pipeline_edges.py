@@ -47,6 +47,20 @@ async def test_what_an_encoder_does_not_take_is_refused_with_its_field(
     assert caught.value.violations[0].field == f"elementary_streams[0].video.{field}"
 
 
+async def test_odd_sizes_are_fine_with_all_colours(bench: Bench, ffmpeg: str, tmp_path: Path) -> None:
+    made = make_media(
+        ffmpeg, tmp_path / "all.mkv", "-f", "lavfi", "-i", "testsrc2=s=128x72:r=10:d=1", "-c:v", "ffv1", "-pix_fmt", "yuv444p"
+    )  # fmt: skip
+    result = await run(
+        bench,
+        inputs=[artifact_input(bench.artifacts.add(made))],
+        elementary_streams=[ElementaryStream(key="v", video=VideoStream(codec="libx264", width=65, height=41))],
+        outputs=[file_output("out", "mkv", "v")],
+    )
+    (track,) = result.outputs[0].media_info.streams
+    assert (track.video.width, track.video.height, track.video.pixel_format) == (65, 41, "yuv444p")
+
+
 async def test_what_an_encoder_alone_can_tell_is_not_tried_again(bench: Bench, clip: Path) -> None:
     request = {
         "inputs": [artifact_input(bench.artifacts.add(clip))],
