@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -13,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from onecontainer.api.job.v1 import job_pb2, job_service_pb2
 from tests.fixtures.processes import free_port, running
-from tests.fixtures.rest import RestProcess, problem
+from tests.fixtures.rest import RestProcess, in_front_of, problem
 
 UNKNOWN = "type.googleapis.com/nobody.knows.This"
 
@@ -57,15 +56,8 @@ def address() -> str:
 @pytest.fixture(scope="module")
 def both(address: str) -> Iterator[tuple[Jobs, RestProcess]]:
     jobs = Jobs()
-    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[jobs])
-    server.add_insecure_port(address)
-    server.start()
-    try:
-        with running(RestProcess(address)) as rest:
-            assert isinstance(rest, RestProcess)
-            yield jobs, rest
-    finally:
-        server.stop(None).wait()
+    with in_front_of(jobs, address=address) as rest:
+        yield jobs, rest
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -17,8 +16,7 @@ from onecontainer.api.ai.v1 import inference_pb2, inference_service_pb2
 from onecontainer.api.db.v1 import database_pb2, query_pb2
 from onecontainer.api.media.v1 import media_pb2, output_pb2
 from onecontainer.gateway.servers import PUBLIC_SERVICES
-from tests.fixtures.processes import free_port, running
-from tests.fixtures.rest import RestProcess, problem
+from tests.fixtures.rest import RestProcess, in_front_of, problem
 
 SERVICES = (
     *PUBLIC_SERVICES,
@@ -68,16 +66,8 @@ class Recorder(grpc.GenericRpcHandler):
 @pytest.fixture(scope="module")
 def recorded() -> Iterator[tuple[Recorder, RestProcess]]:
     recorder = Recorder()
-    server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[recorder])
-    address = f"127.0.0.1:{free_port()}"
-    server.add_insecure_port(address)
-    server.start()
-    try:
-        with running(RestProcess(address)) as rest:
-            assert isinstance(rest, RestProcess)
-            yield recorder, rest
-    finally:
-        server.stop(None).wait()
+    with in_front_of(recorder) as rest:
+        yield recorder, rest
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.containing_service.name}.{method.name}")

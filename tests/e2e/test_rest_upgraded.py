@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -12,8 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tests.fixtures.cancels import until
-from tests.fixtures.processes import free_port, running
-from tests.fixtures.rest import RestProcess, problem
+from tests.fixtures.rest import RestProcess, in_front_of, problem
 
 TEXT = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
@@ -55,16 +53,8 @@ class Gateway(grpc.GenericRpcHandler):
 @pytest.fixture
 def both() -> Iterator[tuple[Gateway, RestProcess]]:
     gateway = Gateway()
-    server = grpc.server(futures.ThreadPoolExecutor(16), handlers=[gateway])
-    address = f"127.0.0.1:{free_port()}"
-    server.add_insecure_port(address)
-    server.start()
-    try:
-        with running(RestProcess(address)) as rest:
-            assert isinstance(rest, RestProcess)
-            yield gateway, rest
-    finally:
-        server.stop(None).wait()
+    with in_front_of(gateway, threads=16) as rest:
+        yield gateway, rest
 
 
 def test_what_is_new_is_called(both: tuple[Gateway, RestProcess]) -> None:
