@@ -18,7 +18,7 @@ UNKNOWN = "type.googleapis.com/nobody.knows.This"
 
 
 class Jobs(grpc.GenericRpcHandler):
-    """JobService with what a test has put into it; keeps the metadata of the last call."""
+    """JobService with what a test has put into it; keeps the metadata of the last call. And a PredictStream that answers nothing."""
 
     def __init__(self) -> None:
         self.answer = job_pb2.Job()
@@ -31,6 +31,9 @@ class Jobs(grpc.GenericRpcHandler):
             kind = job_service_pb2.GetJobRequest
         elif details.method == "/onecontainer.api.job.v1.JobService/CreateJob":
             kind = job_service_pb2.CreateJobRequest
+        elif details.method == "/onecontainer.api.ai.v1.InferenceService/PredictStream":
+            # Answers nothing before it has heard all.
+            return grpc.stream_stream_rpc_method_handler(lambda requests, _context: (one for one in requests if False))
         else:
             return None  # no reflection: types stay unknown
         return grpc.unary_unary_rpc_method_handler(
