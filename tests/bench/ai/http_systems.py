@@ -14,7 +14,9 @@ from tests.fixtures.processes import free_port
 
 
 async def session(stack: AsyncExitStack) -> aiohttp.ClientSession:
-    return await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+    """A session whose connections are given up before a server does so (uvicorn after 5 s), which would break a POST."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
+    return await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
 
 
 def post(on: aiohttp.ClientSession, url: str, body: bytes, content_type: str) -> Call:
