@@ -366,12 +366,15 @@ def _addressed(payload: bytes, service: str, method: CatalogMethod) -> tuple[byt
         raise DataInvalid("request", "does not decode") from None
     if route.service and route.service != service:
         raise DataInvalid("request.service", f"is {route.service!r}, the job is for {service!r}")
-    if not route.service:
+    named, inside = bool(route.service), None
+    if isinstance(route, route_pb2.LongRunningRoute) and route.HasField("job_options"):
+        inside = job_options_pb2.JobOptions()
+        inside.CopyFrom(route.job_options)
+    # It holds a copy of all fields that it does not know, which is nearly all of a large request.
+    del route
+    if not named:
         # Fields may come in any order on the wire, so that a field can be added at the end.
         payload += route_pb2.Route(service=service).SerializeToString()
-    inside = None
-    if isinstance(route, route_pb2.LongRunningRoute) and route.HasField("job_options"):
-        inside = route.job_options
     return payload, inside
 
 
