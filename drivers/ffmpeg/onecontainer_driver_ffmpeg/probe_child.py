@@ -185,7 +185,11 @@ def answer(connection: socket.socket) -> None:
 
 def fork(connection: socket.socket, control: socket.socket, libc: ctypes.CDLL) -> None:
     server = os.getpid()
-    if os.fork():
+    try:
+        if os.fork():
+            return
+    except OSError as error:  # the bound on processes, or on memory: that is no reason to end the others
+        sys.stderr.write(f"probe: {error}\n")
         return
     # Killed with the server, and so with the sidecar, however that ends.
     if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0 or os.getppid() != server:

@@ -74,6 +74,7 @@ class ProbeServer:
                 process = await _process_of(ours)
                 if process is None:
                     # The server was killed; the next one is asked.
+                    server.close()
                     if self._control is server:
                         self._control = None
                     if last:
