@@ -16,7 +16,7 @@ _REFUSED_WORDS = ("Invalid argument", "Option not found", "Error while opening e
 _UNSPECIFIC = frozenset({1, 0xBB})
 _TOO_LARGE = "File too large"
 _NO_MEMORY = re.compile(
-    r"Cannot allocate memory|pthread_create|Resource temporarily unavailable|malloc of size \d+ failed"
+    r"Cannot allocate memory|malloc of size \d+ failed|(pthread_create|opening \w+coder).*Resource temporarily unavailable"
 )
 _OUT_OF_TIME = "received signal 24"  # SIGXCPU, which ffmpeg ends upon
 _LEVEL = re.compile(r"\[(fatal|error)\]")

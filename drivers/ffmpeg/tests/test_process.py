@@ -137,6 +137,31 @@ def test_progress_never_goes_back() -> None:
         (-9, "", errors.BackendExecutionFailed, errors.Code.INTERNAL),
         (229, "", errors.LimitExceeded, errors.Code.RESOURCE_EXHAUSTED),
         (1, "[error] Cannot allocate memory", errors.LimitExceeded, errors.Code.RESOURCE_EXHAUSTED),
+        (
+            245,
+            "[error] Error while opening decoder: Resource temporarily unavailable",
+            errors.LimitExceeded,
+            errors.Code.RESOURCE_EXHAUSTED,
+        ),
+        (
+            245,
+            "[error] pthread_create() failed: Resource temporarily unavailable.",
+            errors.LimitExceeded,
+            errors.Code.RESOURCE_EXHAUSTED,
+        ),
+        (
+            245,
+            "[error] udp://h: Resource temporarily unavailable",
+            errors.BackendExecutionFailed,
+            errors.Code.INTERNAL,
+        ),
+        (
+            187,
+            "[error] Error while opening encoder - maybe incorrect parameters",
+            errors.BackendExecutionFailed,
+            errors.Code.INVALID_ARGUMENT,
+        ),
+        (187, "[error] what", errors.BackendExecutionFailed, errors.Code.INTERNAL),
     ],
 )
 def test_failures(code: int, line: str, error: type[errors.OneContainerError], grpc_code: errors.Code) -> None:
