@@ -19,6 +19,11 @@ DEMO_INSTALLS := $(foreach driver,$(filter drivers/sql drivers/onnx drivers/ffmp
 INSTALL_INPUTS := pyproject.toml .ci/constraints.txt $(wildcard drivers/*/pyproject.toml)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# A machine that stands still for a while makes a test miss its deadline, which says nothing about right and wrong: such a one
+# is run once more, and the summary tells (RERUN). What has a wrong result fails at once, and so does the fourth missed deadline
+# of a run: that is no accident. Nothing that is killed on purpose gets a second run (tests/faults).
+ONCE_MORE := -raR --reruns 1 --max-suite-reruns 3 \
+  --only-rerun '(?i)deadline.?exceeded|timeout(expired|error)|timed out|in [0-9.]+ s: not'
 
 .PHONY: help
 help: ## Lists the targets
@@ -100,11 +105,11 @@ check-docs: setup ## Checks that the generated pages are up to date
 
 .PHONY: test
 test: lint type check-protos check-docs ## Everything that must be green before a change lands
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) $(ONCE_MORE) -m 'not slow'
 
 .PHONY: test-full
 test-full: lint type check-protos check-docs ## Like test, with the slow tests
-	$(PYTEST)
+	$(PYTEST) $(ONCE_MORE)
 
 .PHONY: clients
 clients: setup ## The same scenario in each language that has stubs, and with grpcurl, on a real gateway

@@ -271,6 +271,9 @@ class Gateway:
         public, health_servicer = public_server(
             settings, management, catalog, routes, jobs, artifacts, clock, unless=self._refusal
         )
+        # What start-up made stays for ever: the collector need not look through it again and again, and hold calls up meanwhile.
+        gc.collect()
+        gc.freeze()
         self.address = bind_public(public, settings)
         await public.start()
         if cluster is not None:
@@ -279,9 +282,6 @@ class Gateway:
         # Before the drain, which would otherwise wait for watches that never end by themselves.
         stack.callback(catalog.close)
         stack.callback(changes.close)
-        # What start-up made stays for ever: the collector need not look through it again and again, and hold calls up meanwhile.
-        gc.collect()
-        gc.freeze()
         folder.tell(Note(os.getpid(), self.address, self._internal_address, __version__, self._log_file))
         log.info("listening on %s, data in %s", self.address, settings.data_dir)
 

@@ -43,7 +43,10 @@ class Scene:
         self.client = Client(gateway.address)
 
     def echo(self, service: str) -> bytes:
-        """One call, tried again while the gateway is away: the method is idempotent."""
+        """One call, tried again while the gateway is away: the method is idempotent.
+
+        An attempt has time enough for a machine that stands still for a while: only one that never gets an answer fails.
+        """
         request = self.pb.EchoRequest(service=f"services/{service}", payload=b"x")
         end = time.monotonic() + 120
         while True:
@@ -54,7 +57,7 @@ class Scene:
                         request_serializer=lambda message: message.SerializeToString(),
                         response_deserializer=self.pb.EchoResponse.FromString,
                     )
-                    return bytes(stub(request, timeout=10).payload)
+                    return bytes(stub(request, timeout=60).payload)
             except grpc.RpcError as error:
                 # A call that meets the very end of a gateway's server is CANCELLED by it.
                 away = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
