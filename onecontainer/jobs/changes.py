@@ -59,6 +59,7 @@ class Changes:
         self._jobs: dict[str, set[Bell]] = {}
         self._rolls: dict[str, set[Roll]] = {}
         self._queues: dict[str, set[Bell]] = {}
+        self._arrivals: dict[str, int] = {}
         self._listeners: list[Listener] = []
         self._on_work: list[Callable[[str], None]] = []
         self._closed = False
@@ -92,9 +93,12 @@ class Changes:
         """Tells of changes that are committed."""
         for change in changed:
             self.touch(change.id, ended=change.state in TERMINAL)
-            # A slot became free, or there is a job to take.
-            if change.left_lease or change.state == State.QUEUED:
+            if change.state == State.QUEUED:
                 self.work(change.service_uid)
+            elif change.left_lease:
+                # A slot became free.
+                self.came(change.service_uid)
+                self._ring(change.service_uid)
             for listener in self._listeners:
                 listener(change)
 
@@ -113,8 +117,16 @@ class Changes:
 
     def coming(self, service_uid: str) -> None:
         """The same, for those who claim, while the job is on its way to the ledger: what they write comes behind it."""
+        self._arrivals[service_uid] = self.arrivals(service_uid) + 1
+        self._ring(service_uid)
+
+    def _ring(self, service_uid: str) -> None:
         for bell in self._queues.get(service_uid, ()):
             bell.ring()
+
+    def arrivals(self, service_uid: str) -> int:
+        """How often a job may have come into the service's queue: while this stays, nothing that is known of has come."""
+        return self._arrivals.get(service_uid, 0)
 
     def came(self, service_uid: str) -> None:
         """The same, for those who read: the job is committed."""

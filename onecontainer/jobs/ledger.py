@@ -103,6 +103,8 @@ class Outcome:
 
     changed: list[Changed] = field(default_factory=list)
     refused: list[tuple[Reported, OneContainerError]] = field(default_factory=list)
+    emptied: bool = False
+    """By a claim: it could have taken more, and there was no more in the queue."""
 
 
 @dataclass(frozen=True, slots=True)

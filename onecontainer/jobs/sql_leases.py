@@ -73,7 +73,9 @@ def claim(
     if room <= 0:
         return [], Outcome()
     rows = _BEST.all(connection, {"uid": worker.service_uid, "now": now, "room": room})
-    return _claimed(connection, worker, rows, now, lease)
+    grants, outcome = _claimed(connection, worker, rows, now, lease)
+    outcome.emptied = len(rows) < room
+    return grants, outcome
 
 
 def claim_records(

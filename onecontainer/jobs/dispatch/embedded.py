@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.jobs.changes import Changes
-from onecontainer.jobs.ledger import Granted, Ledger, Worker
+from onecontainer.jobs.ledger import Granted, Ledger, Outcome, Worker
 from onecontainer.jobs.unconfirmed import Unconfirmed
 
 LOOK_AGAIN = 5.0
@@ -23,6 +23,8 @@ class EmbeddedDispatch:
         self._ledger = ledger
         self._changes = changes
         self.unconfirmed = Unconfirmed(ledger, changes)
+        self._empty: dict[str, tuple[int, float]] = {}
+        """By service: the arrivals, and the loop's time, at which its queue was empty."""
 
     async def poll(
         self, worker: Worker, limit: int, max_running: int, wait: float, held: Sequence[tuple[str, int]]
@@ -33,11 +35,29 @@ class EmbeddedDispatch:
         end = loop.time() + wait
         with self._changes.of_queue(worker.service_uid) as bell:
             while True:
-                grants = await self.unconfirmed.claimed(worker, self._ledger.claim(worker, limit, max_running))
+                if not self._is_empty(worker.service_uid):
+                    grants = await self.unconfirmed.claimed(worker, self._claim(worker, limit, max_running))
+                    if grants:
+                        return grants
                 left = end - loop.time()
-                if grants or left <= 0:
-                    return grants
+                if left <= 0:
+                    return []
                 await bell.wait(min(left, LOOK_AGAIN))
+
+    def _is_empty(self, service_uid: str) -> bool:
+        """Whether a claim would find nothing: none that finds nothing is to keep the others' writes waiting."""
+        arrivals, since = self._empty.get(service_uid, (-1, 0.0))
+        return (
+            arrivals == self._changes.arrivals(service_uid) and asyncio.get_running_loop().time() - since < LOOK_AGAIN
+        )
+
+    async def _claim(self, worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]:
+        arrivals, asked = self._changes.arrivals(worker.service_uid), asyncio.get_running_loop().time()
+        grants, outcome = await self._ledger.claim(worker, limit, max_running)
+        if outcome.emptied:
+            # What has come since then may have come behind this look.
+            self._empty[worker.service_uid] = arrivals, asked
+        return grants, outcome
 
     def source(self, service_uid: str) -> driver_pb2.JobSource:
         return driver_pb2.JobSource(embedded=driver_pb2.EmbeddedDispatch())

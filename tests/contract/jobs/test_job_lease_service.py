@@ -13,6 +13,8 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.job.v1 import job_service_pb2 as pb
 from onecontainer.api.type.v1 import progress_pb2, route_pb2
 from onecontainer.errors import BackendUnreachable, Cancelled, Code, Reason, RecordInvalid
+from onecontainer.jobs.dispatch import embedded
+from onecontainer.jobs.ledger import Granted, Outcome, Worker
 from onecontainer.jobs.model import Limits
 from onecontainer.rpc.status import from_status, to_status
 from tests.fixtures.jobs_gateway import RUN, SAY, JobsGateway, create_request, failure, report, succeeded, token
@@ -67,6 +69,43 @@ async def test_a_slot_that_gets_free_wakes_a_poll(gateway: Gateway) -> None:
     await stream.send(report(1, grant, succeeded=succeeded()))
     (second,) = await waiting
     assert second.job != grant.job
+
+
+async def test_a_queue_that_is_known_to_be_empty_is_not_looked_at(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = 0
+    claim = gateway.desk.ledger.claim
+
+    async def counted(worker: Worker, limit: int, max_running: int) -> tuple[list[Granted], Outcome]:
+        nonlocal claims
+        claims += 1
+        return await claim(worker, limit, max_running)
+
+    monkeypatch.setattr(gateway.desk.ledger, "claim", counted)
+    monkeypatch.setattr(embedded, "LOOK_AGAIN", 600.0)
+    assert await gateway.poll() == await gateway.poll() == []
+    assert claims == 1
+    name = await create(gateway)
+    (grant,) = await gateway.poll(5)
+    assert (grant.job, claims) == (name, 2)
+    # It could have had five, so that was all.
+    assert await gateway.poll(held=(grant,)) == []
+    assert claims == 2
+    # What goes back comes again.
+    stream = gateway.reports()
+    await stream.send(report(1, grant, released=lease_pb2.Released()))
+    (again,) = await gateway.poll(wait=600)
+    assert (again.job, again.fence) == (name, grant.fence + 1)
+
+
+async def test_a_job_that_nobody_told_of_is_found_a_little_later(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "LOOK_AGAIN", 0.05)
+    assert await gateway.poll() == []
+    job = await gateway.desk.create()
+    assert [grant.job for grant in await gateway.poll(wait=600)] == [f"jobs/{job}"]
 
 
 @pytest.mark.parametrize("most", [0, -1, 1001])
