@@ -17,6 +17,7 @@ from drivers.ffmpeg.tests.test_pipeline import artifact_input, filter_of, run
 from onecontainer.api.media.v1 import media_pb2, output_pb2, pipeline_pb2
 from onecontainer.api.media.v1.output_pb2 import FramePick, FramesOutput, Output, SpriteSheetOutput, Times
 from onecontainer.api.media.v1.stream_pb2 import AudioStream, ElementaryStream, RateControl, VideoStream
+from onecontainer.client.media import presets
 from onecontainer.driver import errors
 
 JPEG, PNG, WEBP = output_pb2.IMAGE_FORMAT_JPEG, output_pb2.IMAGE_FORMAT_PNG, output_pb2.IMAGE_FORMAT_WEBP
@@ -272,3 +273,14 @@ async def test_a_count_needs_a_known_length(bench: Bench, colours: Path, ffmpeg:
         await run(bench, inputs=[artifact_input(source)], outputs=[frames("o")])
     result = await run(bench, inputs=[artifact_input(source)], outputs=[frames("o", pick={"key_frames": True})])
     assert len(result.outputs[0].files) == 4
+
+
+@pytest.mark.parametrize(("width", "shape"), [(48, (28, 48, 3)), (320, (54, 96, 3))])
+async def test_a_thumbnail_is_no_larger_than_its_source(
+    bench: Bench, colours: Path, width: int, shape: tuple[int, ...]
+) -> None:
+    request = presets.thumbnail(bench.artifacts.add(colours), width=width, image_format=PNG)
+    streams, outputs = request.elementary_streams, request.outputs
+    result = await run(bench, inputs=request.inputs, elementary_streams=streams, outputs=outputs)
+    (output,) = result.outputs
+    assert pixels(unpacked(bench, output) / output.files[0].name).shape == shape

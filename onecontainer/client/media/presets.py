@@ -69,7 +69,7 @@ def web_mp4(
         profile="high",
         pixel_format="yuv420p",
         rate_control=stream_pb2.RateControl(constant_quality=quality),
-        filters=[_at_most(height)],
+        filters=[_no_higher_than(height)],
     )
     return _request(
         source,
@@ -123,12 +123,13 @@ def thumbnail(
     width: int = 320,
     image_format: output_pb2.ImageFormat.ValueType = output_pb2.IMAGE_FORMAT_JPEG,
 ) -> pb.RunPipelineRequest:
-    """One picture: the frame at `at` seconds. None: from the middle."""
+    """One picture, at most `width` pixels wide: the frame at `at` seconds. None: from the middle."""
     pick = output_pb2.FramePick(count=1)
     if at is not None:
         pick = output_pb2.FramePick(times=output_pb2.Times(offsets=[seconds(at) or Duration()]))
     frames = output_pb2.FramesOutput(pick=pick, format=image_format)
-    return _request(source, [_video("video", stream_pb2.VideoStream(width=width))], output_pb2.Output(frames=frames))
+    video = stream_pb2.VideoStream(filters=[_no_wider_than(width)])
+    return _request(source, [_video("video", video)], output_pb2.Output(frames=frames))
 
 
 def sprites(
@@ -187,9 +188,18 @@ NAMES: dict[str, Callable[..., pb.RunPipelineRequest]] = {
 }
 
 
-def _at_most(height: int) -> stream_pb2.Filter:
+def _no_higher_than(height: int) -> stream_pb2.Filter:
     """A height that is lowered to `height` and never raised, and even, which H.264 needs; the width follows."""
-    arguments = [("w", "-2"), ("h", f"trunc(min(ih,{height})/2)*2")]
+    return _scale("-2", f"trunc(min(ih,{height})/2)*2")
+
+
+def _no_wider_than(width: int) -> stream_pb2.Filter:
+    """The same for the width."""
+    return _scale(f"trunc(min(iw,{width})/2)*2", "-2")
+
+
+def _scale(width: str, height: str) -> stream_pb2.Filter:
+    arguments = [("w", width), ("h", height)]
     return stream_pb2.Filter(
         name="scale",
         arguments=[
