@@ -10,7 +10,8 @@ from onecontainer.catalog.plugins import DRIVER_TYPE
 from onecontainer.catalog.ports import Secrets
 from onecontainer.catalog.validation import raise_violations, service_violations
 from onecontainer.errors import DriverNotAvailable, FieldViolation, OneContainerError, ResourceNotFound
-from onecontainer.rpc.manifest import Manifest, manifest_to_proto, secret_names
+from onecontainer.rpc.manifest import Manifest, manifest_to_proto
+from onecontainer.rpc.options import secret_names
 from onecontainer.sidecars.model import Target
 
 

@@ -12,8 +12,10 @@ from onecontainer.api.management.v1 import resources_pb2 as pb
 from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, JobLimits, ServiceRecord
 from onecontainer.catalog.sources import ArtifactSource, FolderSource, GitSource, Source
 from onecontainer.errors import FieldRequired, OneContainerError
-from onecontainer.rpc.manifest import manifest_to_proto, secret_name, struct_from_dict, struct_to_dict
+from onecontainer.rpc.manifest import manifest_to_proto
+from onecontainer.rpc.options import secret_name
 from onecontainer.rpc.status import duration, to_status
+from onecontainer.rpc.structs import struct_from_dict, struct_to_dict
 from onecontainer.sidecars.model import (
     Heartbeat,
     HeartbeatLayer,

@@ -14,7 +14,7 @@ from onecontainer.catalog.model import DriverRecord, ServiceRecord
 from onecontainer.catalog.ports import Secrets
 from onecontainer.errors import FieldInvalid, FieldRequired, FieldViolation
 from onecontainer.rpc.labels import label_violations
-from onecontainer.rpc.manifest import option_violations, secret_name, secret_names
+from onecontainer.rpc.options import option_violations, secret_name, secret_names
 from onecontainer.rpc.texts import control_problem
 from onecontainer.settings import is_loopback
 from onecontainer.sidecars.model import RuntimeKind

@@ -36,7 +36,9 @@ from onecontainer.errors import (
     WrongInstance,
 )
 from onecontainer.rpc.channel import open_channel
-from onecontainer.rpc.manifest import Manifest, option_violations, resolve_options, secret_names, struct_to_dict
+from onecontainer.rpc.manifest import Manifest
+from onecontainer.rpc.options import option_violations, resolve_options, secret_names
+from onecontainer.rpc.structs import struct_to_dict
 from onecontainer.settings import is_loopback
 
 if TYPE_CHECKING:

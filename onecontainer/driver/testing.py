@@ -8,7 +8,8 @@ from typing import Any
 
 from onecontainer.driver.driver import Attachment
 from onecontainer.errors import FieldInvalid
-from onecontainer.rpc.manifest import load_manifest, option_violations, resolve_options
+from onecontainer.rpc.manifest import load_manifest
+from onecontainer.rpc.options import option_violations, resolve_options
 
 
 def attachment_of(

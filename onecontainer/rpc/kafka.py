@@ -11,7 +11,7 @@ import aiokafka  # its loggers are there from here on
 from aiokafka.helpers import create_ssl_context
 
 from onecontainer.api.event.v1 import event_pb2
-from onecontainer.rpc.manifest import secret_name, secret_names
+from onecontainer.rpc.options import secret_name, secret_names
 
 HEADER_ID, HEADER_TYPE, HEADER_SCHEMA = "ce_id", "ce_type", "ce_dataschema"
 """Headers of CloudEvents in Kafka's binary mode by which a consumer knows our records."""

@@ -11,8 +11,9 @@ from grpc_health.v1 import health_pb2
 
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
 from onecontainer.errors import Code, DriverMisimplemented, OneContainerError, Reason, StateInvalid
-from onecontainer.rpc.manifest import bare_app, struct_from_dict
+from onecontainer.rpc.manifest import bare_app
 from onecontainer.rpc.status import duration, from_rpc_error
+from onecontainer.rpc.structs import struct_from_dict
 from onecontainer.sidecars.model import HeartbeatLayer, HeartbeatState, LayerHeartbeat, Target
 from onecontainer.sidecars.policy import Policy
 

@@ -14,7 +14,7 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.clock import Clock
 from onecontainer.errors import Code, DriverUnreachable, InternalError, OneContainerError, Reason
 from onecontainer.rpc.channel import open_channel
-from onecontainer.rpc.manifest import secret_names
+from onecontainer.rpc.options import secret_names
 from onecontainer.sidecars.conversation import ANSWER_TIMEOUT, Conversation
 from onecontainer.sidecars.folders import Folders, InstanceFolders
 from onecontainer.sidecars.logs import LogBuffer

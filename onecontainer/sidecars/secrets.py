@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from onecontainer.errors import StateInvalid
-from onecontainer.rpc.manifest import secret_name
+from onecontainer.rpc.options import secret_name
 
 ENVIRONMENT_PREFIX = "ONECONTAINER_SECRET_"
 

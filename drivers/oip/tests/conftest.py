@@ -12,7 +12,8 @@ from onecontainer_driver_oip import OipDriver
 
 from drivers.oip.tests.asking import SERVICE, Attached
 from onecontainer.driver import Attachment
-from onecontainer.rpc.manifest import load_manifest, resolve_options
+from onecontainer.rpc.manifest import load_manifest
+from onecontainer.rpc.options import resolve_options
 from tests.fixtures.open_inference.place import MLServer
 from tests.fixtures.processes import running
 

@@ -19,8 +19,8 @@ from onecontainer.driver.conformance.place import Place
 from onecontainer.driver.conformance.servicer import Desk
 from onecontainer.driver.conformance.wire import Answer, Talk, Wire
 from onecontainer.errors import Code
-from onecontainer.rpc.manifest import struct_from_dict
 from onecontainer.rpc.status import duration
+from onecontainer.rpc.structs import struct_from_dict
 
 if TYPE_CHECKING:
     from onecontainer.driver.conformance.examples import Examples

@@ -14,7 +14,8 @@ from onecontainer.driver.conformance import Examples, Kit, Place, Report, Servic
 from onecontainer.driver.driver import Driver
 from onecontainer.driver.serve import serving
 from onecontainer.driver.settings import SidecarSettings
-from onecontainer.rpc.manifest import Manifest, Option
+from onecontainer.rpc.manifest import Manifest
+from onecontainer.rpc.options import Option
 from tests.contract.conformance.proxy import Faults, Proxy
 
 HERE = Path(__file__).parent

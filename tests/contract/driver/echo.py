@@ -17,7 +17,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wr
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.options.v1 import options_pb2
 from onecontainer.driver import Attachment, Context, Driver, ProbeResult, errors
-from onecontainer.rpc.manifest import Manifest, Option
+from onecontainer.rpc.manifest import Manifest
+from onecontainer.rpc.options import Option
 
 PACKAGE = "onecontainer.test.sdk.v1"
 Field = descriptor_pb2.FieldDescriptorProto

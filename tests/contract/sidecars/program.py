@@ -22,8 +22,9 @@ from grpc_health.v1 import health, health_pb2_grpc
 from onecontainer.api.driver.v1 import driver_pb2, driver_pb2_grpc
 from onecontainer.errors import BackendUnreachable, FieldInvalid, ResourceInUse, StateInvalid
 from onecontainer.rpc import status
-from onecontainer.rpc.manifest import load_manifest, manifest_to_proto, struct_to_dict
+from onecontainer.rpc.manifest import load_manifest, manifest_to_proto
 from onecontainer.rpc.server import bearer_token
+from onecontainer.rpc.structs import struct_to_dict
 
 STATE = Path(os.environ["ONECONTAINER_STATE_DIR"]) if "ONECONTAINER_STATE_DIR" in os.environ else None
 TOKEN_FILE = os.environ.get("ONECONTAINER_TOKEN_FILE")

@@ -13,7 +13,8 @@ from onecontainer.catalog.model import DriverRecord, DriverSource, DriverState, 
 from onecontainer.catalog.update import needs_rematch, updated
 from onecontainer.catalog.validation import raise_violations, service_violations
 from onecontainer.errors import FieldInvalid, FieldRequired
-from onecontainer.rpc.manifest import Manifest, Option
+from onecontainer.rpc.manifest import Manifest
+from onecontainer.rpc.options import Option
 from onecontainer.sidecars.model import RuntimeKind, RuntimeSpec, ServiceState
 
 MANIFEST = Manifest(

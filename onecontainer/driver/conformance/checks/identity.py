@@ -13,7 +13,8 @@ from onecontainer.driver.conformance.contract import ContractUnknown, own_method
 from onecontainer.driver.conformance.expect import require
 from onecontainer.driver.conformance.model import Failed, Skipped, check
 from onecontainer.driver.conformance.session import DRIVER_SERVICE, Session
-from onecontainer.rpc.manifest import NAME_PATTERN, OPTION_NAME_PATTERN, bare_app
+from onecontainer.rpc.manifest import NAME_PATTERN, bare_app
+from onecontainer.rpc.options import OPTION_NAME_PATTERN
 
 SENT = "GetDriverInfo"
 SCOPES = ("ai", "db", "media", "hpc")
