@@ -149,6 +149,22 @@ async def test_no_more_run_than_the_service_allows(desk: Desk) -> None:
     assert len(await desk.claim(max_running=3)) == 1
 
 
+async def test_a_claim_that_could_have_taken_more_tells_that_the_queue_is_empty(desk: Desk) -> None:
+    async def emptied(limit: int, max_running: int) -> bool:
+        _, outcome = await desk.ledger.claim(WORKER, limit, max_running)
+        return outcome.emptied
+
+    for _ in range(3):
+        await desk.create()
+    assert not await emptied(1, 100)
+    # Without room nothing is known of the queue, nor with just enough of it.
+    assert not await emptied(5, 1)
+    assert not await emptied(2, 100)
+    assert await emptied(1, 100)
+    await desk.create()
+    assert await emptied(2, 100)
+
+
 async def test_a_worker_gets_jobs_of_its_service_only(desk: Desk) -> None:
     await desk.create()
     assert await desk.claim(worker=STRANGER) == []
