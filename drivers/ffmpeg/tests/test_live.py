@@ -118,7 +118,9 @@ async def test_srt_caller_with_a_passphrase(
     got = tmp_path / "got.ts"
     sink = SrtSink(host=HOST, port=port, stream_id="#!::r=a b,m=publish", passphrase_secret="secrets/tv")
     # The receiver takes the passphrase in the options' form, where it needs no escapes.
-    async with receiver(ffmpeg, f"srt://{HOST}:{port}?mode=listener&tlpktdrop=0&passphrase={PASSPHRASE}", got, port) as process:
+    async with receiver(
+        ffmpeg, f"srt://{HOST}:{port}?mode=listener&tlpktdrop=0&passphrase={PASSPHRASE}", got, port
+    ) as process:
         task = asyncio.create_task(stream(bench, clip, live_output(srt=sink)))
         await bench_moved(bench, task)
         shown = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in processes_of(bench.root))
@@ -185,7 +187,17 @@ async def test_srt_listener(bench: Bench, clip: Path, ffmpeg: str, tmp_path: Pat
     task = asyncio.create_task(stream(bench, clip, live_output(srt=sink)))
     await until(lambda: task.done() or is_bound(port, "udp"))
     got = tmp_path / "got.ts"
-    call = [ffmpeg, "-nostdin", "-v", "error", "-i", f"srt://{HOST}:{port}?tlpktdrop=0&passphrase={PASSPHRASE}", "-c", "copy", got]
+    call = [
+        ffmpeg,
+        "-nostdin",
+        "-v",
+        "error",
+        "-i",
+        f"srt://{HOST}:{port}?tlpktdrop=0&passphrase={PASSPHRASE}",
+        "-c",
+        "copy",
+        got,
+    ]
     process = await asyncio.create_subprocess_exec(*call)
     assert (await task).outputs[0].state == pipeline_pb2.OUTPUT_STATE_SUCCEEDED
     await process.wait()
