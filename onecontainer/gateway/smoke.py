@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 KIT = "onecontainer.driver.conformance"
 WARDEN = Path(onecontainer.__file__).parent / "driver" / "processes" / "warden.py"
 """A program of its own, under which nothing that a driver starts outlives its test."""
-CALL_SECONDS, WHOLE_SECONDS = 10.0, 90.0
+CALL_SECONDS, WHOLE_SECONDS = 30.0, 90.0
 STOP_SECONDS = 2.0
 TESTED = (0, 1)
 """Exit codes of the kit with a report."""

@@ -86,10 +86,10 @@ def test_the_scenario_runs(
     # The gateway tells the same.
     with grpc.insecure_channel(gateway.address) as channel:
         jobs, artifacts = JobServiceStub(channel), ArtifactServiceStub(channel)
-        job = jobs.GetJob(job_service_pb2.GetJobRequest(name=report["job"]), timeout=60)
+        job = jobs.GetJob(job_service_pb2.GetJobRequest(name=report["job"]), timeout=180)
         assert (job.service, job.state) == (f"services/{language}-films", job_pb2.JOB_STATE_SUCCEEDED)
         assert report["made"] in job.artifacts
-        made = artifacts.GetArtifact(artifact_pb2.GetArtifactRequest(name=report["made"]), timeout=60)
+        made = artifacts.GetArtifact(artifact_pb2.GetArtifactRequest(name=report["made"]), timeout=180)
         assert made.sha256.hex() == report["made_sha256"]
-        job = jobs.GetJob(job_service_pb2.GetJobRequest(name=report["cancelled"]), timeout=60)
+        job = jobs.GetJob(job_service_pb2.GetJobRequest(name=report["cancelled"]), timeout=180)
         assert (job.service, job.state) == (f"services/{language}-films", job_pb2.JOB_STATE_CANCELLED)

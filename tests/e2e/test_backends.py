@@ -55,7 +55,7 @@ class Installation:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         assert result.returncode == code, f"{arguments}: {result.stdout}\n{result.stderr}"
         return result
@@ -83,7 +83,7 @@ def there(tmp_path: Path, echo_drivers: Path) -> Iterator[tuple[Installation, Ba
         made.stop()
 
 
-def until(happens: Callable[[], object], timeout: float = 30.0) -> None:
+def until(happens: Callable[[], object], timeout: float = 180.0) -> None:
     end = time.monotonic() + timeout
     while not happens():
         assert time.monotonic() < end, "it does not happen"
@@ -93,7 +93,7 @@ def until(happens: Callable[[], object], timeout: float = 30.0) -> None:
 def fetched(url: str) -> tuple[str, bytes]:
     """Content type and body; nothing of both if it is not there."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             assert answer.headers["Access-Control-Allow-Origin"] == "*"
             return str(answer.headers["Content-Type"]), bytes(answer.read())
     except urllib.error.HTTPError:
@@ -140,7 +140,7 @@ def test_a_live_stream_goes_in_over_rtmp_and_out_over_hls(there: tuple[Installat
     made.oca("backend", "start", "web-rtmp")  # without a gateway: it has no service
     ffmpeg = shutil.which("ffmpeg")
     assert ffmpeg is not None
-    picture = ["-re", "-f", "lavfi", "-i", "testsrc2=size=160x90:rate=25", "-t", "60"]
+    picture = ["-re", "-f", "lavfi", "-i", "testsrc2=size=160x90:rate=25", "-t", "600"]
     coded = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "25", "-pix_fmt", "yuv420p", "-f", "flv"]
     publisher = subprocess.Popen(
         [ffmpeg, "-loglevel", "error", *picture, *coded, f"rtmp://{made.rtmp}/live/x"], stdin=subprocess.DEVNULL
@@ -185,7 +185,7 @@ def test_a_backend_that_fails_or_has_no_driver_keeps_nobody_from_their_work(
     finally:
         assert gateway.child is not None
         gateway.child.send_signal(signal.SIGTERM)
-        assert gateway.child.wait(60) == 0
+        assert gateway.child.wait(180) == 0
     # Once there is a driver, the next start gives it to the service.
     (backend,) = made.json("up", "--detach", "--backend", "tiny")["backends"]
     assert (backend["container"], backend["state"]) == ("running", "READY")

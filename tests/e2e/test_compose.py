@@ -100,7 +100,7 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         compose.docker.close()
 
 
-def wait_ready(client: Client, timeout: float = 90.0) -> None:
+def wait_ready(client: Client, timeout: float = 240.0) -> None:
     """Until all services are there and READY: the one that registers them may be at it still."""
     end = time.monotonic() + timeout
     while True:
@@ -115,7 +115,7 @@ def wait_ready(client: Client, timeout: float = 90.0) -> None:
 def test_rows_and_jobs_from_the_host(compose: Compose, tmp_path: Path) -> None:
     clip = tmp_path / "tone.wav"
     tone = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "sine=duration=1", str(clip)]
-    subprocess.run(tone, check=True, timeout=60)
+    subprocess.run(tone, check=True, timeout=180)
     with compose.client(tmp_path) as client:
         wait_ready(client)
         client.db.create_table("records", "films", {"id": "int64", "title": "text"}, key=["id"])
@@ -124,7 +124,7 @@ def test_rows_and_jobs_from_the_host(compose: Compose, tmp_path: Path) -> None:
         # Over Kafka to the driver, artifacts over the internal listener: all of it TLS.
         request = transcode_request(client.artifacts.upload(clip).name, "flac", audio=AudioStream(codec="flac"))
         job = client.media.run_pipeline("transcoder", request)
-        result = job.result(RunPipelineResult, timeout=60)
+        result = job.result(RunPipelineResult, timeout=180)
         client.artifacts.download(result.outputs[0].files[0].artifact, tmp_path / "tone.flac")
     assert (tmp_path / "tone.flac").read_bytes().startswith(b"fLaC")
 
@@ -134,8 +134,8 @@ def test_rest_from_the_host(compose: Compose, tmp_path: Path) -> None:
         wait_ready(client)
     url = f"https://localhost:{compose.rest_port}/v1/services"
     trust = str(tmp_path / "ca.pem")
-    assert requests.get(url, verify=trust, timeout=60).json()["reason"] == "CREDENTIALS_MISSING"
-    answer = requests.get(url, verify=trust, headers={"Authorization": f"Bearer {compose.token}"}, timeout=60)
+    assert requests.get(url, verify=trust, timeout=180).json()["reason"] == "CREDENTIALS_MISSING"
+    answer = requests.get(url, verify=trust, headers={"Authorization": f"Bearer {compose.token}"}, timeout=180)
     assert {one["name"] for one in answer.json()["services"]} == {f"services/{name}" for name in SERVICES}
 
 
@@ -149,7 +149,7 @@ def test_what_ends_comes_back(compose: Compose, tmp_path: Path) -> None:
         with pytest.raises(DriverUnreachable):
             client.db.select("records", "books")
         compose.run("up", "-d", "driver-sql")
-        client.services.wait_ready("records", timeout=60)
+        client.services.wait_ready("records", timeout=180)
         compose.run("restart", "gateway")
         wait_ready(client)
         assert client.db.select("records", "books") == [{"id": 1}]

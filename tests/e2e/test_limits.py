@@ -31,6 +31,7 @@ from onecontainer.errors import (
 from onecontainer.rpc.channel import channel_options
 from onecontainer.rpc.status import from_rpc_error, from_status
 from tests.fixtures.processes import GatewayProcess
+from tests.fixtures.stalls import stalls
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
 MIB = 1024 * 1024
@@ -45,7 +46,7 @@ class Caller:
         self.pb = echo_pb2
         self.channel = grpc.insecure_channel(address, options=channel_options(256 * MIB))
 
-    def unary(self, name: str, request: Any, timeout: float = 20.0) -> Any:
+    def unary(self, name: str, request: Any, timeout: float = 120.0) -> Any:
         stub = self.channel.unary_unary(
             f"/{ECHO}/{name}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -56,7 +57,7 @@ class Caller:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 
-    def echo(self, payload: bytes = b"", service: str = "services/echo", timeout: float = 20.0, **fields: Any) -> Any:
+    def echo(self, payload: bytes = b"", service: str = "services/echo", timeout: float = 120.0, **fields: Any) -> Any:
         return self.unary("Echo", self.pb.EchoRequest(service=service, payload=payload, **fields), timeout)
 
 
@@ -77,7 +78,7 @@ def client(gateway: GatewayProcess) -> Iterator[Client]:
 def fragile(client: Client) -> str:
     """A second service on a sidecar of its own, to be broken."""
     client.services.create("fragile", app="echo")
-    client.services.wait_ready("fragile", timeout=60)
+    client.services.wait_ready("fragile", timeout=180)
     return "services/fragile"
 
 
@@ -119,10 +120,10 @@ def test_bad_calls_are_typed(caller: Caller, call: Callable[[Caller], Any], erro
 
 
 def test_a_hanging_driver_ends_at_the_deadline(caller: Caller) -> None:
-    begin = time.monotonic()
-    with pytest.raises(DeadlineExceeded):
+    with stalls() as still, pytest.raises(DeadlineExceeded):
+        begin = time.monotonic()
         caller.echo(behaviour="hang", timeout=1.0)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin - still.seconds < 10
 
 
 def test_a_driver_that_dies_in_a_call_harms_nobody_else_and_comes_back(
@@ -132,12 +133,12 @@ def test_a_driver_that_dies_in_a_call_harms_nobody_else_and_comes_back(
         caller.echo(service=fragile, behaviour="exit")
     assert raised.value.retry_after is not None
     assert caller.echo(b"other").payload == b"other"
-    client.services.wait_ready(fragile, timeout=60)
+    client.services.wait_ready(fragile, timeout=180)
     assert caller.echo(b"again", service=fragile).payload == b"again"
 
 
 def test_a_driver_that_dies_in_the_middle_of_a_stream(caller: Caller, client: Client, fragile: str) -> None:
-    client.services.wait_ready(fragile, timeout=60)
+    client.services.wait_ready(fragile, timeout=180)
     stub = caller.channel.unary_stream(
         f"/{ECHO}/Down",
         request_serializer=caller.pb.EchoRequest.SerializeToString,
@@ -145,11 +146,11 @@ def test_a_driver_that_dies_in_the_middle_of_a_stream(caller: Caller, client: Cl
     )
     received = 0
     with pytest.raises(grpc.RpcError) as raised:
-        for _ in stub(caller.pb.EchoRequest(service=fragile, count=5, behaviour="exit"), timeout=20):
+        for _ in stub(caller.pb.EchoRequest(service=fragile, count=5, behaviour="exit"), timeout=120):
             received += 1
     assert isinstance(from_rpc_error(raised.value), DriverUnreachable)
     assert received <= 4
-    client.services.wait_ready(fragile, timeout=60)
+    client.services.wait_ready(fragile, timeout=180)
 
 
 def test_a_service_without_a_matching_driver_is_kept_and_says_why(caller: Caller, client: Client) -> None:
@@ -173,7 +174,7 @@ def test_wrong_settings_are_told_with_their_path(client: Client) -> None:
 
 def test_a_broken_backend_is_seen_by_the_heartbeat(client: Client) -> None:
     client.services.create("broken", app="echo", options={"broken": True})
-    end = time.monotonic() + 30
+    end = time.monotonic() + 180
     while (beat := client.services.check_heartbeat("broken")).layers[2].state != (
         resources_pb2.HEARTBEAT_STATE_UNAVAILABLE
     ):
@@ -191,15 +192,15 @@ def work(caller: Caller, client: Client, method: str = "Work", **fields: Any) ->
 def test_a_job_with_a_large_request_and_a_large_result(caller: Caller, client: Client) -> None:
     request = caller.pb.EchoRequest(payload=bytes(5 * MIB))
     job = client.jobs.create("services/echo", f"{ECHO}/Echo", request)
-    ended = job.wait(timeout=60)
+    ended = job.wait(timeout=180)
     assert ended.state == job_pb2.JOB_STATE_SUCCEEDED
     assert ended.result_artifact
-    assert len(job.result(caller.pb.EchoResponse, timeout=60).payload) == 5 * MIB
+    assert len(job.result(caller.pb.EchoResponse, timeout=180).payload) == 5 * MIB
 
 
 def test_artifacts_of_a_job_become_ready_with_its_success(caller: Caller, client: Client) -> None:
     job = work(caller, client, steps=1, artifact_bytes=3 * MIB)
-    ended = job.wait(timeout=60)
+    ended = job.wait(timeout=180)
     made = caller.pb.WorkResult.FromString(ended.result.value).artifact
     assert list(client.jobs.get(job.name).artifacts) == [made]
     assert client.artifacts.get(made).size_bytes == 3 * MIB
@@ -210,41 +211,43 @@ def test_artifacts_of_a_job_become_ready_with_its_success(caller: Caller, client
 
 @pytest.mark.parametrize("blocking", [False, True], ids=["async", "thread"])
 def test_cancel_reaches_the_handler_in_about_a_second(caller: Caller, client: Client, blocking: bool) -> None:
-    job = work(caller, client, steps=600, step_seconds=0.1, blocking=blocking)
+    job = work(caller, client, steps=6000, step_seconds=0.1, blocking=blocking)
     while client.jobs.get(job.name).progress.done < 1:
         time.sleep(0.02)
-    begin = time.monotonic()
-    job.cancel()
-    ended = job.wait(timeout=30)
+    with stalls() as still:
+        begin = time.monotonic()
+        job.cancel()
+        ended = job.wait(timeout=180)
+        took = time.monotonic() - begin - still.seconds
     assert ended.state == job_pb2.JOB_STATE_CANCELLED
     assert from_status(ended.error).reason == Reason.CANCELLED
     # Far more than a second, for a machine that is busy; `make faults` measures the latency.
-    assert time.monotonic() - begin < 10
+    assert took < 10
 
 
 def test_finish_keeps_what_is_done(caller: Caller, client: Client) -> None:
-    job = work(caller, client, steps=600, step_seconds=0.1)
+    job = work(caller, client, steps=6000, step_seconds=0.1)
     while client.jobs.get(job.name).progress.done < 1:
         time.sleep(0.02)
     job.cancel(finish=True)
-    ended = job.wait(timeout=30)
+    ended = job.wait(timeout=180)
     assert ended.state == job_pb2.JOB_STATE_SUCCEEDED
     assert ended.ended_early
-    assert 1 <= caller.pb.WorkResult.FromString(ended.result.value).steps < 600
-    once = work(caller, client, "WorkOnce", steps=600, step_seconds=0.1)
+    assert 1 <= caller.pb.WorkResult.FromString(ended.result.value).steps < 6000
+    once = work(caller, client, "WorkOnce", steps=6000, step_seconds=0.1)
     with pytest.raises(NotFinishable):
         once.cancel(finish=True)
     once.cancel()
-    assert once.wait(timeout=30).state == job_pb2.JOB_STATE_CANCELLED
+    assert once.wait(timeout=180).state == job_pb2.JOB_STATE_CANCELLED
 
 
 def test_retries_follow_the_methods_idempotency(caller: Caller, client: Client) -> None:
     request = caller.pb.WorkRequest(steps=1, failing_attempts=1)
     request.job_options.retry_policy.initial_backoff.FromMilliseconds(10)
-    again = client.jobs.create("services/echo", f"{ECHO}/Work", request).wait(timeout=30)
+    again = client.jobs.create("services/echo", f"{ECHO}/Work", request).wait(timeout=180)
     assert again.state == job_pb2.JOB_STATE_SUCCEEDED
     assert again.attempt_count == 2
-    once = client.jobs.create("services/echo", f"{ECHO}/WorkOnce", request).wait(timeout=30)
+    once = client.jobs.create("services/echo", f"{ECHO}/WorkOnce", request).wait(timeout=180)
     assert once.state == job_pb2.JOB_STATE_FAILED
     assert once.attempt_count == 1
     assert from_status(once.error).reason == Reason.BACKEND_UNREACHABLE

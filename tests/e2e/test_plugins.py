@@ -219,7 +219,7 @@ def test_a_package_that_is_missing_is_named(oca: CommandLine, scaffold) -> None:
     )
     oca("driver", "install", str(folder))
     oca("service", "create", "m", "--app", "my-ai")
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while "pip install 'surely-not-there>=2'" not in oca("service", "get", "m").stdout:
         assert time.monotonic() < end, oca("service", "get", "m").stdout
         time.sleep(0.1)

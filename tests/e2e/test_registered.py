@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 READY = resources_pb2.SERVICE_STATE_READY
 ATTACHED = resources_pb2.Runtime(kind=resources_pb2.RUNTIME_KIND_ATTACHED)
 SUCCEEDED = job_pb2.JOB_STATE_SUCCEEDED
-LEASE = 5.0
+LEASE = 60.0
+"""Seconds; nothing here waits for its end, and a machine that stands still for a while costs nobody a lease."""
 _numbers = itertools.count()
 
 
@@ -93,7 +94,7 @@ class Place:
         """A driver that serves the service."""
         process = self.driver(service, **changes)
         process.start()
-        self.client.services.wait_ready(service, timeout=30)
+        self.client.services.wait_ready(service, timeout=180)
         return process
 
     def end_drivers(self) -> None:
@@ -106,7 +107,7 @@ class Place:
 
     def not_ready(self, service: str) -> Any:
         """Waits until the service is not READY, and returns it."""
-        until(lambda: self.state(service) != READY, "not ready", timeout=10)
+        until(lambda: self.state(service) != READY, "not ready", timeout=LEASE)
         return self.client.services.get(service)
 
     def instance(self, service: str) -> str:
@@ -120,7 +121,7 @@ class Place:
                 response_deserializer=self.pb.EchoResponse.FromString,
             )
             try:
-                answer = stub(self.pb.EchoRequest(service=f"services/{service}", payload=payload), timeout=20.0)
+                answer = stub(self.pb.EchoRequest(service=f"services/{service}", payload=payload), timeout=60.0)
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from None
         return bytes(answer.payload)
@@ -163,7 +164,7 @@ def test_it_serves_calls_and_runs_jobs(place: Place, service: str) -> None:
     early = place.work(service)
     place.serving(service)
     assert place.call(service, b"hello") == b"hello"
-    assert early.wait(timeout=30).state == SUCCEEDED
+    assert early.wait(timeout=180).state == SUCCEEDED
     sidecar = place.client.sidecars.get(place.instance(service))
     assert (sidecar.runtime, sidecar.target.partition(":")[0]) == (resources_pb2.RUNTIME_KIND_ATTACHED, HOST)
     assert not any(one.runtime_id for one in place.client.sidecars.list(service=service))
@@ -187,53 +188,56 @@ def test_a_killed_one_is_told_soon_and_is_back_without_a_human(place: Place, ser
     job = place.work(service)
     # Before its lease is over: the one that is started next has its place at once.
     driver.start()
-    place.client.services.wait_ready(service, timeout=30)
+    place.client.services.wait_ready(service, timeout=180)
     assert place.instance(service) != first
     assert place.call(service, b"back") == b"back"
-    assert job.wait(timeout=30).state == SUCCEEDED
+    assert job.wait(timeout=180).state == SUCCEEDED
 
 
 def test_a_killed_gateway_finds_it_again_and_what_runs_runs_on(place: Place, service: str) -> None:
     place.serving(service)
-    first = place.instance(service)
+    first, go = place.instance(service), place.folder / f"{service}.go"
     # A method that must not be repeated: another attempt would end it as OUTCOME_UNKNOWN.
-    job = place.work(service, "WorkOnce", steps=30, step_seconds=0.1)
+    job = place.work(service, "WorkOnce", steps=1, wait_file=str(go))
     place.on_its_way(job)
     place.gateway.kill()
     place.gateway.start()
-    place.client.services.wait_ready(service, timeout=30)
+    place.client.services.wait_ready(service, timeout=180)
     assert place.instance(service) == first
     assert place.call(service, b"again") == b"again"
-    assert job.wait(timeout=30).state == SUCCEEDED
+    go.touch()
+    assert job.wait(timeout=180).state == SUCCEEDED
     assert [attempt.sidecar for attempt in job.refresh().attempts] == [first]
 
 
 def test_one_that_is_stopped_leaves_at_once_and_lets_what_runs_end(place: Place, service: str) -> None:
-    driver = place.serving(service)
-    job = place.work(service, "WorkOnce", steps=15, step_seconds=0.1)
+    driver, go = place.serving(service), place.folder / f"{service}.go"
+    job = place.work(service, "WorkOnce", steps=1, wait_file=str(go))
     place.on_its_way(job)
     assert driver.child is not None
     driver.child.terminate()
     found = place.not_ready(service)
     assert "takes no more calls" in found.error.message
-    assert driver.child.wait(30) == 0
+    go.touch()
+    assert driver.child.wait(180) == 0
     assert job.refresh().state == SUCCEEDED
 
 
 def test_another_instance_waits_until_the_place_is_free(place: Place, service: str) -> None:
-    first = place.serving(service)
+    first, go = place.serving(service), place.folder / f"{service}.go"
     name = place.instance(service)
     second = place.driver(service, ready="is alive")
     assert name in second.start()  # it says who has the place
     assert place.instance(service) == name
-    job = place.work(service, "WorkOnce", steps=15, step_seconds=0.1)
+    job = place.work(service, "WorkOnce", steps=1, wait_file=str(go))
     place.on_its_way(job)
     # A roll-over: the successor serves while the first one still works.
     assert first.child is not None
     first.child.terminate()
     until(lambda: place.state(service) == READY and place.instance(service) != name, "the other one serves")
     assert place.call(service, b"other") == b"other"
-    assert job.wait(timeout=30).state == SUCCEEDED
+    go.touch()
+    assert job.wait(timeout=180).state == SUCCEEDED
     assert [attempt.sidecar for attempt in job.refresh().attempts] == [name]
 
 
@@ -242,9 +246,9 @@ def test_new_settings_of_the_service_reach_it(place: Place, service: str) -> Non
     name = place.instance(service)
     seen = len(driver.lines)
     place.client.services.update(service, resources_pb2.Service(app_version="1.1"))
-    place.client.services.wait_ready(service, timeout=30)
+    place.client.services.wait_ready(service, timeout=180)
     until(lambda: any("attached to" in line for line in driver.lines[seen:]), "attached anew")
-    place.client.services.wait_ready(service, timeout=30)
+    place.client.services.wait_ready(service, timeout=180)
     assert place.instance(service) == name
     assert place.call(service, b"new") == b"new"
 
@@ -253,7 +257,7 @@ def test_a_service_that_is_made_later_gets_it(place: Place) -> None:
     driver = place.driver("later", ready="there is no services/later")
     driver.start()
     place.client.services.create("later", app="echo", app_version="1.0", runtime=ATTACHED)
-    place.client.services.wait_ready("later", timeout=30)
+    place.client.services.wait_ready("later", timeout=180)
     assert place.call("later", b"x") == b"x"
     place.client.services.delete("later")
 
@@ -262,7 +266,7 @@ def ended(process: Process) -> str:
     """What a driver that ends by itself says; it must have told that starting it again does not help."""
     process.start_soon()
     assert process.child is not None
-    assert process.child.wait(60) == 2
+    assert process.child.wait(180) == 2
     process.kill()
     return "\n".join(process.lines)
 
@@ -285,7 +289,7 @@ def test_a_certificate_that_the_gateway_does_not_accept_is_told(place: Place, se
     (tmp_path / "key.pem").write_bytes(stranger.key)
     place.driver(service, tls_cert_file=str(tmp_path / "cert.pem"), tls_key_file=str(tmp_path / "key.pem")).start()
     told = "the certificate of the sidecar at"
-    until(lambda: told in place.client.services.get(service).error.message, told, timeout=60)
+    until(lambda: told in place.client.services.get(service).error.message, told, timeout=180)
     assert "oca sidecar certificate" in place.client.services.get(service).error.message
 
 
@@ -328,12 +332,12 @@ def test_a_driver_that_the_gateway_does_not_have_comes_with_its_sidecar(tmp_path
         assert (found.source, found.digest) == (resources_pb2.DRIVER_SOURCE_REGISTERED, "")
         assert f"{ECHO}/Echo" in [method.name for method in found.methods]
         assert place.call(service, b"mine") == b"mine"
-        assert place.work(service).wait(timeout=30).state == SUCCEEDED
+        assert place.work(service).wait(timeout=180).state == SUCCEEDED
         assert ECHO in reflected(place.gateway.address)
         # A gateway that has started anew knows it again when it has registered again.
         place.gateway.kill()
         place.gateway.start()
-        place.client.services.wait_ready(service, timeout=30)
+        place.client.services.wait_ready(service, timeout=180)
         assert place.call(service, b"still") == b"still"
         assert place.client.services.get(service).assigned_driver == found.name
         assert driver.stop() == 0
@@ -349,5 +353,5 @@ def reflected(address: str) -> list[str]:
             request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
             response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
         )
-        [answer] = info(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10.0)
+        [answer] = info(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=60.0)
     return [service.name for service in answer.list_services_response.service]

@@ -49,8 +49,8 @@ def two(tmp_path: Path, echo_drivers: Path, postgresql: str) -> Iterator[Two]:
         "database_url": f"postgresql+psycopg://{new_database(postgresql)}",
         "artifact_url": (tmp_path / "artifacts").as_uri(),
         "registration_token_file": str(tmp_path / "registration.token"),
-        "lease_duration": "4",
-        "gateway_lease_duration": "6",
+        "lease_duration": "10",
+        "gateway_lease_duration": "10",
         "job_sweep_interval": "0.2",
         "probe_interval": "0.5",
         "restart_backoff_initial": "0.1",
@@ -77,12 +77,12 @@ def registering(two: Two, drivers: Path, gateway: str, ready: str = "registered 
     return driver(two, drivers, *options, ready=ready)
 
 
-def test_a_sidecar_is_run_by_the_gateway_that_it_registers_with(two: Two, echo_drivers: Path) -> None:
+def test_a_sidecar_is_run_by_the_gateway_that_it_registers_with(two: Two, echo_drivers: Path, tmp_path: Path) -> None:
     two.create()
     both = f"ipv4:{two.internal(two.b)},{two.internal(two.a)}"
     with running(registering(two, echo_drivers, both)):
         for client in (two.via_a, two.via_b):
-            client.services.wait_ready("echo", timeout=60)
+            client.services.wait_ready("echo", timeout=180)
         [name] = two.via_a.services.get("echo").sidecars
         # A sends calls on to B, which has taken the service.
         assert two.call(two.a, b"one") == b"one"
@@ -92,12 +92,14 @@ def test_a_sidecar_is_run_by_the_gateway_that_it_registers_with(two: Two, echo_d
         with running(other):
             assert name in "\n".join(other.lines)
         # B dies: the sidecar goes to A, with what it runs. A second attempt of this method would be OUTCOME_UNKNOWN.
-        job = two.work(two.via_a, "WorkOnce", steps=80, step_seconds=0.1)
+        go = tmp_path / "go"
+        job = two.work(two.via_a, "WorkOnce", steps=1, wait_file=str(go))
         two.begun(job.name)
         two.b.kill()
         until(lambda: two.answers(two.a), "ready at A")
+        go.touch()
         assert two.via_a.services.get("echo").sidecars == [name]
-        assert two.via_a.jobs.handle(job.name).wait(timeout=60).state == SUCCEEDED
+        assert two.via_a.jobs.handle(job.name).wait(timeout=180).state == SUCCEEDED
         assert len(two.lines(job.name, "begin")) == 1
         record = two.via_a.jobs.get(job.name)
         assert [attempt.sidecar for attempt in record.attempts] == [name]
@@ -110,14 +112,16 @@ def test_a_worker_at_one_gateway_serves_a_service_of_the_other(two: Two, echo_dr
     beside += ["--data-dir", str(tmp_path / "b"), "--registration-token-file", two.settings["registration_token_file"]]
     with running(Process([*command, "--listen", endpoint], {}, "serves on")):
         two.create(endpoint=endpoint)
-        two.via_a.services.wait_ready("echo", timeout=60)
+        two.via_a.services.wait_ready("echo", timeout=180)
         with running(Process(beside, {}, "takes jobs of services/echo")):
-            job = two.work(two.via_a, "WorkOnce", steps=80, step_seconds=0.1)
+            go = tmp_path / "go"
+            job = two.work(two.via_a, "WorkOnce", steps=1, wait_file=str(go))
             two.begun(job.name)
             # The owner dies: the other one attaches the same sidecar, and the worker has nothing to do with it.
             two.a.kill()
             until(lambda: two.answers(two.b), "ready at B")
-            assert two.via_b.jobs.handle(job.name).wait(timeout=60).state == SUCCEEDED
+            go.touch()
+            assert two.via_b.jobs.handle(job.name).wait(timeout=180).state == SUCCEEDED
             assert len(two.lines(job.name, "begin")) == 1
             after = two.work(two.via_b)
-            assert two.via_b.jobs.handle(after.name).wait(timeout=60).state == SUCCEEDED
+            assert two.via_b.jobs.handle(after.name).wait(timeout=180).state == SUCCEEDED

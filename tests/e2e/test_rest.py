@@ -314,7 +314,7 @@ def test_credentials_are_passed_on(tmp_path: Path, echo_drivers: Path) -> None:
 
 
 def refused(*options: str) -> str:
-    done = subprocess.run([str(program()), *options], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([str(program()), *options], capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     return line
@@ -335,7 +335,7 @@ def test_what_cannot_be_served_is_told_in_one_line() -> None:
 
 def test_it_can_be_asked_by_its_own_program(rest: RestProcess) -> None:
     address = rest.url.removeprefix("http://")
-    asked = subprocess.run([str(program()), "--probe", "--listen", address], check=False, timeout=30)
+    asked = subprocess.run([str(program()), "--probe", "--listen", address], check=False, timeout=180)
     assert asked.returncode == 0
     with socket.create_server(("127.0.0.1", 0)) as silent:
         free = silent.getsockname()[1]
@@ -361,5 +361,5 @@ def test_it_lets_running_requests_end(gateway: GatewayProcess) -> None:
             rest.child.send_signal(signal.SIGTERM)
             last = [json.loads(line) for line in told][-1]
         assert last["result"]["update"]["job"]["state"] == "JOB_STATE_SUCCEEDED"
-        assert rest.child.wait(60) == 0
+        assert rest.child.wait(180) == 0
         assert rest.lines[-1] == "stopped"

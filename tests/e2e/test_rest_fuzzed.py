@@ -62,7 +62,7 @@ def test_no_request_gets_an_untyped_error(rest: RestProcess, tmp_path: Path, muc
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{rest.url}/openapi.json"),
         *("--phases", "fuzzing", "--no-shrink", *much),
-        *("--checks", CHECKS, "--exclude-path-regex", LASTING, "--request-timeout", "20", "--continue-on-failure"),
+        *("--checks", CHECKS, "--exclude-path-regex", LASTING, "--request-timeout", "120", "--continue-on-failure"),
         *("--warnings", "off", "--no-color", "--suppress-health-check", "all"),
     ]
     environment = {

@@ -22,6 +22,7 @@ import grpc
 import psycopg
 import pytest
 from aiokafka import AIOKafkaConsumer
+from google.protobuf.timestamp_pb2 import Timestamp
 from psycopg import sql
 
 from onecontainer.api.event.v1 import event_pb2
@@ -43,6 +44,7 @@ from onecontainer.rpc.status import from_rpc_error, from_status
 from tests.fixtures import kafka
 from tests.fixtures.postgresql import private_postgresql
 from tests.fixtures.processes import GatewayProcess, running
+from tests.fixtures.stalls import stalls
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
 SERVICE = "services/echo"
@@ -51,7 +53,7 @@ READY = resources_pb2.SERVICE_STATE_READY
 _numbers = itertools.count()
 
 
-def until(condition: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout: float = 180.0) -> Any:
     """Polls until a condition holds; what it gives is returned."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -92,7 +94,7 @@ class Pair:
             )
             request = self.pb.EchoRequest(service=SERVICE, payload=payload, **fields)
             try:
-                answer: bytes = stub(request, timeout=20.0, metadata=metadata).payload
+                answer: bytes = stub(request, timeout=60.0, metadata=metadata).payload
             except grpc.RpcError as error:
                 raise from_rpc_error(error) from None
             return answer
@@ -121,8 +123,8 @@ def make_pair(stack: ExitStack, folder: Path, drivers: Path, postgresql: str, **
     common = {
         "database_url": f"postgresql+psycopg://{postgresql}",
         "artifact_url": (folder / "artifacts").as_uri(),
-        "lease_duration": "3",
-        "gateway_lease_duration": "6",
+        "lease_duration": "6",
+        "gateway_lease_duration": "8",
         "job_sweep_interval": "0.2",
         "restart_backoff_initial": "0.1",
         **settings,
@@ -154,15 +156,16 @@ def make_ready_pair(stack: ExitStack, folder: Path, drivers: Path, postgresql: s
     pair.via_a.services.create("echo", app="echo")
     for client in (pair.via_a, pair.via_b):
         until(lambda client=client: is_there(client, SERVICE), "the service known at both")
-        client.services.wait_ready("echo", timeout=60)
+        client.services.wait_ready("echo", timeout=180)
     return pair
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, echo_drivers: Path, server: str) -> Iterator[Pair]:
-    """For tests that leave both alive."""
+    """For tests that leave both alive: their leases end for nobody, also if the machine stands still for a while."""
+    leases = {"lease_duration": "60", "gateway_lease_duration": "60"}
     with ExitStack() as stack:
-        yield make_ready_pair(stack, tmp_path_factory.mktemp("pair"), echo_drivers, new_database(server))
+        yield make_ready_pair(stack, tmp_path_factory.mktemp("pair"), echo_drivers, new_database(server), **leases)
 
 
 @pytest.fixture
@@ -201,39 +204,49 @@ def test_a_service_has_one_sidecar_and_serves_through_both(pair: Pair) -> None:
     assert raised.value.reason == Reason.DATA_INVALID
 
 
-def test_a_job_of_the_others_sidecar_is_seen_promptly(pair: Pair) -> None:
-    job = pair.work(pair.via_a, steps=2, step_seconds=1.0)
-    watched: list[tuple[int, float, float]] = []
-    for record in pair.via_b.jobs.watch(job.name, timeout=60):
-        watched.append((record.state, record.progress.done, time.monotonic()))
-    states = list(dict.fromkeys(state for state, _, _ in watched))
-    assert states[-2:] == [job_pb2.JOB_STATE_RUNNING, SUCCEEDED]
-    assert {done for _, done, _ in watched} >= {1.0}
-    # Two steps of a second lie between its start and its end, so that what came late would show.
-    begin = next(at for state, _, at in watched if state == job_pb2.JOB_STATE_RUNNING)
-    assert 1.0 < watched[-1][2] - begin < 4.0
+def test_a_job_of_the_others_sidecar_is_seen_promptly(pair: Pair, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    job = pair.work(pair.via_a, steps=1, step_seconds=0.5, wait_file=str(go))
+    seen: dict[int, float] = {}
+    with stalls() as still:
+        for record in pair.via_b.jobs.watch(job.name, timeout=180):
+            seen.setdefault(record.state, time.time())
+            if record.progress.done == 1.0:  # it ends when its progress has been seen here
+                go.touch()
+        over = still.seconds
+    assert list(seen)[-2:] == [job_pb2.JOB_STATE_RUNNING, SUCCEEDED]
+    [attempt] = pair.via_b.jobs.get(job.name).attempts
+    # The poll that knows of no notice looks after five seconds.
+    assert seen[job_pb2.JOB_STATE_RUNNING] - seconds(attempt.start_time) - over < 3.0
+    assert seen[SUCCEEDED] - seconds(attempt.end_time) - over < 3.0
 
 
 def test_a_wait_through_the_other_ends_with_the_job(pair: Pair) -> None:
     job = pair.work(pair.via_b, steps=1, step_seconds=1.0)
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(lambda: (pair.via_b.jobs.handle(job.name).wait(timeout=60), time.monotonic()))
-        until(lambda: pair.lines(job.name, "end"), "ended")
-        ended = time.monotonic()
-        record, at = waiting.result()
+    with stalls() as still:
+        record = pair.via_b.jobs.handle(job.name).wait(timeout=180)
+        at = time.time() - still.seconds
     assert record.state == SUCCEEDED
     # The poll of WaitJob that knows of no notice looks after five seconds.
-    assert at - ended < 3.0
+    assert at - seconds(record.end_time) < 3.0
+
+
+def seconds(time_: Timestamp) -> float:
+    """Since 1970. The database's clock is this machine's."""
+    return time_.ToMicroseconds() / 1e6
 
 
 def cancel_through_the_other(pair: Pair) -> None:
-    job = pair.work(pair.via_a, steps=600, step_seconds=0.1)
+    job = pair.work(pair.via_a, steps=6000, step_seconds=0.1)
     pair.begun(job.name)
-    begin = time.monotonic()
-    pair.via_b.jobs.cancel(job.name)
-    record = pair.via_b.jobs.handle(job.name).wait(timeout=60)
+    with stalls() as still:
+        begin = time.monotonic()
+        pair.via_b.jobs.cancel(job.name)
+        record = pair.via_b.jobs.handle(job.name).wait(timeout=180)
+        took = time.monotonic() - begin - still.seconds
     assert record.state == job_pb2.JOB_STATE_CANCELLED
-    assert time.monotonic() - begin < 3.0
+    # More than a second, for a machine that is busy.
+    assert took < 5.0
     assert not pair.lines(job.name, "end")
 
 
@@ -264,7 +277,7 @@ def test_kill_of_the_gateway_that_runs_it(fragile: Pair, method: str) -> None:
     job = fragile.work(fragile.via_a, method, steps=25, step_seconds=0.2)
     fragile.begun(job.name)
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(lambda: fragile.via_b.jobs.handle(job.name).wait(timeout=90))
+        waiting = threads.submit(lambda: fragile.via_b.jobs.handle(job.name).wait(timeout=180))
         fragile.a.kill()
         ended = waiting.result()
     record = fragile.via_b.jobs.get(job.name)
@@ -279,14 +292,14 @@ def test_kill_of_the_gateway_that_runs_it(fragile: Pair, method: str) -> None:
         assert len(fragile.lines(job.name, "begin")) == 1
     # The job's lease may end before the gateway's.
     until(lambda: fragile.sidecar_parents() == [fragile.b.pid], "taken over")
-    fragile.via_b.services.wait_ready("echo", timeout=60)
+    fragile.via_b.services.wait_ready("echo", timeout=180)
     assert fragile.call(fragile.b, b"mine now") == b"mine now"
 
 
 def give_b_a_service(pair: Pair) -> None:
     """B makes a service and owns it therefore, as A does the other one."""
     pair.via_b.services.create("of-b", app="echo")
-    pair.via_b.services.wait_ready("of-b", timeout=60)
+    pair.via_b.services.wait_ready("of-b", timeout=180)
     assert pair.sidecar_parents() == [pair.a.pid, pair.b.pid]
 
 
@@ -295,9 +308,9 @@ def test_one_that_has_a_service_of_its_own_takes_over_those_of_the_killed_one(fr
     job = fragile.work(fragile.via_a, steps=25, step_seconds=0.2)
     fragile.begun(job.name)
     fragile.a.kill()
-    assert fragile.via_b.jobs.handle(job.name).wait(timeout=90).state == SUCCEEDED
+    assert fragile.via_b.jobs.handle(job.name).wait(timeout=180).state == SUCCEEDED
     assert fragile.effective_outcomes(job.name) == 1
-    fragile.via_b.services.wait_ready("echo", "of-b", timeout=60)
+    fragile.via_b.services.wait_ready("echo", "of-b", timeout=180)
     assert fragile.sidecar_parents() == [fragile.b.pid, fragile.b.pid]
     assert fragile.call(fragile.b, b"mine now") == b"mine now"
 
@@ -313,7 +326,7 @@ def test_the_killed_one_comes_back_to_what_nobody_has_taken(
         pair.a.start()
         until(lambda: pair.sidecar_parents() == [pair.a.pid, pair.b.pid], "each with its own again")
         for client in (pair.via_a, pair.via_b):
-            client.services.wait_ready("echo", "of-b", timeout=60)
+            client.services.wait_ready("echo", "of-b", timeout=180)
         assert pair.call(pair.b, b"over there") == b"over there"
 
 
@@ -324,16 +337,16 @@ def test_no_job_is_lost_or_doubled_when_one_is_killed(fragile: Pair) -> None:
     fragile.begun(jobs[0].name)
     fragile.a.kill()
     for job in jobs:
-        assert fragile.via_b.jobs.handle(job.name).wait(timeout=90).state == SUCCEEDED
+        assert fragile.via_b.jobs.handle(job.name).wait(timeout=180).state == SUCCEEDED
         assert fragile.effective_outcomes(job.name) == 1
 
 
 def test_the_killed_one_comes_back_and_serves_through_the_other(fragile: Pair) -> None:
     fragile.a.kill()
     until(lambda: fragile.sidecar_parents() == [fragile.b.pid], "taken over")
-    fragile.via_b.services.wait_ready("echo", timeout=60)
+    fragile.via_b.services.wait_ready("echo", timeout=180)
     fragile.a.start()
-    fragile.via_a.services.wait_ready("echo", timeout=60)
+    fragile.via_a.services.wait_ready("echo", timeout=180)
     assert fragile.call(fragile.a, b"over there") == b"over there"
     assert fragile.sidecar_parents() == [fragile.b.pid]
 
@@ -353,8 +366,8 @@ def test_a_gateway_that_is_stopped_hands_over_at_once(fragile: Pair) -> None:
     job = fragile.work(fragile.via_b, steps=10, step_seconds=0.2)
     fragile.begun(job.name)
     assert fragile.a.stop() == 0
-    assert fragile.via_b.jobs.handle(job.name).wait(timeout=60).state == SUCCEEDED
-    fragile.via_b.services.wait_ready("echo", timeout=60)
+    assert fragile.via_b.jobs.handle(job.name).wait(timeout=180).state == SUCCEEDED
+    fragile.via_b.services.wait_ready("echo", timeout=180)
 
 
 def test_management_through_the_one_that_does_not_own_it(pair: Pair) -> None:
@@ -362,7 +375,7 @@ def test_management_through_the_one_that_does_not_own_it(pair: Pair) -> None:
     running = len(pair.sidecar_parents())
     pair.via_a.services.create("managed", app="echo")
     until(lambda: is_there(pair.via_b, name), "known at both")
-    pair.via_b.services.wait_ready("managed", timeout=60)
+    pair.via_b.services.wait_ready("managed", timeout=180)
     before = pair.via_a.sidecars.list(service=name)[0].name
     pair.via_b.services.update("managed", resources_pb2.Service(options={"greeting": "good day"}), paths=["options"])
 
@@ -399,7 +412,7 @@ def test_two_creations_of_one_name_at_once_make_one_service(pair: Pair) -> None:
         for client in (pair.via_a, pair.via_b):
             until(lambda client=client, number=number: is_there(client, f"services/new-{number}"), "known at both")
             assert client.services.get(f"new-{number}").uid == made[0]
-    pair.via_b.services.wait_ready(*(f"new-{number}" for number in range(5)), timeout=90)
+    pair.via_b.services.wait_ready(*(f"new-{number}" for number in range(5)), timeout=180)
     assert len(pair.sidecar_parents()) == running + 5
 
 
@@ -407,7 +420,7 @@ def test_a_gateway_that_lacks_the_driver_takes_it_from_nobody(pair: Pair, tmp_pa
     third = GatewayProcess(tmp_path / "c", **pair.settings)
     with running(third), Client(third.address) as client:
         assert client.services.get("echo").assigned_driver == "drivers/echo-1.0.0"
-        client.services.wait_ready("echo", timeout=60)
+        client.services.wait_ready("echo", timeout=180)
         assert pair.call(pair.b, b"still") == b"still"
 
 
@@ -419,7 +432,7 @@ def test_a_plug_in_is_one_for_both(pair: Pair, tmp_path: Path) -> None:
     until(lambda: installed in pair.via_b.drivers.list(), "known at the other gateway")
     # What is made at B is run by B, from a folder of its own.
     pair.via_b.services.create("plug", app="plug")
-    pair.via_b.services.wait_ready("plug", timeout=60)
+    pair.via_b.services.wait_ready("plug", timeout=180)
     assert pair.via_a.db.list_tables("plug") == []
     with pytest.raises(ResourceInUse, match="services/plug"):
         pair.via_a.drivers.uninstall(installed.name)
@@ -450,7 +463,7 @@ async def ends_told(broker: kafka.KafkaBroker, jobs: set[str]) -> None:
     consumer = AIOKafkaConsumer(EVENTS_TOPIC, bootstrap_servers=broker.address, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while jobs:
                 event = event_pb2.JobEvent.FromString((await consumer.getone()).value or b"")
                 if event.new_state == SUCCEEDED:
@@ -470,17 +483,17 @@ def test_over_kafka_the_other_publishes_on_and_both_see_results(
         pair = make_pair(stack, tmp_path, echo_drivers, postgresql, dispatch_url=f"kafka://{broker.address}")
         # The first one leads; the sidecar is the second one's, so that it lives on when the leader is killed.
         pair.via_b.services.create("echo", app="echo")
-        pair.via_b.services.wait_ready("echo", timeout=60)
+        pair.via_b.services.wait_ready("echo", timeout=180)
         until(lambda: is_there(pair.via_a, SERVICE), "known at both")
         for client, other in ((pair.via_a, pair.via_b), (pair.via_b, pair.via_a)):
             job = pair.work(client, steps=1)
-            assert other.jobs.handle(job.name).wait(timeout=60).state == SUCCEEDED
+            assert other.jobs.handle(job.name).wait(timeout=180).state == SUCCEEDED
         jobs = [pair.work(pair.via_a, steps=1, step_seconds=0.1) for _ in range(10)]
         pair.a.kill()
         later = [pair.work(pair.via_b, steps=1) for _ in range(10)]
         jobs += later
         for job in jobs:
-            assert pair.via_b.jobs.handle(job.name).wait(timeout=90).state == SUCCEEDED
+            assert pair.via_b.jobs.handle(job.name).wait(timeout=180).state == SUCCEEDED
             assert len(pair.lines(job.name, "begin")) == 1
         # A worker would find jobs in the ledger too; events come from the one that publishes and from nobody else.
         asyncio.run(ends_told(broker, {job.name for job in later}))

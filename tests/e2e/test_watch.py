@@ -38,13 +38,13 @@ def made(tmp_path: Path, echo_drivers: Path) -> Iterator[Installation]:
             with Client(installation.variables["ONECONTAINER_LISTEN"]) as client:
                 options: dict[str, Any] = {"sink_hosts": [installation.rtmp], "secrets": {"tube": "secrets/tube-key"}}
                 client.services.create("films", app="ffmpeg", options=options)
-                client.services.wait_ready("films", timeout=120)
+                client.services.wait_ready("films", timeout=240)
             yield installation
     finally:
         installation.stop()
 
 
-def until(happens: Callable[[], Any], what: str, timeout: float = 90.0) -> Any:
+def until(happens: Callable[[], Any], what: str, timeout: float = 240.0) -> Any:
     end = time.monotonic() + timeout
     while not (value := happens()):
         assert time.monotonic() < end, f"never seen: {what}"
@@ -84,13 +84,13 @@ def test_a_live_pipeline_plays_in_a_browser(made: Installation, tmp_path: Path) 
         assert [line for line in browser.get_log("browser") if "Content Security Policy" in line["message"]] == []
 
         job.cancel(finish=True)
-        record = job.wait(timeout=60)
+        record = job.wait(timeout=180)
         assert (record.state, record.ended_early) == (job_pb2.JOB_STATE_SUCCEEDED, True)
         result = job.result(pipeline_pb2.RunPipelineResult)
         assert result.outputs[0].live_url == f"rtmp://{made.rtmp}/live"
         assert KEY not in str(result)
         until(lambda: told() in (f"{KEY} has ended.", "Nobody is streaming."), "that it has ended")
-        with urllib.request.urlopen(f"http://{made.http}/stat", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{made.http}/stat", timeout=60) as answer:
             assert b"<publishing/>" not in answer.read()
         log = "\n".join(line.text for line in client.sidecars.logs(client.sidecars.list(service="films")[0].name))
         assert KEY not in log

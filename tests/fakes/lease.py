@@ -93,7 +93,7 @@ class FakeGateway:
         del self.leases[key]
         await self._notify()
 
-    async def wait_for(self, condition: Any, seconds: float = 30.0) -> None:
+    async def wait_for(self, condition: Any, seconds: float = 120.0) -> None:
         """Returns when the condition, on this object's attributes, is true."""
         async with asyncio.timeout(seconds), self.changed:
             await self.changed.wait_for(condition)

@@ -41,9 +41,9 @@ VICTIMS = {"kafka": ("gateway", "driver", "broker"), "embedded": ("gateway", "dr
 KILLS = 3
 """Kills in a cell, a wave of jobs around each."""
 JOBS = 144
-END_TIMEOUT = 150.0
+END_TIMEOUT = 300.0
 """Seconds after the last kill in which all jobs of a cell must end. The slowest way is a record's second publication after a minute."""
-EVENTS_TIMEOUT = 60.0
+EVENTS_TIMEOUT = 180.0
 LONGEST_AWAY = 1.5
 
 SHORT_CELLS = {

@@ -26,11 +26,11 @@ from tests.fixtures.processes import GatewayProcess
 T = TypeVar("T")
 LOOK = 0.005
 """Seconds between two looks at something that is about to happen."""
-CALL_TIMEOUT = 5.0
+CALL_TIMEOUT = 20.0
 PASSING = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.ABORTED)
 
 
-async def until(condition: Callable[[], Awaitable[T]], what: str, timeout: float = 90.0, look: float = LOOK) -> T:
+async def until(condition: Callable[[], Awaitable[T]], what: str, timeout: float = 240.0, look: float = LOOK) -> T:
     """Looks until a condition holds; what it gives is returned."""
     try:
         async with asyncio.timeout(timeout):
@@ -42,7 +42,7 @@ async def until(condition: Callable[[], Awaitable[T]], what: str, timeout: float
         raise AssertionError(f"in {timeout:g} s: not {what}") from None
 
 
-async def answered(call: Callable[[], Awaitable[T]], timeout: float = 90.0) -> T:
+async def answered(call: Callable[[], Awaitable[T]], timeout: float = 240.0) -> T:
     """Makes an idempotent call again and again until it is answered: a gateway that was killed answers nothing."""
     async with asyncio.timeout(timeout):
         while True:
@@ -91,7 +91,7 @@ class Stage:
     async def service(self, name: str, **fields: Any) -> str:
         """Makes a service of the test driver, and waits until it is ready; its uid."""
         service = await self.client.services.create(name, app="echo", **fields)
-        await self.client.services.wait_ready(name, timeout=90)
+        await self.client.services.wait_ready(name, timeout=240)
         return service.uid
 
     async def remove(self, name: str, uid: str) -> None:

@@ -175,10 +175,10 @@ async def test_finish_leaves_a_manifest_that_plays(bench: Bench, long_clip: Path
     )
     context = bench.context()
     task = asyncio.create_task(bench.driver.run_pipeline(request, context))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await bench.events.moved.wait()
     context._finish()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         output = (await task).outputs[0]
     assert (output.state, output.ended_early) == (pipeline_pb2.OUTPUT_STATE_SUCCEEDED, True)
     folder = unpacked(bench, output)

@@ -227,10 +227,10 @@ async def test_finish_leaves_a_playlist_that_plays(bench: Bench, long_clip: Path
     )
     context = bench.context()
     task = asyncio.create_task(bench.driver.run_pipeline(request, context))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await bench.events.moved.wait()
     context._finish()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         result = await task
     output = result.outputs[0]
     assert result.ended_early

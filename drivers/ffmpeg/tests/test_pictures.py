@@ -198,10 +198,10 @@ async def test_finish_leaves_whole_pictures(bench: Bench, long_clip: Path, kind:
     )
     context = bench.context()
     task = asyncio.create_task(bench.driver.run_pipeline(request, context))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await bench.events.moved.wait()
     context._finish()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         result = (await task).outputs[0]
     assert (result.state, result.ended_early) == (pipeline_pb2.OUTPUT_STATE_SUCCEEDED, True)
     folder = unpacked(bench, result)

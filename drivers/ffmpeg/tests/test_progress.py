@@ -57,7 +57,7 @@ async def test_finish_leaves_a_playable_file_in_every_container(bench: Bench, lo
                 return
             await bench.events.moved.wait()
 
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         await all_are_under_way()
         context._finish()
         result = await task

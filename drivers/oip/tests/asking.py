@@ -17,7 +17,7 @@ from onecontainer.driver import Context
 from onecontainer.driver.context import CallFacts
 
 SERVICE = "services/models"
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds that a busy machine may need."""
 Attached = Callable[..., AbstractAsyncContextManager[OipDriver]]
 JSON = inference_pb2.OutputOptions(kind=inference_pb2.OUTPUT_KIND_JSON)

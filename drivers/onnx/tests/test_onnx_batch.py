@@ -119,7 +119,7 @@ async def test_the_next_attempt_goes_on(cats: Any, cat: bytes) -> None:
     names = [cats.artifacts.add(cat, "image/png") for _ in range(30)]
     request = pb.BatchPredictRequest(source=listed(*names), output=TOP_1, parallelism=2)
     first = asyncio.create_task(cats.driver.batch_predict(request, cats.context(JOB)))
-    await asyncio.wait_for(cats.events.moved.wait(), 30)
+    await asyncio.wait_for(cats.events.moved.wait(), 180)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     lines = cats.root / "state" / "batches" / "b1.jsonl"
@@ -142,28 +142,28 @@ async def test_an_attempt_waits_for_a_model_that_comes_back(cats: Any, cat: byte
     request = pb.BatchPredictRequest(service="services/cats", source=listed(name), output=TOP_1)
     await cats.restart()
     assert not (await cats.driver.probe()).ready
-    result = await asyncio.wait_for(cats.driver.batch_predict(request, cats.context(JOB)), 60)
+    result = await asyncio.wait_for(cats.driver.batch_predict(request, cats.context(JOB)), 180)
     assert (result.item_count, result.failed_count) == (1, 0)
     # A call by itself is not given to a sidecar before it is ready; a job may be of any method.
     await cats.restart()
     call = pb.PredictRequest(service="services/cats", inputs=[inference_pb2.Input(image=cat)])
     with pytest.raises(errors.ModelNotReady, match="loading"):
         await cats.driver.predict(call, cats.context())
-    assert (await asyncio.wait_for(cats.driver.predict(call, cats.context(JOB)), 60)).predictions
+    assert (await asyncio.wait_for(cats.driver.predict(call, cats.context(JOB)), 180)).predictions
 
 
 async def test_an_attempt_that_waits_hears_how_the_load_ends(bench: Any, cat: bytes) -> None:
     bench.artifacts.hold = asyncio.Event()
     source = model_pb2.ModelSource(artifact=bench.artifacts.add(b"no model"))
     load = asyncio.create_task(bench.serve("m", config=model_pb2.ModelConfig(source=source)))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         await bench.artifacts.reading.wait()
     request = pb.BatchPredictRequest(source=listed(bench.artifacts.add(cat)), model="m")
     waiting = asyncio.create_task(bench.driver.batch_predict(request, bench.context(JOB)))
     await asyncio.sleep(0)
     bench.artifacts.hold.set()
     with pytest.raises(errors.ModelNotReady, match="has failed"):
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, 180)
     with pytest.raises(errors.DataInvalid):
         await load
 
@@ -201,7 +201,7 @@ async def test_it_can_be_finished_early(cats: Any, cat: bytes) -> None:
     context = cats.context(JOB)
     request = pb.BatchPredictRequest(source=listed(*names), parallelism=2)
     task = asyncio.create_task(cats.driver.batch_predict(request, context))
-    await asyncio.wait_for(cats.events.moved.wait(), 30)
+    await asyncio.wait_for(cats.events.moved.wait(), 180)
     context._finish()
     result = await task
     assert 0 < result.item_count < 500

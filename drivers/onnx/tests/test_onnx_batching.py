@@ -46,7 +46,7 @@ class Doubling(Session):
         return 0
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        assert self.gate.wait(30)
+        assert self.gate.wait(180)
         x = feeds["x"]
         self.sizes.append(len(x))
         if (x < 0).any():
@@ -109,7 +109,7 @@ async def test_what_waits_goes_together() -> None:
 
 async def test_it_waits_for_others_as_long_as_it_may() -> None:
     session = Doubling()
-    queue = batcher(session, batching(3, delay=1.0))
+    queue = batcher(session, batching(3, delay=60.0))
     first = asyncio.create_task(queue.run(rows(1), ["y"], 1, no_note))
     await asyncio.sleep(0.01)
     assert not session.sizes

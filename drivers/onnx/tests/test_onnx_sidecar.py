@@ -101,7 +101,7 @@ async def test_a_deadline_frees_the_threads(ai: Any, cat: bytes) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ai.Predict(many, timeout=0.1)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    unloaded = await ai.UnloadModel(pb.UnloadModelRequest(service=SERVICE, model=built_in.NAME), timeout=30)
+    unloaded = await ai.UnloadModel(pb.UnloadModelRequest(service=SERVICE, model=built_in.NAME), timeout=180)
     assert unloaded.model.state == model_pb2.MODEL_STATE_UNLOADED
 
 

@@ -33,7 +33,7 @@ from tests.fixtures.records import (
 
 IF_NOT_EXISTS, UPSERT = record_pb2.INSERT_MODE_IF_NOT_EXISTS, record_pb2.INSERT_MODE_UPSERT
 IF_EXISTS = record_pb2.WriteCondition(if_exists=True)
-WAIT = 60
+WAIT = 180
 """Seconds that a slow machine may take for what lasts one."""
 
 

@@ -145,7 +145,7 @@ async def test_a_deadlock_is_aborted(pg: Database) -> None:
 
 
 async def test_a_busy_pool_is_told(postgres: str, schema: str, tmp_path: Path) -> None:
-    options = {"url": postgres, "schema": schema, "pool_size": 1, "connect_timeout": 0.2}
+    options = {"url": postgres, "schema": schema, "pool_size": 1, "connect_timeout": 3.0}
     async with open_database(read_settings(options, {}, tmp_path)) as database, database.reading():
         with pytest.raises(errors.LimitExceeded, match="pool_size"):
             await database.version()

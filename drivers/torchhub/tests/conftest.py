@@ -108,10 +108,10 @@ class Bench:
         for job in self.client.jobs.list():
             if job.state in (job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING):
                 self.client.jobs.cancel(job.name)
-        until(lambda: not self._loading(), "no load left", timeout=60)
+        until(lambda: not self._loading(), "no load left", timeout=180)
         for model in self.client.ai.list_models(self.name):
-            self.client.ai.unload_model(self.name, model.name, forget=True, timeout=120)
-        until(lambda: not self.processes(), "no model's process", timeout=60)
+            self.client.ai.unload_model(self.name, model.name, forget=True, timeout=240)
+        until(lambda: not self.processes(), "no model's process", timeout=180)
 
     def _loading(self) -> bool:
         loading = model_pb2.MODEL_STATE_LOADING

@@ -202,7 +202,7 @@ def test_versions_and_defaults(bench: Any) -> None:
 
 
 def test_those_who_wait_join_the_running_load(bench: Any) -> None:
-    config = bench.config("line", load_seconds=3)
+    config = bench.config("line", load_seconds=8)
     jobs = [bench.job("slow", config) for _ in range(3)]
     until(lambda: bench.state("slow").state == LOADING if _known(bench, "slow") else None, "loading", timeout=LONG)
     with pytest.raises(errors.ModelNotReady) as caught:
@@ -295,7 +295,7 @@ def test_the_cap(bench: Any) -> None:
 
 
 def test_none_goes_while_a_call_is_inside(bench: Any) -> None:
-    bench.serve("slow", bench.config("line", seconds=3))
+    bench.serve("slow", bench.config("line", seconds=8))
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(bench.values, 1, model="slow")
         until(

@@ -296,7 +296,7 @@ def world() -> FakeGateway:
 @pytest.fixture
 async def client(world: FakeGateway) -> AsyncIterator[AsyncClient]:
     server, address = await serve(world)
-    async with AsyncClient(address, retry=FAST, timeout=10) as found:
+    async with AsyncClient(address, retry=FAST, timeout=120) as found:
         yield found
     await server.stop(0)
 
@@ -316,7 +316,7 @@ def blocking(elsewhere: Portal) -> Iterator[tuple[Client, FakeGateway]]:
         return inside, *(await serve(inside))
 
     world, server, address = elsewhere.run(start)
-    with Client(address, retry=FAST, timeout=10) as found:
+    with Client(address, retry=FAST, timeout=120) as found:
         yield found, world
     elsewhere.run(server.stop, 0)
 

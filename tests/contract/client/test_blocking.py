@@ -90,6 +90,6 @@ def test_a_closed_client_says_that_it_is() -> None:
 
 
 def test_a_closed_client_leaves_no_thread() -> None:
-    with Client("127.0.0.1:1", timeout=5) as client, pytest.raises(DriverUnreachable):
+    with Client("127.0.0.1:1", timeout=60) as client, pytest.raises(DriverUnreachable):
         client.services.list()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("onecontainer")]

@@ -65,7 +65,7 @@ async def test_retries_end_at_the_deadline(client, world) -> None:
 
 
 async def test_nobody_there_is_told_soon() -> None:
-    async with AsyncClient("127.0.0.1:1", timeout=10) as client:
+    async with AsyncClient("127.0.0.1:1", timeout=120) as client:
         with pytest.raises(DriverUnreachable) as caught:
             await client.services.get("a")
     assert caught.value.hop is None
@@ -95,7 +95,7 @@ async def test_a_token_is_sent_with_each_call(world, start) -> None:
 async def test_wait_ready_waits_for_all_and_ends_its_watch(client, world) -> None:
     await world.put_service("a", READY)
     await world.put_service("b", STARTING)
-    waiting = asyncio.create_task(client.services.wait_ready("a", "b", timeout=10))
+    waiting = asyncio.create_task(client.services.wait_ready("a", "b", timeout=120))
     await world.until(lambda: world.watchers == 1)
     await world.put_service("b", READY)
     assert [service.name for service in await waiting] == ["services/a", "services/b"]
@@ -105,7 +105,7 @@ async def test_wait_ready_waits_for_all_and_ends_its_watch(client, world) -> Non
 async def test_wait_ready_tells_why_it_will_never_be(client, world) -> None:
     await world.put_service("a", FAILED, "the model does not load")
     with pytest.raises(StateInvalid, match="FAILED: the model does not load"):
-        await client.services.wait_ready("a", timeout=10)
+        await client.services.wait_ready("a", timeout=120)
 
 
 async def test_wait_ready_names_what_is_late_and_what_is_missing(client, world) -> None:
@@ -113,12 +113,12 @@ async def test_wait_ready_names_what_is_late_and_what_is_missing(client, world) 
     with pytest.raises(DeadlineExceeded, match="services/a is STARTING: backend not there yet"):
         await client.services.wait_ready("a", timeout=0.2)
     with pytest.raises(ResourceNotFound, match="services/b"):
-        await client.services.wait_ready("a", "b", timeout=10)
+        await client.services.wait_ready("a", "b", timeout=120)
 
 
 async def test_wait_ready_ends_when_its_service_is_deleted(client, world) -> None:
     await world.put_service("a", STARTING)
-    waiting = asyncio.create_task(client.services.wait_ready("a", timeout=10))
+    waiting = asyncio.create_task(client.services.wait_ready("a", timeout=120))
     await world.until(lambda: world.watchers == 1)
     await world.delete_service("a")
     with pytest.raises(ResourceNotFound, match="services/a"):
@@ -128,7 +128,7 @@ async def test_wait_ready_ends_when_its_service_is_deleted(client, world) -> Non
 async def test_wait_ready_goes_on_after_a_gateway_restart(client, world) -> None:
     world.faults["WatchServices"] = [Draining(retry_after=0.001), Draining()]
     await world.put_service("a", READY)
-    await client.services.wait_ready("a", timeout=10)
+    await client.services.wait_ready("a", timeout=120)
     assert world.calls["WatchServices"] == 3
 
 
@@ -136,7 +136,7 @@ async def test_waiting_for_many_is_resumed_with_those_that_are_left(client, worl
     for name in ("jobs/1", "jobs/2", "jobs/3"):
         await world.put_job(job_pb2.Job(name=name, state=job_pb2.JOB_STATE_SUCCEEDED))
     world.faults["WaitJobs.next"] = [Draining(retry_after=0.001)]
-    told = [(name, job.state) async for name, job in client.jobs.wait_all(["1", "jobs/2", "3"], timeout=10)]
+    told = [(name, job.state) async for name, job in client.jobs.wait_all(["1", "jobs/2", "3"], timeout=120)]
     assert told == [(f"jobs/{n}", job_pb2.JOB_STATE_SUCCEEDED) for n in (1, 2, 3)]
     assert world.waited == [["jobs/1", "jobs/2", "jobs/3"], ["jobs/2", "jobs/3"]]
 

@@ -198,7 +198,7 @@ def test_ctrl_c_leaves_with_130_and_the_job_running(blocking, elsewhere) -> None
     assert process.stdout is not None
     assert "RUNNING" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _out, errors = process.communicate(timeout=30)
+    _out, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "jobs/1 goes on" in errors
     assert "Traceback" not in errors
@@ -210,6 +210,6 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(blocking, elsewhere) 
     for number in range(3000):
         world.services[f"services/s{number}"] = resources_pb2.Service(name=f"services/s{number}")
     command = f"{sys.executable} -m onecontainer.cli service list -a {client.address} | head -1"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=180)
     assert result.stdout.startswith("NAME")
     assert "Traceback" not in result.stderr

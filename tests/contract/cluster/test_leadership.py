@@ -54,7 +54,7 @@ async def test_one_leads_and_the_other_takes_over_when_it_has_gone(
     databases: tuple[Database, Database], start: Callable[[Candidate], asyncio.Task[None]]
 ) -> None:
     first, second = (Candidate(database) for database in databases)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         running = start(first)
         await first.working.wait()
         start(second)
@@ -71,7 +71,7 @@ async def test_who_loses_the_connection_stops_to_work_and_somebody_goes_on(
     databases: tuple[Database, Database], start: Callable[[Candidate], asyncio.Task[None]]
 ) -> None:
     first, second = (Candidate(database) for database in databases)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         start(first)
         await first.working.wait()
         start(second)

@@ -27,7 +27,7 @@ class Ear:
         notices.subscribe(TOPIC, self.heard.put_nowait)
 
     async def next(self) -> Heard:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return await self.heard.get()
 
 

@@ -72,6 +72,8 @@ class InProcess:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def examined(starter: InProcess, spec: ServiceSpec = BROKEN, examples: Examples = EXAMPLES) -> Report:
+async def examined(
+    starter: InProcess, spec: ServiceSpec = BROKEN, examples: Examples = EXAMPLES, *, timeout: float = TIMEOUT
+) -> Report:
     """The kit's report on it."""
-    return await Kit(starter, spec, examples, timeout=TIMEOUT).run()
+    return await Kit(starter, spec, examples, timeout=timeout).run()

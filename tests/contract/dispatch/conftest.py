@@ -53,7 +53,7 @@ def scene(dispatch: str, dispatch_url: str, drivers: Path, tmp_path_factory: pyt
     )
     with running(gateway), Client(gateway.address) as client:
         client.services.create("echo", app="echo")
-        client.services.wait_ready("echo", timeout=60)
+        client.services.wait_ready("echo", timeout=180)
         scene = Scene(dispatch, gateway, client, folder)
         yield scene
         scene.channel.close()

@@ -27,8 +27,8 @@ QUEUED, RUNNING, WAITING = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, 
 SUCCEEDED, FAILED = job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED
 CANCELLED, EXPIRED = job_pb2.JOB_STATE_CANCELLED, job_pb2.JOB_STATE_EXPIRED
 LEASE = 6.0
-LONG: dict[str, Any] = {"steps": 1200, "step_seconds": 0.05}
-"""A minute's work, for what is ended before."""
+LONG: dict[str, Any] = {"steps": 12000, "step_seconds": 0.05}
+"""Ten minutes' work, for what is ended before."""
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def build_drivers(folder: Path) -> Path:
     return folder
 
 
-def until(condition: Callable[[], T], what: str, timeout: float = 60.0) -> T:
+def until(condition: Callable[[], T], what: str, timeout: float = 180.0) -> T:
     """Waits for what happens in other processes: what the condition gives once it is true."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -74,7 +74,7 @@ class Scene:
     def service(self, name: str, **limits: int) -> str:
         """A further service of the test driver, READY."""
         self.client.services.create(name, app="echo", job_limits=resources_pb2.JobLimits(**limits))
-        self.client.services.wait_ready(name, timeout=60)
+        self.client.services.wait_ready(name, timeout=180)
         return f"services/{name}"
 
     def request(self, method: str = "Work", **fields: Any) -> Message:

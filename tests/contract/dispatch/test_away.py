@@ -63,7 +63,7 @@ def sidecar(scene: Scene, drivers: Path) -> Iterator[Process]:
                 kind=resources_pb2.RUNTIME_KIND_ATTACHED, endpoint=f"unix:{short}/s", token_secret="secrets/sidecar"
             )
             scene.client.services.create("attached", app="echo", runtime=runtime)
-            scene.client.services.wait_ready("attached", timeout=60)
+            scene.client.services.wait_ready("attached", timeout=180)
             yield process
 
 
@@ -95,15 +95,15 @@ def test_an_attached_sidecar_goes_on_and_reports_when_the_gateway_is_back(
     until(lambda: ended(marks) == 2, "two handlers have ended")
     scene.gateway.start()
     for job in early:
-        record = job.wait(timeout=90)
+        record = job.wait(timeout=180)
         assert (record.state, record.attempt_count) == (SUCCEEDED, 1), record.error
     second.touch()
     for job in late:
-        record = job.wait(timeout=90)
+        record = job.wait(timeout=180)
         assert (record.state, record.attempt_count) == (SUCCEEDED, 1), record.error
     assert len(begun(marks)) == 4
     # And it takes new ones.
-    assert scene.job(service="services/attached", steps=1).wait(timeout=60).state == SUCCEEDED
+    assert scene.job(service="services/attached", steps=1).wait(timeout=180).state == SUCCEEDED
 
 
 def test_process_sidecars_end_with_the_gateway_and_their_attempts_are_lost(scene: Scene) -> None:
@@ -117,9 +117,9 @@ def test_process_sidecars_end_with_the_gateway_and_their_attempts_are_lost(scene
     scene.gateway.kill()
     go.touch()
     scene.gateway.start()
-    record = again.wait(timeout=60)
+    record = again.wait(timeout=180)
     assert (record.state, record.attempt_count) == (SUCCEEDED, 2)
-    record = once.wait(timeout=60)
+    record = once.wait(timeout=180)
     assert (record.state, from_status(record.error).reason) == (FAILED, Reason.OUTCOME_UNKNOWN)
     assert len(begun(marks)) == 3
 
@@ -135,7 +135,7 @@ def test_an_attached_sidecar_that_was_started_anew_is_attached_again(scene: Scen
     sidecar.kill()
     go.touch()
     sidecar.start()
-    assert again.wait(timeout=60).state == SUCCEEDED
-    record = once.wait(timeout=60)
+    assert again.wait(timeout=180).state == SUCCEEDED
+    record = once.wait(timeout=180)
     assert (record.state, from_status(record.error).reason) == (FAILED, Reason.OUTCOME_UNKNOWN)
     assert sorted(line.split()[2] for line in begun(marks) if once.name in line) == ["1"]

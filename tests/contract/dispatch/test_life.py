@@ -25,6 +25,7 @@ from tests.contract.dispatch.scene import (
     until,
 )
 from tests.fixtures.ledger_desk import options, seconds
+from tests.fixtures.stalls import stalls
 
 LOW, NORMAL, HIGH = job_options_pb2.PRIORITY_LOW, job_options_pb2.PRIORITY_NORMAL, job_options_pb2.PRIORITY_HIGH
 
@@ -41,7 +42,7 @@ def reason(job: job_pb2.Job) -> Reason:
 
 def updates(scene: Scene, job: str, from_sequence: int, most: int = 1000) -> list[job_pb2.JobUpdate]:
     """What WatchJob sends, up to so many."""
-    call = scene.stub.WatchJob(pb.WatchJobRequest(name=job, from_sequence=from_sequence), timeout=60)
+    call = scene.stub.WatchJob(pb.WatchJobRequest(name=job, from_sequence=from_sequence), timeout=180)
     found = [answer.update for answer in islice(call, most)]
     call.cancel()
     return found
@@ -49,7 +50,7 @@ def updates(scene: Scene, job: str, from_sequence: int, most: int = 1000) -> lis
 
 def test_a_job_is_watched_from_its_beginning_to_its_end(scene: Scene) -> None:
     job = scene.job(steps=3, step_seconds=0.3)
-    seen = list(job.watch(timeout=60))
+    seen = list(job.watch(timeout=180))
     states = [record.state for record in seen]
     assert states == sorted(states)
     assert states[-1] == SUCCEEDED
@@ -72,10 +73,10 @@ def test_a_watch_goes_on_after_the_sequence_it_names(scene: Scene) -> None:
 
 def test_wait_answers_at_the_end_or_after_its_time(scene: Scene) -> None:
     job = scene.job(**LONG)
-    early = scene.stub.WaitJob(pb.WaitJobRequest(name=job.name, timeout=seconds(0.2)), timeout=30)
+    early = scene.stub.WaitJob(pb.WaitJobRequest(name=job.name, timeout=seconds(0.2)), timeout=120)
     assert early.state in (QUEUED, RUNNING)
     job.cancel()
-    assert scene.stub.WaitJob(pb.WaitJobRequest(name=job.name, timeout=seconds(30)), timeout=40).state == CANCELLED
+    assert scene.stub.WaitJob(pb.WaitJobRequest(name=job.name, timeout=seconds(120)), timeout=180).state == CANCELLED
 
 
 def test_lanes_and_age_decide_who_is_next(scene: Scene, single: str) -> None:
@@ -91,7 +92,7 @@ def test_lanes_and_age_decide_who_is_next(scene: Scene, single: str) -> None:
     assert [places[name] for name in expected] == list(range(6))
     blocker.cancel()
     for job in waiting.values():
-        assert job.wait(timeout=60).state == SUCCEEDED
+        assert job.wait(timeout=180).state == SUCCEEDED
     assert [line.split()[1] for line in begun(marks)] == expected
 
 
@@ -104,19 +105,19 @@ def test_a_high_job_passes_what_has_been_brought_to_the_workers_already(scene: S
     normal = [scene.job(steps=1, step_seconds=0.01, mark_file=str(marks)) for _ in range(40)]
     urgent = scene.job(given=options(priority=HIGH), steps=1, step_seconds=0.01, mark_file=str(marks))
     running.pop().cancel()
-    assert urgent.wait(timeout=60).state == SUCCEEDED
+    assert urgent.wait(timeout=180).state == SUCCEEDED
     assert begun(marks)[0].split()[1] == urgent.name
     for job in (*running, *normal):
         job.cancel()
     for job in (*running, *normal):
-        job.wait(timeout=60)
+        job.wait(timeout=180)
 
 
 def test_a_service_runs_no_more_at_once_than_it_may(scene: Scene, single: str) -> None:
     jobs = [scene.job(service=single, steps=1, step_seconds=0.02) for _ in range(6)]
     spans = []
     for job in jobs:
-        job.wait(timeout=60)
+        job.wait(timeout=180)
         attempt = job.refresh().attempts[-1]
         spans.append((attempt.start_time.ToMicroseconds(), attempt.end_time.ToMicroseconds()))
     spans.sort()
@@ -134,7 +135,7 @@ def test_a_full_queue_takes_no_more(scene: Scene) -> None:
     assert raised.value.retry_after
     assert len(taken) == 2
     blocker.cancel()
-    assert {job.wait(timeout=60).state for job in taken} == {SUCCEEDED}
+    assert {job.wait(timeout=180).state for job in taken} == {SUCCEEDED}
 
 
 def test_a_queued_job_that_is_cancelled_never_starts(scene: Scene, single: str) -> None:
@@ -143,7 +144,7 @@ def test_a_queued_job_that_is_cancelled_never_starts(scene: Scene, single: str) 
     assert queued.cancel().state == CANCELLED
     blocker.cancel()
     later = scene.job(service=single, steps=1, mark_file=str(marks))
-    assert later.wait(timeout=60).state == SUCCEEDED
+    assert later.wait(timeout=180).state == SUCCEEDED
     assert [line.split()[1] for line in begun(marks)] == [later.name]
     assert scene.client.jobs.get(queued.name).attempt_count == 0
 
@@ -152,48 +153,53 @@ def test_a_queued_job_that_is_cancelled_never_starts(scene: Scene, single: str) 
 def test_abort_reaches_a_running_job(scene: Scene, blocking: bool) -> None:
     job = scene.job(blocking=blocking, **LONG)
     scene.wait_progress(job)
-    begin = time.monotonic()
-    job.cancel()
-    ended = job.wait(timeout=60)
+    with stalls() as still:
+        begin = time.monotonic()
+        job.cancel()
+        ended = job.wait(timeout=180)
+        took = time.monotonic() - begin - still.seconds
     assert (ended.state, reason(ended)) == (CANCELLED, Reason.CANCELLED)
     # Far more than a second, for a machine that is busy; `make faults` measures the latency.
-    assert time.monotonic() - begin < 15
+    assert took < 15
 
 
 def test_finish_keeps_what_is_done_where_the_method_can(scene: Scene) -> None:
     job = scene.job(**LONG)
     scene.wait_progress(job)
     job.cancel(finish=True)
-    ended = job.wait(timeout=60)
+    ended = job.wait(timeout=180)
     assert (ended.state, ended.ended_early) == (SUCCEEDED, True)
     assert 1 <= job.result(scene.pb.WorkResult).steps < LONG["steps"]
     once = scene.job("WorkOnce", **LONG)
     with pytest.raises(NotFinishable):
         once.cancel(finish=True)
     once.cancel()
-    assert once.wait(timeout=60).state == CANCELLED
+    assert once.wait(timeout=180).state == CANCELLED
 
 
 def test_queue_timeout(scene: Scene, single: str) -> None:
     blocker, marks = scene.blocker(single), scene.marks()
     late = scene.job(service=single, given=options(queue_timeout=0.3), steps=1, mark_file=str(marks))
-    ended = late.wait(timeout=60)
+    ended = late.wait(timeout=180)
     assert (ended.state, reason(ended)) == (EXPIRED, Reason.QUEUE_TIMEOUT)
     blocker.cancel()
-    blocker.wait(timeout=60)
+    blocker.wait(timeout=180)
     assert not begun(marks)
 
 
 def test_total_timeout_of_a_job_that_waits_and_of_one_that_runs(scene: Scene, single: str) -> None:
     blocker = scene.blocker(single)
     waits = scene.job(service=single, given=options(total_timeout=0.3), steps=1)
-    marks = scene.marks()
-    runs = scene.job(given=options(total_timeout=5), mark_file=str(marks), **LONG)
-    for job in (waits, runs):
-        ended = job.wait(timeout=60)
-        assert (ended.state, reason(ended)) == (EXPIRED, Reason.TOTAL_TIMEOUT)
+    for total in (5, 20, 60):  # as long as it takes this machine to begin with it
+        marks = scene.marks()
+        runs = scene.job(given=options(total_timeout=total), mark_file=str(marks), **LONG)
+        for job in (waits, runs):
+            ended = job.wait(timeout=180)
+            assert (ended.state, reason(ended)) == (EXPIRED, Reason.TOTAL_TIMEOUT)
+        if begun(marks):
+            break
     blocker.cancel()
-    blocker.wait(timeout=60)
+    blocker.wait(timeout=180)
     # Its attempt was aborted, and none followed.
     assert len(begun(marks)) == 1
     assert "end" not in marks.read_text()
@@ -202,24 +208,25 @@ def test_total_timeout_of_a_job_that_waits_and_of_one_that_runs(scene: Scene, si
 def test_attempt_timeout_is_a_failure_that_is_retried(scene: Scene) -> None:
     given = options(attempt_timeout=0.5, max_attempts=2, initial_backoff=0.01)
     job = scene.job(given=given, **LONG)
-    ended = job.wait(timeout=60)
+    ended = job.wait(timeout=180)
     assert (ended.state, reason(ended), ended.attempt_count) == (FAILED, Reason.ATTEMPT_TIMEOUT, 2)
     assert [from_status(one.error).reason for one in job.refresh().attempts] == [Reason.ATTEMPT_TIMEOUT] * 2
 
 
 def test_stall_timeout_counts_from_the_last_progress(scene: Scene) -> None:
-    given = options(stall_timeout=3, max_attempts=1)
-    lively = scene.job(given=given, steps=20, step_seconds=0.25)
+    # Longer than a machine may stand still between two steps.
+    given = options(stall_timeout=10, max_attempts=1)
+    lively = scene.job(given=given, steps=46, step_seconds=0.25)
     hung = scene.job(given=given, behaviour="hang")
-    ended = hung.wait(timeout=60)
+    ended = hung.wait(timeout=180)
     assert (ended.state, reason(ended)) == (FAILED, Reason.STALLED)
-    assert lively.wait(timeout=60).state == SUCCEEDED
+    assert lively.wait(timeout=180).state == SUCCEEDED
 
 
 def test_a_job_that_is_made_while_the_sidecar_starts(scene: Scene) -> None:
     scene.client.services.create("starting", app="echo")
     job = scene.job(service="services/starting", steps=1)
-    assert job.wait(timeout=60).state == SUCCEEDED
+    assert job.wait(timeout=180).state == SUCCEEDED
 
 
 def test_nothing_is_left_running(scene: Scene) -> None:

@@ -274,17 +274,17 @@ class EchoDriver(Driver):
         return WorkResult(text="done")
 
 
-async def in_time(awaitable: Any, seconds: float = 30.0) -> Any:
+async def in_time(awaitable: Any, seconds: float = 120.0) -> Any:
     """Waits for a condition, and fails the test instead of hanging when it does not come."""
     return await asyncio.wait_for(awaitable, seconds)
 
 
 async def thread_event(event: threading.Event) -> None:
     """Waits for an event that a handler's thread sets."""
-    assert await asyncio.to_thread(event.wait, 30.0)
+    assert await asyncio.to_thread(event.wait, 120.0)
 
 
-async def until(condition: Any, seconds: float = 30.0) -> None:
+async def until(condition: Any, seconds: float = 120.0) -> None:
     """Waits for something that has no event of its own, looking again at each turn of the loop."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -17,8 +17,8 @@ from onecontainer.rpc.status import from_rpc_error
 from tests.contract.driver.conftest import ATTACH, Calls
 from tests.contract.driver.echo import EchoDriver, EchoRequest, in_time, thread_event, until
 
-DEADLINE = 3.0
-"""Seconds. Long enough that on a busy machine, too, the sidecar's answer comes before the client gives up by itself."""
+DEADLINES = (1.0, 3.0, 10.0, 30.0)
+"""Seconds. On a busy machine a client may give up by itself before the sidecar's answer is there: then more is tried."""
 
 
 async def error_of(awaitable: Any) -> errors.OneContainerError:
@@ -176,21 +176,29 @@ async def test_the_callers_cancel_reaches_a_blocking_handler(calls: Calls, drive
 
 @pytest.mark.parametrize("text", ["wait", "stubborn"])
 async def test_the_deadline_says_in_which_process_it_passed(calls: Calls, driver: EchoDriver, text: str) -> None:
-    async def call(shape: str) -> errors.OneContainerError:
+    async def call(shape: str, deadline: float) -> errors.OneContainerError:
         request = EchoRequest(text=text)
         argument = requests_of(request) if shape in ("Sum", "Chat") else request
-        made = getattr(calls, shape)(argument, timeout=DEADLINE)
+        made = getattr(calls, shape)(argument, timeout=deadline)
         return await error_of(made if shape in ("Echo", "Sum") else all_of(made))
 
-    for error in await asyncio.gather(*map(call, ("Echo", "Count", "Sum", "Chat"))):
-        assert error.reason is errors.Reason.DEADLINE_EXCEEDED
-        assert error.metadata.get("hop") == "sidecar"
+    hops = []
+    for deadline in DEADLINES:
+        found = await asyncio.gather(*(call(shape, deadline) for shape in ("Echo", "Count", "Sum", "Chat")))
+        assert {error.reason for error in found} == {errors.Reason.DEADLINE_EXCEEDED}
+        hops = [error.metadata.get("hop") for error in found]
+        if hops == ["sidecar"] * 4:
+            break
+    assert hops == ["sidecar"] * 4
     driver.release.set()
 
 
 async def test_the_deadline_of_a_blocking_handler(calls: Calls, driver: EchoDriver) -> None:
-    error = await error_of(calls.EchoBlocking(EchoRequest(text="stubborn"), timeout=DEADLINE))
-    assert error.reason is errors.Reason.DEADLINE_EXCEEDED
+    for deadline in DEADLINES:
+        error = await error_of(calls.EchoBlocking(EchoRequest(text="stubborn"), timeout=deadline))
+        assert error.reason is errors.Reason.DEADLINE_EXCEEDED
+        if error.metadata.get("hop") == "sidecar":
+            break
     assert error.metadata.get("hop") == "sidecar"
     driver.thread_release.set()
 
@@ -203,7 +211,7 @@ async def test_the_context_tells_of_the_call(calls: Calls, driver: EchoDriver) -
         ("x-mine", "yes"),
         ("authorization", "Bearer secret"),
     )
-    await calls.Echo(EchoRequest(), metadata=metadata, timeout=30)
+    await calls.Echo(EchoRequest(), metadata=metadata, timeout=300)
     context = driver.contexts[-1]
     assert (context.service, context.principal, context.request_id) == ("services/echo-1", "ada", "r-1")
     assert context.traceparent == "00-1"
@@ -211,7 +219,7 @@ async def test_the_context_tells_of_the_call(calls: Calls, driver: EchoDriver) -
     assert "authorization" not in context.metadata
     remaining = context.time_remaining()
     assert remaining is not None
-    assert 20 < remaining <= 31
+    assert 200 < remaining <= 301
     assert context.job is None
     await calls.Echo(EchoRequest())
     assert driver.contexts[-1].time_remaining() is None

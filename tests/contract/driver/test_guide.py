@@ -71,7 +71,7 @@ async def test_the_guides_driver(folder: Path) -> None:
     request = driver_pb2.AttachRequest(service="services/t", service_uid="u", instance="sidecars/tiny-1", app="tiny")
     async with started(folder, *command(driver)) as process:
         request.options.update({"label": "not a word"})
-        error = await error_of(process.driver.Attach(request, wait_for_ready=True, timeout=30))
+        error = await error_of(process.driver.Attach(request, wait_for_ready=True, timeout=180))
         assert [violation.field for violation in error.violations] == ["options.label"]
         request.options.update({"label": "dog"})
         await process.driver.Attach(request)
@@ -97,7 +97,7 @@ async def test_the_guides_job(folder: Path) -> None:
         request.job_source.internal_target = gateway.target
         request.job_source.slots = 1
         request.job_source.embedded.SetInParent()
-        await process.driver.Attach(request, wait_for_ready=True, timeout=30, metadata=bearer)
+        await process.driver.Attach(request, wait_for_ready=True, timeout=180, metadata=bearer)
         batch = ai_pb.BatchPredictRequest()
         batch.source.artifacts.names.extend(["artifacts/1", "artifacts/2"])
         await gateway.submit(

@@ -163,14 +163,14 @@ async def test_an_attach_that_fails_in_the_child_is_the_handlers_error(detached:
 
 
 async def test_an_attempt_tells_and_is_told(calls: Calls) -> None:
-    grant_ = grant(number=3, principal="ada", request_id="r")
+    grant_ = grant(number=1000, principal="ada", request_id="r")
     grant_.resume_details.Pack(wrappers_pb2.Int64Value(value=41))
     events = await run(calls, grant_)
     result = WorkResult.FromString(events[-1].succeeded.result)
     assert (result.text, result.number) == ("ada r jobs/1", 41)
     progress = [event.progress for event in events if event.HasField("progress")]
-    assert 1 <= len(progress) <= 2
-    assert (progress[-1].done, progress[-1].total, progress[-1].unit) == (3, 3, "steps")
+    assert 1 <= len(progress) <= 20
+    assert (progress[-1].done, progress[-1].total, progress[-1].unit) == (1000, 1000, "steps")
 
 
 async def test_a_checkpoint_is_told_at_once(calls: Calls, tmp_path: Path) -> None:
@@ -236,11 +236,14 @@ async def test_a_child_has_the_gateways_artifacts(folder: Path, settings: Sideca
 
 
 async def test_the_deadline_is_known_and_kept(calls: Calls, tmp_path: Path) -> None:
-    answer = await calls.EchoBlocking(EchoRequest(text="limits"), timeout=20)
-    assert 0 < float(answer.text) <= 21
+    answer = await calls.EchoBlocking(EchoRequest(text="limits"), timeout=120)
+    assert 0 < float(answer.text) <= 121
     assert (await calls.EchoBlocking(EchoRequest(text="limits"))).text == "none"
-    error = await error_of(calls.EchoBlocking(EchoRequest(text=f"block {tmp_path}"), timeout=2))
-    assert error.reason is errors.Reason.DEADLINE_EXCEEDED
+    for timeout in (2, 10, 60):  # as long as it takes this machine to begin with it
+        error = await error_of(calls.EchoBlocking(EchoRequest(text=f"block {tmp_path}"), timeout=timeout))
+        assert error.reason is errors.Reason.DEADLINE_EXCEEDED
+        if (tmp_path / "pids").exists():
+            break
     [child] = await told(tmp_path)
     await until(lambda: not is_there(child))
 
@@ -253,8 +256,12 @@ async def test_the_timeouts_of_an_attempt_kill(
     calls: Calls, tmp_path: Path, limit: str, expected: errors.Reason
 ) -> None:
     await where(calls)  # it is warm now: the handler begins before its time is over
-    [event] = await run(calls, grant(WORK_BLOCKING, text=f"block {tmp_path}", **{limit: Duration(seconds=1)}))
-    assert from_status(event.failed).reason is expected
+    for seconds in (1, 10, 60):  # as long as it takes this machine to begin with it
+        bound = {limit: Duration(seconds=seconds)}
+        [event] = await run(calls, grant(WORK_BLOCKING, text=f"block {tmp_path}", **bound))
+        assert from_status(event.failed).reason is expected
+        if (tmp_path / "pids").exists():
+            break
     [child] = await told(tmp_path)
     # The outcome is told when the process has gone, not when it was decided.
     assert not is_there(child)

@@ -99,7 +99,7 @@ class Process:
         await self.driver.Attach(
             driver_pb2.AttachRequest(service="services/t", service_uid="u", instance="sidecars/tiny-1", app="tiny"),
             wait_for_ready=True,
-            timeout=30,
+            timeout=180,
         )
 
     async def end(self) -> int:
@@ -251,7 +251,7 @@ async def test_it_serves_with_tls_and_refuses_to_without_where_others_may_come(f
     ):
         stub: Any = driver_pb2_grpc.DriverServiceStub(channel)
         bearer = (("authorization", "Bearer s3cret"),)
-        info = await stub.GetDriverInfo(driver_pb2.GetDriverInfoRequest(), metadata=bearer, timeout=30)
+        info = await stub.GetDriverInfo(driver_pb2.GetDriverInfoRequest(), metadata=bearer, timeout=180)
         assert info.manifest.name == "echo"
     assert "not loopback" in run(folder, write_driver(folder), ONECONTAINER_LISTEN="0.0.0.0:0").stderr
 

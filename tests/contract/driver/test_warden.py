@@ -14,7 +14,7 @@ import pytest
 
 from onecontainer.driver.processes.warded import WARDEN
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 SHIELDED = "trap '' TERM; echo $$ > {0}/shielded.part; mv {0}/shielded.part {0}/shielded; while :; do sleep 600; done"
 FAMILY = """
 setsid sh -c "{shielded}" &

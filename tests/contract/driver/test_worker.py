@@ -521,7 +521,7 @@ async def test_a_cancel_before_the_handler_begins(worker: Calls, gateway: FakeGa
 async def test_detach_reports_before_it_answers(worker: Calls, gateway: FakeGateway, driver: EchoDriver) -> None:
     await gateway.submit(grant(text="wait"))
     await in_time(driver.entered.wait())
-    detaching = asyncio.ensure_future(worker.driver.Detach(driver_pb2.DetachRequest(), metadata=GOOD, timeout=30))
+    detaching = asyncio.ensure_future(worker.driver.Detach(driver_pb2.DetachRequest(), metadata=GOOD, timeout=120))
     driver.release.set()
     await in_time(detaching)
     assert gateway.outcomes["jobs/1"].HasField("succeeded")

@@ -162,7 +162,7 @@ class Bench:
     async def __aexit__(self, *exc: object) -> None:
         await self.stack.aclose()
 
-    async def call(self, name: str, *messages: bytes, timeout: float | None = 20, **metadata: str) -> list[bytes]:
+    async def call(self, name: str, *messages: bytes, timeout: float | None = 120, **metadata: str) -> list[bytes]:
         """All responses of a call of any shape; raises the typed error."""
         rpc = self.start(name, *messages, timeout=timeout, **metadata)
         try:
@@ -172,7 +172,7 @@ class Bench:
         except grpc.aio.AioRpcError as error:
             raise status.from_rpc_error(error) from None
 
-    def start(self, name: str, *messages: bytes, timeout: float | None = 20, **metadata: str) -> Any:
+    def start(self, name: str, *messages: bytes, timeout: float | None = 120, **metadata: str) -> Any:
         up, down = SHAPES.get(name, (False, False))
         make: Any = getattr(self.client, f"{'stream' if up else 'unary'}_{'stream' if down else 'unary'}")
         sent = [(key.replace("_", "-"), value) for key, value in metadata.items()]
@@ -286,7 +286,7 @@ async def test_an_error_comes_through_while_the_client_still_sends(bench: Bench,
 
     make: Any = bench.client.stream_stream if name == "Both" else bench.client.stream_unary
     for _ in range(20):
-        rpc = make(f"/test.Echo/{name}")(timeout=20, metadata=[("do", "fail")])
+        rpc = make(f"/test.Echo/{name}")(timeout=120, metadata=[("do", "fail")])
         await send_all(rpc, endless())
         with pytest.raises(ModelNotFound):
             await _typed(rpc.read() if name == "Both" else _await(rpc))
@@ -314,7 +314,7 @@ async def test_cancellation_reaches_the_sidecar(bench: Bench, name: str) -> None
     waiting = asyncio.ensure_future(rpc.read() if SHAPES[name][1] else _await(rpc))
     await bench.sidecar.entered.wait()
     rpc.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await bench.sidecar.cancelled.wait()
         await asyncio.gather(waiting, return_exceptions=True)
 
@@ -325,11 +325,14 @@ async def _await(rpc: Any) -> Any:
 
 @pytest.mark.parametrize("name", list(SHAPES))
 async def test_the_deadline_is_passed_on_a_little_shorter_and_kept(bench: Bench, name: str) -> None:
-    with pytest.raises(DeadlineExceeded) as raised:
-        await bench.call(name, CAT, timeout=0.5, do="hang")
-    assert raised.value.code == Code.DEADLINE_EXCEEDED
+    for timeout in (0.5, 5.0, 50.0):  # as long as it takes this machine to reach the sidecar at all
+        with pytest.raises(DeadlineExceeded) as raised:
+            await bench.call(name, CAT, timeout=timeout, do="hang")
+        assert raised.value.code == Code.DEADLINE_EXCEEDED
+        if bench.sidecar.remaining is not None:
+            break
     assert bench.sidecar.remaining is not None
-    assert bench.sidecar.remaining < 0.5
+    assert bench.sidecar.remaining < timeout
 
 
 async def test_a_unary_call_without_a_deadline_gets_one(bench: Bench) -> None:

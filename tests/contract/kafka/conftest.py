@@ -27,9 +27,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             [folder / "drivers"],
             dispatch_url=f"kafka://{broker.address}",
             job_sweep_interval="0.2",
-            lease_duration="5",
+            lease_duration="10",
         )
         with running(gateway), Client(gateway.address) as client:
             client.services.create("echo", app="echo")
-            client.services.wait_ready("echo", timeout=60)
+            client.services.wait_ready("echo", timeout=180)
             yield Scene(broker, gateway, client)

@@ -56,7 +56,7 @@ class Scene:
             )
             await consumer.start()
             try:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(180):
                     async for record in consumer:
                         event = event_pb2.JobEvent.FromString(record.value or b"")
                         if event.job == job:

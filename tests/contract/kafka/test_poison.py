@@ -43,7 +43,7 @@ def letters(scene: Scene) -> list[job_pb2.DeadLetter]:
 
 @pytest.fixture(scope="module")
 def poisoned(scene: Scene) -> Scene:
-    scene.job().wait(timeout=60)  # the topic is there
+    scene.job().wait(timeout=180)  # the topic is there
     scene.produce(*POISON.values())
     until(lambda: len(letters(scene)) >= len(POISON), "a letter for each record")
     return scene
@@ -64,7 +64,7 @@ def test_each_record_has_one_letter_that_says_where_it_stands(poisoned: Scene) -
 
 def test_the_consumer_goes_on(poisoned: Scene) -> None:
     jobs = [poisoned.job(payload=b"x") for _ in range(20)]
-    assert {job.wait(timeout=60).state for job in jobs} == {job_pb2.JOB_STATE_SUCCEEDED}
+    assert {job.wait(timeout=180).state for job in jobs} == {job_pb2.JOB_STATE_SUCCEEDED}
 
 
 def test_a_foreign_record_cannot_be_run(poisoned: Scene) -> None:
@@ -79,7 +79,7 @@ def test_a_letter_is_not_doubled_when_everything_is_read_again(poisoned: Scene) 
     poisoned.gateway.stop()
     poisoned.read_all_again()
     poisoned.gateway.start()
-    poisoned.client.services.wait_ready("echo", timeout=60)
+    poisoned.client.services.wait_ready("echo", timeout=180)
     # Behind all the others in whichever partition: once they have their letters, all has been read again.
     last = [(f"last {number}".encode(), headers(JOB)) for number in range(4)]
     for number, poison in enumerate(last):

@@ -37,7 +37,7 @@ from onecontainer.sidecars.supervisor import Supervisor
 from tests.fixtures.echo_folder import write_driver
 
 PROGRAM = Path(__file__).parent.parent / "sidecars" / "program.py"
-LIMIT = 30.0
+LIMIT = 180.0
 
 
 class FakeLiveJobs:
@@ -120,7 +120,7 @@ class Station:
             folders=[self.root / "allowed"],
             git_urls=[f"file://{self.root / 'git'}"],
             max_bytes=1_000_000,
-            git_timeout=20,
+            git_timeout=120,
         )
         installer = Installer(self.catalog, shelf, store, sources, check=self.check)
         server = grpc.aio.server()

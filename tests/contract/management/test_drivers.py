@@ -122,7 +122,7 @@ async def test_logs_are_streamed_to_the_sidecars_end(station, failure) -> None:
             texts.extend(line.text for line in response.lines)
             told.set()
 
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
         tasks.create_task(follow())
         await told.wait()
         os.kill(int(station.supervisor.sidecar(name).runtime_id), signal.SIGKILL)

@@ -25,7 +25,7 @@ from tests.fixtures.echo_folder import descriptors, write_driver
 
 READY = resources_pb2.SERVICE_STATE_READY
 PLUGIN = "drivers/plug-1.0.0"
-LIMIT = 30.0
+LIMIT = 180.0
 
 
 @pytest.fixture

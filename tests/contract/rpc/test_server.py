@@ -100,7 +100,7 @@ class Client:
             request_serializer=Route.SerializeToString,
             response_deserializer=Route.FromString,
         )
-        return multicallable(iter([Route(service=what)]) if up else Route(service=what), timeout=20, **arguments)
+        return multicallable(iter([Route(service=what)]) if up else Route(service=what), timeout=120, **arguments)
 
     async def ask(self, shape: str, what: str, **arguments: Any) -> str:
         call = self.call(shape, what, **arguments)

@@ -59,9 +59,9 @@ async def test_a_broken_off_upload_is_never_whole(uploads: tuple[Uploads, Any]) 
         servicer.received.clear()
         servicer.left.clear()
         call = stub.Upload(half())
-        await asyncio.wait_for(servicer.received.wait(), 10)
+        await asyncio.wait_for(servicer.received.wait(), 120)
         call.cancel()
-        await asyncio.wait_for(servicer.left.wait(), 10)
+        await asyncio.wait_for(servicer.left.wait(), 120)
     assert servicer.complete == 0
 
 

@@ -25,12 +25,12 @@ from onecontainer.sidecars.secrets import SecretStore
 from onecontainer.sidecars.supervisor import Supervisor
 
 PROGRAM = Path(__file__).with_name("program.py")
-LIMIT = 30.0
+LIMIT = 180.0
 
 POLICY = Policy(
-    start_timeout=20,
+    start_timeout=60,
     probe_interval=0.1,
-    probe_timeout=3,
+    probe_timeout=10,
     first_probe_interval=0.02,
     health_failures=3,
     stop_grace=3,
@@ -114,7 +114,7 @@ class Bench:
     async def call(self, uid: str = "u1", text: str = "hello") -> str:
         endpoint = self.supervisor.endpoint(uid)
         method = endpoint.channel.unary_unary("/test.v1.EchoService/Echo")
-        return (await method(text.encode(), metadata=endpoint.metadata, timeout=5)).decode()
+        return (await method(text.encode(), metadata=endpoint.metadata, timeout=60)).decode()
 
     def events(self, uid: str = "u1") -> list[str]:
         path = self.root / "data" / "state" / uid / "events"

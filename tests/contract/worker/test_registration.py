@@ -26,7 +26,7 @@ from tests.contract.worker.conftest import LEASE, TOKEN, Desk, post, refusal, re
 
 async def until(desk: Desk, condition: Callable[[], bool]) -> None:
     """Returns when the condition holds, asked again in each turn of the loop."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
             await asyncio.sleep(0)
 

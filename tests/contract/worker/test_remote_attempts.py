@@ -101,7 +101,7 @@ class Events:
         self.ended.set_result(outcome)
 
     async def end(self) -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return await self.ended
 
 
@@ -245,7 +245,7 @@ async def test_a_driver_without_stop_run_is_told_by_the_end_of_the_call(bench: B
     await bench.events.begun.wait()
     attempt.cancel()
     assert isinstance(await bench.events.end(), lease_pb2.Stopped)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while bench.driver.running:  # noqa: ASYNC110 - the fake has no event for it
             await asyncio.sleep(0)
 

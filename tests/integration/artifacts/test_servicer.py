@@ -89,7 +89,7 @@ async def stream(requests: Iterable[artifact_pb2.UploadRequest]) -> AsyncIterato
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for what happens on the server's side, of which the client is not told."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -163,7 +163,7 @@ async def test_a_refusal_does_not_wait_for_the_rest(world: World) -> None:
             yield artifact_pb2.UploadRequest(data=b"xx")
 
     call = world.public.Upload()
-    await asyncio.wait_for(send_all(call, endless()), 10)
+    await asyncio.wait_for(send_all(call, endless()), 120)
     error = await failure(call)
     assert error.reason is Reason.DATA_INVALID
     assert world.files() == []

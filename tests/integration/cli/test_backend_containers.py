@@ -39,7 +39,7 @@ class Scene:
 
     def starts(self, backend: Backend) -> int:
         """How often it has started with the data that it has now."""
-        with urllib.request.urlopen(f"http://{backend.addresses['web']}/starts", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{backend.addresses['web']}/starts", timeout=60) as answer:
             return len(answer.read().split())
 
 
@@ -116,7 +116,7 @@ def test_sidecars_in_containers_reach_it_by_the_hosts_name_if_its_service_has_th
 
     def asked_from_a_sidecar() -> str:
         url = backend.endpoints("docker")["node1"]
-        code = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=5).read())"
+        code = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=60).read())"
         output = client.containers.run(
             base_image(),
             ["sh", "-c", f'python3 -c "{code}" 2>&1 || true'],
@@ -159,14 +159,14 @@ def test_one_that_ends_is_stopped_and_its_last_words_are_told(scene: Scene) -> N
 
 
 def test_one_that_is_not_ready_in_time_goes_on_starting(scene: Scene) -> None:
-    backend = scene.backend(tiny_entry("echo still loading; exec sleep 60", ready={"port": "web", "timeout": 1}))
+    backend = scene.backend(tiny_entry("echo still loading; exec sleep 600", ready={"port": "web", "timeout": 5}))
     with pytest.raises(DeadlineExceeded, match="still loading"):
         scene.start(backend)
     assert scene.containers.state(backend) is ContainerState.STARTING
 
 
 def test_ready_is_what_the_log_says_since_the_last_start(scene: Scene) -> None:
-    ready = {"port": "web", "log": "now serving", "timeout": 2}
+    ready = {"port": "web", "log": "now serving", "timeout": 10}
     command = "test -e /data/starts || echo now serving; touch /data/starts; exec python3 -m http.server 8000 -d /data"
     backend = scene.backend(tiny_entry(command, ready=ready))
     assert scene.start(backend) == "created"

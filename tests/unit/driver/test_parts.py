@@ -48,8 +48,8 @@ async def test_wait_finishing_returns_for_both_ways_of_being_told() -> None:
         await asyncio.sleep(0)
         assert not waiting.done()
         tell(context)
-        await asyncio.wait_for(waiting, 10)
-        await asyncio.wait_for(context.wait_finishing(), 10)
+        await asyncio.wait_for(waiting, 120)
+        await asyncio.wait_for(context.wait_finishing(), 120)
 
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE")

@@ -106,6 +106,19 @@ func mark(request *echov1.WorkRequest, line string) error {
 	return err
 }
 
+// awaitFile returns when there is a file of this path, at once if none is asked for.
+func awaitFile(ctx context.Context, path string) error {
+	for path != "" {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		if err := pause(ctx, 0.05); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func work(one *attempt) (proto.Message, error) {
 	request := &echov1.WorkRequest{}
 	if err := decode(one, request); err != nil {
@@ -123,6 +136,9 @@ func work(one *attempt) (proto.Message, error) {
 	}
 	done, err := steps(one, request)
 	if err != nil {
+		return nil, err
+	}
+	if err := awaitFile(one.ctx, request.WaitFile); err != nil {
 		return nil, err
 	}
 	if err := mark(request, "end "+who); err != nil {
