@@ -9,9 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tests.fixtures.backends import BackendsOf, backends_of, tiny_entry, write_c
 from tests.fixtures.cassandra_image import cassandra_image
 from tests.fixtures.docker import base_image
 from tests.fixtures.processes import Process, free_port
+from tests.fixtures.waiting import until
 
 
 class Installation:
@@ -83,13 +83,6 @@ def there(tmp_path: Path, echo_drivers: Path) -> Iterator[tuple[Installation, Ba
         made.stop()
 
 
-def until(happens: Callable[[], object], timeout: float = 180.0) -> None:
-    end = time.monotonic() + timeout
-    while not happens():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.1)
-
-
 def fetched(url: str) -> tuple[str, bytes]:
     """Content type and body; nothing of both if it is not there."""
     try:
@@ -147,7 +140,7 @@ def test_a_live_stream_goes_in_over_rtmp_and_out_over_hls(there: tuple[Installat
     )
     try:
         playlist = f"http://{made.http}/hls/x.m3u8"
-        until(lambda: fetched(playlist)[1])
+        until(lambda: fetched(playlist)[1], "a playlist")
         kind, text = fetched(playlist)
         assert kind == "application/vnd.apple.mpegurl"
         fragment = next(line for line in text.decode().splitlines() if line.endswith(".ts"))
@@ -173,7 +166,7 @@ def test_a_backend_that_fails_or_has_no_driver_keeps_nobody_from_their_work(
     gateway = Process([*made.command, "up", "--backend", "lost", "--backend", "tiny"], without, "services/tiny is")
     gateway.start()
     try:
-        until(lambda: any("no driver fits 'echo'" in line for line in gateway.lines))
+        until(lambda: any("no driver fits 'echo'" in line for line in gateway.lines), "told")
         said = "\n".join(gateway.lines)
         assert "oneContainer listens on" in said
         assert "lost: Error: STATE_INVALID" in said

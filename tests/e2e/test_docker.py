@@ -23,9 +23,9 @@ from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.client import Client
 from onecontainer.client.management import service_error
 from onecontainer.errors import DeadlineExceeded, OneContainerError, Reason
-from tests.fixtures.cancels import until
 from tests.fixtures.docker import INSTALLATION, DockerGateway, base_image, docker_gateway
 from tests.fixtures.processes import free_port
+from tests.fixtures.waiting import until
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
 PROCESS = resources_pb2.Runtime(kind=resources_pb2.RUNTIME_KIND_PROCESS)

@@ -21,8 +21,9 @@ from onecontainer.errors import DriverUnreachable, Reason
 from onecontainer.gateway.reflection import NAMES
 from onecontainer.rpc.status import from_rpc_error, from_status
 from onecontainer.sidecars.authority import Authority
-from tests.fixtures.beside import ECHO, until
+from tests.fixtures.beside import ECHO
 from tests.fixtures.processes import GatewayProcess, Process, free_port, running
+from tests.fixtures.waiting import until
 
 # A name that is not localhost: what is behind it counts as reachable from outside, and needs TLS.
 HOST = socket.gethostname()

@@ -12,9 +12,10 @@ import pytest
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.client import Client
 from onecontainer.errors import DriverUnreachable
-from tests.e2e.test_two_gateways import SERVICE, SUCCEEDED, Pair, is_there, new_database, until
+from tests.e2e.test_two_gateways import SERVICE, SUCCEEDED, Pair, is_there, new_database
 from tests.fixtures.postgresql import private_postgresql
 from tests.fixtures.processes import GatewayProcess, Process, free_port, running
+from tests.fixtures.waiting import until
 
 
 @pytest.fixture(scope="module")

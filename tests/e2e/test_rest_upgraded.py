@@ -10,8 +10,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from tests.fixtures.cancels import until
 from tests.fixtures.rest import RestProcess, in_front_of, problem
+from tests.fixtures.waiting import until
 
 TEXT = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 OPTIONAL = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL

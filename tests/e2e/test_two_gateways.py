@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,22 +45,13 @@ from tests.fixtures import kafka
 from tests.fixtures.postgresql import private_postgresql
 from tests.fixtures.processes import GatewayProcess, running
 from tests.fixtures.stalls import stalls
+from tests.fixtures.waiting import until
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
 SERVICE = "services/echo"
 SUCCEEDED = job_pb2.JOB_STATE_SUCCEEDED
 READY = resources_pb2.SERVICE_STATE_READY
 _numbers = itertools.count()
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 180.0) -> Any:
-    """Polls until a condition holds; what it gives is returned."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"in {timeout:g} s: not {what}")
 
 
 @dataclass

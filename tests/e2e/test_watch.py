@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from onecontainer.client import Client
 from tests.e2e.test_backends import Installation
 from tests.fixtures.backends import backends_of
 from tests.fixtures.browser import chromium
+from tests.fixtures.waiting import until
 
 KEY = "k3y-0f-a-str3am"
 
@@ -42,14 +42,6 @@ def made(tmp_path: Path, echo_drivers: Path) -> Iterator[Installation]:
             yield installation
     finally:
         installation.stop()
-
-
-def until(happens: Callable[[], Any], what: str, timeout: float = 240.0) -> Any:
-    end = time.monotonic() + timeout
-    while not (value := happens()):
-        assert time.monotonic() < end, f"never seen: {what}"
-        time.sleep(0.2)
-    return value
 
 
 def test_a_live_pipeline_plays_in_a_browser(made: Installation, tmp_path: Path) -> None:

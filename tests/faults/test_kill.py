@@ -27,21 +27,11 @@ from onecontainer.errors import Reason
 from onecontainer.rpc.status import from_status
 from tests.fixtures.processes import GatewayProcess
 from tests.fixtures.stalls import stalls
+from tests.fixtures.waiting import until
 
 SERVICE = "services/echo"
 POINTS = ("before_claim", "after_claim", "mid_run", "before_report", "after_report")
 STEP = 0.2
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 180.0) -> Any:
-    """Polls until a condition holds; what it gives is returned."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"in {timeout:g} s: not {what}")
 
 
 @dataclass

@@ -13,10 +13,10 @@ from onecontainer.api.ai.v1 import inference_pb2, model_pb2
 from onecontainer.api.ai.v1 import inference_service_pb2 as pb
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.client import Client
-from tests.fixtures.cancels import until
 from tests.fixtures.docker import DockerGateway, docker_gateway
 from tests.fixtures.hub import lite0_repository
 from tests.fixtures.torch_image import torch_image
+from tests.fixtures.waiting import until
 
 ROOT = Path(__file__).parents[3]
 LOAD_SECONDS = 300.0

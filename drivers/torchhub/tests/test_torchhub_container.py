@@ -24,7 +24,7 @@ from onecontainer.api.type.v1 import job_options_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.models.preprocess import ImagePipeline
 from onecontainer.driver.models.tensors import tensor_from_array
-from tests.fixtures.cancels import until
+from tests.fixtures.waiting import until
 
 READY, FAILED, UNLOADED, LOADING = (
     model_pb2.MODEL_STATE_READY,

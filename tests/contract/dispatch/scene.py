@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +19,7 @@ from onecontainer.client.sync import Job
 from onecontainer.rpc.channel import channel_options
 from tests.drivers.build import build_driver
 from tests.fixtures.processes import GatewayProcess
+from tests.fixtures.waiting import until
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
 QUEUED, RUNNING, WAITING = job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_RETRY_WAIT
@@ -44,16 +43,6 @@ def build_drivers(folder: Path) -> Path:
     if str(built) not in sys.path:
         sys.path.insert(0, str(built))
     return folder
-
-
-def until(condition: Callable[[], T], what: str, timeout: float = 180.0) -> T:
-    """Waits for what happens in other processes: what the condition gives once it is true."""
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"in {timeout:g} s: not {what}")
 
 
 class Scene:

@@ -15,9 +15,10 @@ from onecontainer.client import Client
 from onecontainer.client.sync import Job
 from onecontainer.errors import Reason
 from onecontainer.rpc.status import from_status
-from tests.contract.dispatch.scene import FAILED, LEASE, SUCCEEDED, Scene, begun, until
+from tests.contract.dispatch.scene import FAILED, LEASE, SUCCEEDED, Scene, begun
 from tests.fixtures.ledger_desk import options
 from tests.fixtures.processes import GatewayProcess, Process, running
+from tests.fixtures.waiting import until
 
 TOKEN = "only-the-gateway-and-the-sidecar-know"
 

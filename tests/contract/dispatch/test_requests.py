@@ -23,8 +23,9 @@ from onecontainer.errors import (
     ResultExpired,
 )
 from onecontainer.rpc.status import from_status
-from tests.contract.dispatch.scene import CANCELLED, ECHO, FAILED, RUNNING, SUCCEEDED, Scene, until
+from tests.contract.dispatch.scene import CANCELLED, ECHO, FAILED, RUNNING, SUCCEEDED, Scene
 from tests.fixtures.ledger_desk import options
+from tests.fixtures.waiting import until
 
 MIB = 1024 * 1024
 LARGE = 64 * MIB - 64 * 1024

@@ -12,8 +12,9 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.client.sync import Job
 from onecontainer.errors import BackendUnreachable, Code, Reason, ResourceNotFound
 from onecontainer.rpc.status import from_status
-from tests.contract.dispatch.scene import FAILED, LEASE, LONG, RUNNING, SUCCEEDED, WAITING, Scene, begun, until
+from tests.contract.dispatch.scene import FAILED, LEASE, LONG, RUNNING, SUCCEEDED, WAITING, Scene, begun
 from tests.fixtures.ledger_desk import options
+from tests.fixtures.waiting import until
 
 QUICK = {"initial_backoff": 0.01}
 

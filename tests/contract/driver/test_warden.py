@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from onecontainer.driver.processes.warded import WARDEN
+from tests.fixtures.waiting import until
 
 PATIENCE = 120.0
 SHIELDED = "trap '' TERM; echo $$ > {0}/shielded.part; mv {0}/shielded.part {0}/shielded; while :; do sleep 600; done"
@@ -44,13 +43,6 @@ def is_there(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"not {what}"
-        time.sleep(0.005)
 
 
 def start(folder: Path, then: str, starter: str = "stay") -> tuple[subprocess.Popen[str], int]:

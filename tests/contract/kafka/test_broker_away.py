@@ -12,8 +12,9 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.client.sync import Job
 from onecontainer.errors import LimitExceeded, QueueUnreachable
-from tests.contract.dispatch.scene import ECHO, until
+from tests.contract.dispatch.scene import ECHO
 from tests.contract.kafka.scene import Scene
+from tests.fixtures.waiting import until
 
 DEADLINE = 60.0
 """Seconds for a call, on a machine that is busy."""

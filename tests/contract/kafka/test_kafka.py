@@ -8,8 +8,9 @@ from pathlib import Path
 from onecontainer.api.event.v1 import event_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
-from tests.contract.dispatch.scene import ECHO, until
+from tests.contract.dispatch.scene import ECHO
 from tests.contract.kafka.scene import Scene, headers
+from tests.fixtures.waiting import until
 
 
 def test_jobs_are_carried_and_run_once(scene: Scene, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from onecontainer.api.event.v1 import event_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.errors import Reason, StateInvalid
 from onecontainer.rpc.status import from_status
-from tests.contract.dispatch.scene import ECHO, until
+from tests.contract.dispatch.scene import ECHO
 from tests.contract.kafka.scene import Headers, Scene, headers
+from tests.fixtures.waiting import until
 
 JOB = "jobs/01m89xq42sjbm8ggvzev46b89b"
 LARGE = bytes(range(256)) * 40_000

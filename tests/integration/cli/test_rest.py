@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +22,7 @@ from onecontainer.cli.rest import check_free
 from onecontainer.cli.rest_program import digest
 from onecontainer.errors import FieldInvalid
 from tests.fixtures.rest import program
+from tests.fixtures.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 T = TypeVar("T")
@@ -133,15 +133,6 @@ def pid_of_rest(gateway: int) -> int | None:
     return None
 
 
-def until(condition: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not come about in three minutes")
-
-
 def ready(url: str) -> bool:
     try:
         return requests.get(f"{url}/readyz", timeout=60).ok
@@ -153,10 +144,10 @@ def test_one_that_dies_is_started_again_at_the_same_address(tmp_path: Path) -> N
     told = json.loads(oca(tmp_path, "up", "--detach", "--rest", "127.0.0.1:0", "-o", "json"))
     try:
         for _ in range(2):
-            first = until(lambda: pid_of_rest(told["pid"]))
+            first = until(lambda: pid_of_rest(told["pid"]), "REST running")
             os.kill(first, signal.SIGKILL)
-            until(lambda: (now := pid_of_rest(told["pid"])) is not None and now != first)
-            until(lambda: ready(told["rest"]))
+            until(lambda: (now := pid_of_rest(told["pid"])) is not None and now != first, "REST started again")
+            until(lambda: ready(told["rest"]), "REST ready")
         log = (tmp_path / "gateway.log").read_text()
         assert log.count(f"REST on {told['rest']}: the program was killed by signal 9") == 2
         assert log.count("next start in") == 2
@@ -180,7 +171,7 @@ def test_ctrl_c_is_for_the_gateway_which_ends_it_last(tmp_path: Path) -> None:
     with (tmp_path / "said").open("w") as said:
         child = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
     try:
-        until(lambda: "Ctrl-C ends it" in (tmp_path / "said").read_text())
+        until(lambda: "Ctrl-C ends it" in (tmp_path / "said").read_text(), "told how it ends")
         # As a terminal does it: to all in the foreground.
         os.killpg(child.pid, signal.SIGINT)
         assert child.wait(180) == 0
@@ -205,7 +196,7 @@ touch {once}; echo "onecontainer-rest listens on http://127.0.0.1:1 for it"; sle
     oca(data, "up", "--detach", "--rest", "127.0.0.1:0", "--rest-program", str(dying), **quick)
     try:
         log = data / "gateway.log"
-        until(lambda: "has ended 7 times in a row" in log.read_text())
+        until(lambda: "has ended 7 times in a row" in log.read_text(), "seven ends told")
         said = log.read_text()
         assert "the program ended with exit code 6 and said nothing" in said
         assert "WARNING onecontainer.cli.rest: REST on http://127.0.0.1:1: the program ended with exit code 7" in said
@@ -229,12 +220,12 @@ def test_a_program_that_is_lost_meanwhile_is_told_and_looked_for_again(tmp_path:
     data = tmp_path / "data"
     told = json.loads(oca(data, "up", "--detach", "--rest", "127.0.0.1:0", "--rest-program", str(lost), "-o", "json"))
     try:
-        running = until(lambda: pid_of_rest(told["pid"]))
+        running = until(lambda: pid_of_rest(told["pid"]), "REST running")
         lost.unlink()
         os.kill(running, signal.SIGKILL)
-        until(lambda: "the program cannot be run: No such file" in (data / "gateway.log").read_text())
+        until(lambda: "the program cannot be run: No such file" in (data / "gateway.log").read_text(), "told why")
         lost.symlink_to(program())
-        until(lambda: ready(told["rest"]))
+        until(lambda: ready(told["rest"]), "REST ready")
     finally:
         oca(data, "down")
 
