@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Self
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
 from onecontainer.driver import errors
 from onecontainer.driver.records.known import KnownTables
@@ -64,6 +65,24 @@ class Database:
         """Only reads. With ``snapshot`` all statements see the same moment; without, each is by itself, which saves round trips."""
         async with self._begun(write=False, snapshot=snapshot) as connection:
             yield connection
+
+    async def rows(self, key: object, sql: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """All rows of one statement that reads, by itself; ``key`` as of `Backend.rows`. Nothing but the pool is SQLAlchemy's here,
+        whose layers take more time than such a read itself."""
+        with self._translated():
+            connection = await self._engine.raw_connection()
+            try:
+                return await self.backend.rows(connection, key, sql, arguments)
+            except asyncio.CancelledError:
+                # As SQLAlchemy does it: what the connection is at then is not known.
+                await greenlet_spawn(connection.invalidate)
+                raise
+            finally:
+                await greenlet_spawn(connection.close)
+
+    @property
+    def dialect(self) -> sa.Dialect:
+        return self._engine.dialect
 
     @contextlib.asynccontextmanager
     async def _begun(

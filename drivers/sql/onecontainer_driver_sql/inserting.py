@@ -19,8 +19,6 @@ from onecontainer_driver_sql.options import refuse_options, returned_columns
 from onecontainer_driver_sql.values import record_parameters
 
 Parameters = dict[str, Any]
-MAX_STATEMENTS = 100
-"""Of one table that are kept."""
 
 
 async def insert(
@@ -68,12 +66,7 @@ def check_mode(table: TableInfo, mode: int, path: str) -> None:
 
 def insert_statement(backend: Backend, table: TableInfo, columns: list[str], mode: int) -> Any:
     """An INSERT of these columns, whose parameters are given when it is executed. Made once for each table as it is known."""
-    known = (*columns, mode)
-    if known not in table.statements:
-        if len(table.statements) >= MAX_STATEMENTS:
-            table.statements.clear()
-        table.statements[known] = _insert_statement(backend, table, columns, mode)
-    return table.statements[known]
+    return table.kept((*columns, mode), lambda: _insert_statement(backend, table, columns, mode))
 
 
 def _insert_statement(backend: Backend, table: TableInfo, columns: list[str], mode: int) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Column
+from sqlalchemy import Column, PoolProxiedConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onecontainer.api.db.v1 import table_pb2
@@ -17,6 +17,11 @@ from onecontainer_driver_sql.names import quoted
 
 EXPIRY = "onecontainer_expire_time"
 """The column with a record's end, null for none: a table that has one of type TIMESTAMP has records that expire."""
+
+
+MAX_STATEMENTS = 100
+"""Of one table that are kept."""
+T = TypeVar("T")
 
 
 class Stored(sa.types.UserDefinedType[Any]):
@@ -114,6 +119,15 @@ class TableInfo:
         schema = quoted(self.schema) if self.schema else None
         object.__setattr__(self, "sa", sa.Table(quoted(self.id), sa.MetaData(), *columns, schema=schema))
 
+    def kept(self, key: object, make: Callable[[], T]) -> T:
+        """The statement for ``key``, made now if it is not there. There are as many as callers think of, so that few are kept."""
+        if key not in self.statements:
+            if len(self.statements) >= MAX_STATEMENTS:
+                self.statements.clear()
+            self.statements[key] = make()
+        found: T = self.statements[key]
+        return found
+
     @property
     def expires(self) -> bool:
         return self.expiry is not None
@@ -181,6 +195,13 @@ class Backend(Protocol):
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
         """Inserts the rows the fast way. False: there is none for this table."""
+        ...
+
+    async def rows(
+        self, connection: PoolProxiedConnection, key: object, sql: str, arguments: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        """All rows of one statement that reads, by itself, through the backend's own client. ``key`` stands for the statement for as
+        long as it is one of the table as it is."""
         ...
 
     def stream(

@@ -7,9 +7,10 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import PoolProxiedConnection, event, exc
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -27,6 +28,8 @@ from onecontainer_driver_sql.settings import Settings
 _INDEX_METHODS = frozenset({"btree", "hash", "gin", "gist", "spgist", "brin"})
 _TABLE_PROPERTIES = frozenset({"fillfactor", "autovacuum_enabled", "parallel_workers", "toast_tuple_target"})
 _INDEX_OPTIONS = frozenset({"fillfactor", "fastupdate", "pages_per_range", "deduplicate_items"})
+_STATEMENTS = "onecontainer_statements"
+"""Where a connection of the pool keeps what it has prepared."""
 
 
 class PostgresBackend:
@@ -137,6 +140,20 @@ class PostgresBackend:
         raw: Any = (await connection.get_raw_connection()).driver_connection
         await raw.copy_records_to_table(table.id, records=rows, columns=columns, schema_name=table.schema)
         return True
+
+    async def rows(
+        self, connection: PoolProxiedConnection, key: object, sql: str, arguments: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        # asyncpg's own cache would quietly prepare a statement again whose table has other types now, which codecs do not know.
+        known: WeakKeyDictionary[object, Any] = connection.info.setdefault(_STATEMENTS, WeakKeyDictionary())
+        try:
+            if key not in known:
+                raw: Any = connection.driver_connection
+                known[key] = await raw.prepare(sql)
+            return await known[key].fetch(*arguments)  # type: ignore[no-any-return]
+        except Exception:
+            known.pop(key, None)
+            raise
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import PoolProxiedConnection, event, exc
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -177,6 +177,12 @@ class SqliteBackend:
         target = prepare.quote(quoted(table.id))
         await raw.executemany(f"INSERT INTO {target} ({names}) VALUES ({marks})", rows)  # noqa: S608  # quoted names only
         return True
+
+    async def rows(
+        self, connection: PoolProxiedConnection, key: object, sql: str, arguments: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        raw: Any = connection.driver_connection
+        return await raw.execute_fetchall(sql, arguments)  # type: ignore[no-any-return]
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
