@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Self
 
 import sqlalchemy as sa
+from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
@@ -26,7 +27,7 @@ class Rollback(Exception):  # not an error: the way out of a transaction that is
 
 
 class Database:
-    """All calls go through `transaction` or `reading`, which give one connection and translate what the backend raises."""
+    """All calls go through `transaction`, `reading` or `straight`, which give one connection and translate what the backend raises."""
 
     def __init__(self, backend: Backend, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.backend = backend
@@ -52,10 +53,10 @@ class Database:
     async def transaction(self, *, one_write: bool = False) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes: committed at the end, undone by any exception, `Rollback` being a silent one.
 
-        With ``one_write`` there is but one statement that writes, and nothing after it undoes it: a server is told so, which saves
-        the round trips of BEGIN and COMMIT.
+        With ``one_write`` there is but one statement that writes, and nothing after it undoes it: the backend is told so, which
+        saves BEGIN and COMMIT.
         """
-        async with self._writer if self.backend.single_writer else contextlib.nullcontext():
+        async with self._turn(write=True):
             with contextlib.suppress(Rollback):
                 async with self._begun(write=True, one_write=one_write) as connection:
                     yield connection
@@ -66,19 +67,23 @@ class Database:
         async with self._begun(write=False, snapshot=snapshot) as connection:
             yield connection
 
-    async def rows(self, key: object, sql: str, arguments: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        """All rows of one statement that reads, by itself; ``key`` as of `Backend.rows`. Nothing but the pool is SQLAlchemy's here,
-        whose layers take more time than such a read itself."""
-        with self._translated():
-            connection = await self._engine.raw_connection()
-            try:
-                return await self.backend.rows(connection, key, sql, arguments)
-            except asyncio.CancelledError:
-                # As SQLAlchemy does it: what the connection is at then is not known.
-                await greenlet_spawn(connection.invalidate)
-                raise
-            finally:
-                await greenlet_spawn(connection.close)
+    @contextlib.asynccontextmanager
+    async def straight(self, *, write: bool = False) -> AsyncIterator[PoolProxiedConnection]:
+        """A connection for `Backend.rows`: nothing but the pool is SQLAlchemy's there, and each statement is a transaction of its own."""
+        async with self._turn(write=write):
+            with self._translated():
+                connection = await self._engine.raw_connection()
+                try:
+                    yield connection
+                except asyncio.CancelledError:
+                    # As SQLAlchemy does it: what the connection is at then is not known.
+                    await greenlet_spawn(connection.invalidate)
+                    raise
+                finally:
+                    await greenlet_spawn(connection.close)
+
+    def _turn(self, *, write: bool) -> contextlib.AbstractAsyncContextManager[None]:
+        return self._writer if write and self.backend.single_writer else contextlib.nullcontext()
 
     @property
     def dialect(self) -> sa.Dialect:
@@ -92,7 +97,7 @@ class Database:
         if use not in self._engines:
             options = self.backend.transaction_options(write=write, snapshot=snapshot, one_write=one_write)
             self._engines[use] = self._engine.execution_options(**options)
-        begins = snapshot or (write and (self.backend.single_writer or not one_write))
+        begins = snapshot or (write and not one_write)
         with self._translated():
             async with (
                 self._engines[use].connect() as connection,

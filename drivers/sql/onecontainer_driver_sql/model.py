@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -48,6 +48,30 @@ class StoredAsText(Stored):
 
     def column_expression(self, colexpr: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         return sa.cast(colexpr, sa.Text)
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Straight:
+    """A statement that goes straight to the backend's own client: SQLAlchemy's layers take more time than a small one does.
+
+    It stands for one table as it was described, so that what a connection prepares for it is not used for the table as it is later.
+    """
+
+    sql: str
+    names: tuple[str, ...]
+    """Of the parameters, in the SQL's order."""
+    constants: Mapping[str, Any]
+
+    def arguments(self, given: Mapping[str, Any]) -> list[Any]:
+        parameters = {**self.constants, **given}
+        return [parameters[name] for name in self.names]
+
+
+def straight(statement: sa.ClauseElement, dialect: sa.Dialect, given: Iterable[str]) -> Straight:
+    """``given`` are the names of the parameters that differ from call to call."""
+    compiled: Any = statement.compile(dialect=dialect)
+    constants = compiled.construct_params(dict.fromkeys(given))
+    return Straight(str(compiled), tuple(compiled.positiontup or ()), constants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +222,9 @@ class Backend(Protocol):
         ...
 
     async def rows(
-        self, connection: PoolProxiedConnection, key: object, sql: str, arguments: Sequence[Any]
+        self, connection: PoolProxiedConnection, statement: Straight, arguments: Sequence[Any]
     ) -> Sequence[Sequence[Any]]:
-        """All rows of one statement that reads, by itself, through the backend's own client. ``key`` stands for the statement for as
-        long as it is one of the table as it is."""
+        """All rows of a statement that is a transaction of its own."""
         ...
 
     def stream(

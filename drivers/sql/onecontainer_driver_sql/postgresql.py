@@ -18,7 +18,7 @@ from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.model import EXPIRY, Storage, TableInfo
+from onecontainer_driver_sql.model import EXPIRY, Storage, Straight, TableInfo
 from onecontainer_driver_sql.postgresql_catalog import describe, table_ids
 from onecontainer_driver_sql.postgresql_faults import translate
 from onecontainer_driver_sql.postgresql_times import TYPES
@@ -142,17 +142,17 @@ class PostgresBackend:
         return True
 
     async def rows(
-        self, connection: PoolProxiedConnection, key: object, sql: str, arguments: Sequence[Any]
+        self, connection: PoolProxiedConnection, statement: Straight, arguments: Sequence[Any]
     ) -> Sequence[Sequence[Any]]:
         # asyncpg's own cache would quietly prepare a statement again whose table has other types now, which codecs do not know.
-        known: WeakKeyDictionary[object, Any] = connection.info.setdefault(_STATEMENTS, WeakKeyDictionary())
+        known: WeakKeyDictionary[Straight, Any] = connection.info.setdefault(_STATEMENTS, WeakKeyDictionary())
         try:
-            if key not in known:
+            if statement not in known:
                 raw: Any = connection.driver_connection
-                known[key] = await raw.prepare(sql)
-            return await known[key].fetch(*arguments)  # type: ignore[no-any-return]
+                known[statement] = await raw.prepare(statement.sql)
+            return await known[statement].fetch(*arguments)  # type: ignore[no-any-return]
         except Exception:
-            known.pop(key, None)
+            known.pop(statement, None)
             raise
 
     async def stream(

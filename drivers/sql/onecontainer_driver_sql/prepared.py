@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from onecontainer.api.db.v1 import database_pb2, query_pb2
 from onecontainer_driver_sql.filters import compared, operation
-from onecontainer_driver_sql.model import ColumnInfo
+from onecontainer_driver_sql.model import ColumnInfo, Straight, straight
 from onecontainer_driver_sql.planning import Plan
 
 Compared = tuple[query_pb2.Comparison, str]
@@ -21,28 +21,20 @@ MAX_COMPARED = 32
 ROWS = "rows"
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """The plan of all selects of one shape, and its SQL.
-
-    Attributes:
-        names: of the parameters, in the SQL's order.
-        constants: parameters that are always the same, by name.
-        compared: the column of each compared value.
-    """
+    """The plan of all selects of one shape, their statement, and the column of each compared value."""
 
     plan: Plan
-    sql: str
-    names: tuple[str, ...]
-    constants: dict[str, Any]
+    statement: Straight
     compared: tuple[ColumnInfo, ...]
 
     def arguments(self, comparisons: list[Compared], rows: int) -> list[Any]:
-        """The SQL's parameters, for at most so many rows. Raises FieldRequired or DataInvalid with the path of a value."""
-        parameters = {**self.constants, ROWS: rows}
+        """The statement's parameters, for at most so many rows. Raises FieldRequired or DataInvalid with the path of a value."""
+        values: dict[str, Any] = {ROWS: rows}
         for index, (column, (node, path)) in enumerate(zip(self.compared, comparisons, strict=True)):
-            parameters[_name(index)] = compared(column, node.value, f"{path}.value")
-        return [parameters[name] for name in self.names]
+            values[_name(index)] = compared(column, node.value, f"{path}.value")
+        return self.statement.arguments(values)
 
 
 def _name(index: int) -> str:
@@ -81,9 +73,10 @@ def prepare(plan: Plan, dialect: sa.Dialect, comparisons: list[Compared]) -> Pre
     table = plan.table
     columns = tuple(table.columns[node.column] for node, _ in comparisons)
     conditions = [
-        operation(table, column, node.operator, sa.bindparam(_name(index), None, table.sa.columns[column.name].type))
+        operation(table, column, node.operator, sa.bindparam(_name(index), type_=table.sa.columns[column.name].type))
         for index, (column, (node, _)) in enumerate(zip(columns, comparisons, strict=True))
     ]
     alike = replace(plan, where=sa.and_(*conditions))
-    compiled = alike.statement().limit(sa.bindparam(ROWS, None, sa.Integer)).compile(dialect=dialect)
-    return Prepared(alike, str(compiled), tuple(compiled.positiontup or ()), dict(compiled.params), columns)
+    statement = alike.statement().limit(sa.bindparam(ROWS, type_=sa.Integer))
+    names = [ROWS, *(_name(index) for index in range(len(columns)))]
+    return Prepared(alike, straight(statement, dialect, names), columns)

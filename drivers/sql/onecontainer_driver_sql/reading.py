@@ -47,7 +47,9 @@ async def select_records(
     most = wanted if last else wanted + 1
     rows: Sequence[Any]
     if known is not None:
-        rows = await database.rows(known, known.sql, known.arguments(comparisons, most))
+        arguments = known.arguments(comparisons, most)
+        async with database.straight() as raw:
+            rows = await database.backend.rows(raw, known.statement, arguments)
     else:
         statement = made.statement().limit(most)
         if position is not None:

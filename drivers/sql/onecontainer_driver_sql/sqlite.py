@@ -18,7 +18,7 @@ from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec
 from onecontainer.driver.records.names import is_identifier
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.model import ColumnInfo, Storage, Stored, TableInfo
+from onecontainer_driver_sql.model import ColumnInfo, Storage, Stored, Straight, TableInfo
 from onecontainer_driver_sql.names import quoted
 from onecontainer_driver_sql.settings import Settings
 from onecontainer_driver_sql.sqlite_connection import open_connection
@@ -63,7 +63,7 @@ class SqliteBackend:
         return sa.func.strftime("%Y-%m-%d %H:%M:%f000Z", *moment)
 
     def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
-        return {"begin": "BEGIN IMMEDIATE" if write else "BEGIN" if snapshot else ""}
+        return {"begin": "BEGIN IMMEDIATE" if write and not one_write else "BEGIN" if snapshot else ""}
 
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
         return storage(column_type, path)
@@ -179,10 +179,10 @@ class SqliteBackend:
         return True
 
     async def rows(
-        self, connection: PoolProxiedConnection, key: object, sql: str, arguments: Sequence[Any]
+        self, connection: PoolProxiedConnection, statement: Straight, arguments: Sequence[Any]
     ) -> Sequence[Sequence[Any]]:
         raw: Any = connection.driver_connection
-        return await raw.execute_fetchall(sql, arguments)  # type: ignore[no-any-return]
+        return await raw.execute_fetchall(statement.sql, arguments)  # type: ignore[no-any-return]
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]
