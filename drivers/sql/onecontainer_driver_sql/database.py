@@ -53,8 +53,8 @@ class Database:
     async def transaction(self, *, one_write: bool = False) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes: committed at the end, undone by any exception, `Rollback` being a silent one.
 
-        With ``one_write`` there is but one statement that writes, and nothing after it undoes it: the backend is told so, which
-        saves BEGIN and COMMIT.
+        With ``one_write`` there is but one statement that writes, and nothing after it undoes it: a server is told so, which saves
+        the round trips of BEGIN and COMMIT.
         """
         async with self._turn(write=True):
             with contextlib.suppress(Rollback):
@@ -97,7 +97,7 @@ class Database:
         if use not in self._engines:
             options = self.backend.transaction_options(write=write, snapshot=snapshot, one_write=one_write)
             self._engines[use] = self._engine.execution_options(**options)
-        begins = snapshot or (write and not one_write)
+        begins = snapshot or (write and (self.backend.single_writer or not one_write))
         with self._translated():
             async with (
                 self._engines[use].connect() as connection,

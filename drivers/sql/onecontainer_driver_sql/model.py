@@ -17,8 +17,6 @@ from onecontainer_driver_sql.names import quoted
 
 EXPIRY = "onecontainer_expire_time"
 """The column with a record's end, null for none: a table that has one of type TIMESTAMP has records that expire."""
-
-
 MAX_STATEMENTS = 100
 """Of one table that are kept."""
 T = TypeVar("T")
@@ -61,6 +59,7 @@ class Straight:
     names: tuple[str, ...]
     """Of the parameters, in the SQL's order."""
     constants: Mapping[str, Any]
+    writes: bool
 
     def arguments(self, given: Mapping[str, Any]) -> list[Any]:
         parameters = {**self.constants, **given}
@@ -71,7 +70,7 @@ def straight(statement: sa.ClauseElement, dialect: sa.Dialect, given: Iterable[s
     """``given`` are the names of the parameters that differ from call to call."""
     compiled: Any = statement.compile(dialect=dialect)
     constants = compiled.construct_params(dict.fromkeys(given))
-    return Straight(str(compiled), tuple(compiled.positiontup or ()), constants)
+    return Straight(str(compiled), tuple(compiled.positiontup or ()), constants, isinstance(statement, sa.UpdateBase))
 
 
 @dataclass(frozen=True, slots=True)

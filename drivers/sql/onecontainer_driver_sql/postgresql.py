@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy import PoolProxiedConnection, event, exc
 from sqlalchemy.dialects import postgresql
@@ -18,7 +19,7 @@ from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.model import EXPIRY, Storage, Straight, TableInfo
+from onecontainer_driver_sql.model import EXPIRY, MAX_STATEMENTS, Storage, Straight, TableInfo
 from onecontainer_driver_sql.postgresql_catalog import describe, table_ids
 from onecontainer_driver_sql.postgresql_faults import translate
 from onecontainer_driver_sql.postgresql_times import TYPES
@@ -148,11 +149,13 @@ class PostgresBackend:
         known: WeakKeyDictionary[Straight, Any] = connection.info.setdefault(_STATEMENTS, WeakKeyDictionary())
         try:
             if statement not in known:
+                if len(known) >= MAX_STATEMENTS:
+                    known.clear()
                 raw: Any = connection.driver_connection
                 known[statement] = await raw.prepare(statement.sql)
             return await known[statement].fetch(*arguments)  # type: ignore[no-any-return]
-        except Exception:
-            known.pop(statement, None)
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError):
+            known.pop(statement, None)  # asyncpg may have closed it
             raise
 
     async def stream(

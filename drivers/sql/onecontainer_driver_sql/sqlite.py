@@ -63,7 +63,7 @@ class SqliteBackend:
         return sa.func.strftime("%Y-%m-%d %H:%M:%f000Z", *moment)
 
     def transaction_options(self, *, write: bool, snapshot: bool, one_write: bool) -> dict[str, Any]:
-        return {"begin": "BEGIN IMMEDIATE" if write and not one_write else "BEGIN" if snapshot else ""}
+        return {"begin": "BEGIN IMMEDIATE" if write else "BEGIN" if snapshot else ""}
 
     def storage(self, column_type: table_pb2.ColumnType, path: str) -> Storage:
         return storage(column_type, path)
@@ -182,7 +182,7 @@ class SqliteBackend:
         self, connection: PoolProxiedConnection, statement: Straight, arguments: Sequence[Any]
     ) -> Sequence[Sequence[Any]]:
         raw: Any = connection.driver_connection
-        return await raw.execute_fetchall(statement.sql, arguments)  # type: ignore[no-any-return]
+        return await raw.rows(statement.sql, arguments, write=statement.writes)  # type: ignore[no-any-return]
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]

@@ -136,6 +136,25 @@ class InterruptibleConnection(aiosqlite.Connection):
         self._calls = calls
         self._thread.daemon = True  # as SQLAlchemy does it for connections that it opens itself
 
+    async def rows(self, sql: str, parameters: Sequence[Any], *, write: bool) -> list[Any]:
+        """All rows of a statement that is a transaction of its own, in one visit to the thread."""
+        found: list[Any] = await self._execute(self._write if write else self._execute_fetchall, sql, parameters)
+        return found
+
+    def _write(self, sql: str, parameters: Sequence[Any]) -> Any:
+        self._conn.execute("BEGIN IMMEDIATE")
+        try:
+            rows = self._execute_fetchall(sql, parameters)
+            # Another program may have held the file for seconds: who has been told meanwhile that nothing came of it must be right.
+            if self._calls.is_abandoned():
+                raise sqlite3.OperationalError("the call was left")
+            self._conn.execute("COMMIT")
+        except BaseException:
+            if self._conn.in_transaction:
+                self._conn.execute("ROLLBACK")
+            raise
+        return rows
+
     def cursor(self) -> WholeCursor:  # type: ignore[override]  # not aiosqlite's, which visits the thread for everything
         return WholeCursor(self)
 

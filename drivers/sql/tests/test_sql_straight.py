@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,24 @@ async def test_a_record_by_itself_and_its_errors(db: Database) -> None:
     assert told[0] == told[1]
     assert told[0][0].startswith("records[0]: ")
     assert told[0][1]["record"] == "0"
+
+
+async def test_a_record_whose_caller_left_is_not_written_later(lite: Database, tmp_path: Path) -> None:
+    await people(lite, 2)
+    await select(lite, "people")
+    other = sqlite3.connect(tmp_path / "database.sqlite3", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        task = asyncio.create_task(writing.insert_records(lite, insertion("people", record(id=7, name="late"))))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        other.execute("COMMIT")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    finally:
+        other.close()
+    assert [one["id"] for one in await select(lite, "people")] == [0, 1]
+    await writing.insert_records(lite, insertion("people", record(id=8, name="in time")))
+    assert [one["id"] for one in await select(lite, "people")] == [0, 1, 8]
