@@ -18,7 +18,7 @@ from onecontainer_driver_sql.settings import read_settings
 
 from drivers.sql.tests.calls import create, page, people, select
 from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import query_pb2, record_pb2
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2
 from onecontainer.driver import errors
 from tests.fixtures.records import SERVICE, K, all_of, any_of, column, compare, equals, insertion, record, unrecord
 
@@ -46,7 +46,7 @@ async def test_the_same_question_with_other_values(db: Database) -> None:
 
 async def test_answers_are_those_of_the_long_way(db: Database) -> None:
     await people(db, 8)
-    order = [query_pb2.OrderBy(column="name", order=2)]
+    order = [query_pb2.OrderBy(column="name", order=table_pb2.SORT_ORDER_DESCENDING)]
     for query in (Q(), Q(columns=["age"]), Q(columns=["age"], distinct=True), Q(limit=2), Q(order_by=order)):
         for operator in OPERATORS:
             for values in ((1, 2), (2, 1)):
