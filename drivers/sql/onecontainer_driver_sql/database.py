@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 
 import sqlalchemy as sa
+from sqlalchemy import PoolProxiedConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
 from onecontainer.driver import errors
 from onecontainer.driver.records.known import KnownTables
@@ -25,7 +27,7 @@ class Rollback(Exception):  # not an error: the way out of a transaction that is
 
 
 class Database:
-    """All calls go through `transaction` or `reading`, which give one connection and translate what the backend raises."""
+    """All calls go through `transaction`, `reading` or `straight`, which give one connection and translate what the backend raises."""
 
     def __init__(self, backend: Backend, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.backend = backend
@@ -54,7 +56,7 @@ class Database:
         With ``one_write`` there is but one statement that writes, and nothing after it undoes it: a server is told so, which saves
         the round trips of BEGIN and COMMIT.
         """
-        async with self._writer if self.backend.single_writer else contextlib.nullcontext():
+        async with self._turn(write=True):
             with contextlib.suppress(Rollback):
                 async with self._begun(write=True, one_write=one_write) as connection:
                     yield connection
@@ -64,6 +66,28 @@ class Database:
         """Only reads. With ``snapshot`` all statements see the same moment; without, each is by itself, which saves round trips."""
         async with self._begun(write=False, snapshot=snapshot) as connection:
             yield connection
+
+    @contextlib.asynccontextmanager
+    async def straight(self, *, write: bool = False) -> AsyncIterator[PoolProxiedConnection]:
+        """A connection for `Backend.rows`: nothing but the pool is SQLAlchemy's there, and each statement is a transaction of its own."""
+        async with self._turn(write=write):
+            with self._translated():
+                connection = await self._engine.raw_connection()
+                try:
+                    yield connection
+                except asyncio.CancelledError:
+                    # As SQLAlchemy does it: what the connection is at then is not known.
+                    await greenlet_spawn(connection.invalidate)
+                    raise
+                finally:
+                    await greenlet_spawn(connection.close)
+
+    def _turn(self, *, write: bool) -> contextlib.AbstractAsyncContextManager[None]:
+        return self._writer if write and self.backend.single_writer else contextlib.nullcontext()
+
+    @property
+    def dialect(self) -> sa.Dialect:
+        return self._engine.dialect
 
     @contextlib.asynccontextmanager
     async def _begun(

@@ -69,11 +69,16 @@ def _sa(table: TableInfo, column: ColumnInfo) -> sa.Column[Any]:
 
 
 def bound(table: TableInfo, column: ColumnInfo, value: value_pb2.Value, path: str) -> sa.BindParameter[Any]:
-    """The value as a parameter of the column's type. Null is refused: nothing compares with it."""
+    """The value as a parameter of the column's type. Raises what `compared` raises."""
+    return sa.bindparam(None, compared(column, value, path), type_=_sa(table, column).type, unique=True)
+
+
+def compared(column: ColumnInfo, value: value_pb2.Value, path: str) -> Any:
+    """The value as the backend takes it. Null is refused: nothing compares with it. Raises FieldRequired or DataInvalid."""
     given = parameter(column.codec, value, path)
     if given is None:
         raise errors.DataInvalid(path, "is null, which nothing compares with; use null_check")
-    return sa.bindparam(None, given, type_=_sa(table, column).type, unique=True)
+    return given
 
 
 def _need_equality(column: ColumnInfo, path: str) -> None:
@@ -97,7 +102,12 @@ def _comparison(table: TableInfo, node: query_pb2.Comparison, path: str) -> Cond
     if node.operator not in _OPERATORS:
         raise errors.FieldInvalid(f"{path}.operator", f"{node.operator} is not an operator")
     (_need_equality if node.operator in _EQUALITIES else _need_order)(column, f"{path}.column")
-    return _OPERATORS[node.operator](_sa(table, column), bound(table, column, node.value, f"{path}.value"))
+    return operation(table, column, node.operator, bound(table, column, node.value, f"{path}.value"))
+
+
+def operation(table: TableInfo, column: ColumnInfo, operator: int, value: sa.BindParameter[Any]) -> Condition:
+    """A comparison whose parts have been checked."""
+    return _OPERATORS[operator](_sa(table, column), value)
 
 
 def _membership(table: TableInfo, node: query_pb2.Membership, path: str) -> Condition:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -11,28 +12,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from onecontainer.api.db.v1 import database_pb2, record_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records import requests
-from onecontainer.driver.records.model import record
+from onecontainer.driver.records.model import Column, record
 from onecontainer_driver_sql import expiry
 from onecontainer_driver_sql.database import Database
-from onecontainer_driver_sql.model import EXPIRY, Backend, TableInfo
+from onecontainer_driver_sql.model import EXPIRY, Backend, Straight, TableInfo, straight
 from onecontainer_driver_sql.options import refuse_options, returned_columns
 from onecontainer_driver_sql.values import record_parameters
 
 Parameters = dict[str, Any]
-MAX_STATEMENTS = 100
-"""Of one table that are kept."""
+T = TypeVar("T")
 
 
 async def insert(
     database: Database, connection: AsyncConnection, request: database_pb2.InsertRecordsRequest, at: str
 ) -> database_pb2.InsertRecordsResponse:
     table = await database.table(connection, request.table, f"{at}table")
-    requests.check_insert(request, at)
-    check_mode(table, request.mode, f"{at}mode")
+    returning, rows = _checked(table, request, at)
     conditional = request.mode == record_pb2.INSERT_MODE_IF_NOT_EXISTS
-    refuse_options(table, request.options, f"{at}options", conditional=conditional)
-    returning = returned_columns(table, request.returning, f"{at}returning")
-    rows = [record_parameters(table, one, f"{at}records[{index}]") for index, one in enumerate(request.records)]
     if table.expires:
         await expiry.sweep(database.backend, connection, table)
         end = await expiry.moment(database.backend, connection, table, request.options)
@@ -46,9 +42,8 @@ async def insert(
         for index, row in enumerate(rows):
             statement = insert_statement(database.backend, table, list(row), request.mode)
             columns = [table.sa.columns[column.name] for column in returning]
-            done = await _located(
-                database.backend, connection, statement.returning(*columns) if columns else statement, row, index, at
-            )
+            executing = connection.execute(statement.returning(*columns) if columns else statement, row)
+            done = await _located(database.backend, executing, index, at)
             found = done.first() if columns else None
             if conditional and (found is None if columns else done.rowcount == 0):
                 current = await _current(database.backend, connection, table, row)
@@ -60,6 +55,34 @@ async def insert(
     return database_pb2.InsertRecordsResponse(applied=written == len(rows), affected=written, results=results)
 
 
+async def insert_one(
+    database: Database, table: TableInfo, request: database_pb2.InsertRecordsRequest
+) -> database_pb2.InsertRecordsResponse:
+    """One record into a table whose records do not expire, of which nothing is to be told but that it was written."""
+    _, (row,) = _checked(table, request, "")
+    statement = table.kept(
+        (Straight, *row, request.mode),
+        lambda: straight(insert_statement(database.backend, table, list(row), request.mode), database.dialect, row),
+    )
+    async with database.straight(write=True) as raw:
+        await _located(database.backend, database.backend.rows(raw, statement, statement.arguments(row)), 0, "")
+    result = database_pb2.InsertResult(applied=True)
+    return database_pb2.InsertRecordsResponse(applied=True, affected=1, results=[result])
+
+
+def _checked(
+    table: TableInfo, request: database_pb2.InsertRecordsRequest, at: str
+) -> tuple[list[Column], list[Parameters]]:
+    """Columns to return, and parameters of each record."""
+    requests.check_insert(request, at)
+    check_mode(table, request.mode, f"{at}mode")
+    conditional = request.mode == record_pb2.INSERT_MODE_IF_NOT_EXISTS
+    refuse_options(table, request.options, f"{at}options", conditional=conditional)
+    returning = returned_columns(table, request.returning, f"{at}returning")
+    rows = [record_parameters(table, one, f"{at}records[{index}]") for index, one in enumerate(request.records)]
+    return returning, rows
+
+
 def check_mode(table: TableInfo, mode: int, path: str) -> None:
     requests.check_mode(mode, path)
     if mode in (record_pb2.INSERT_MODE_IF_NOT_EXISTS, record_pb2.INSERT_MODE_UPSERT) and not table.primary_key:
@@ -68,12 +91,7 @@ def check_mode(table: TableInfo, mode: int, path: str) -> None:
 
 def insert_statement(backend: Backend, table: TableInfo, columns: list[str], mode: int) -> Any:
     """An INSERT of these columns, whose parameters are given when it is executed. Made once for each table as it is known."""
-    known = (*columns, mode)
-    if known not in table.statements:
-        if len(table.statements) >= MAX_STATEMENTS:
-            table.statements.clear()
-        table.statements[known] = _insert_statement(backend, table, columns, mode)
-    return table.statements[known]
+    return table.kept((*columns, mode), lambda: _insert_statement(backend, table, columns, mode))
 
 
 def _insert_statement(backend: Backend, table: TableInfo, columns: list[str], mode: int) -> Any:
@@ -103,15 +121,14 @@ async def _insert_alike(
             raise
         # Which record it was is known only when they go one by one.
         for index, row in enumerate(rows):
-            await _located(backend, connection, statement, row, index, at)
+            await _located(backend, connection.execute(statement, row), index, at)
 
 
-async def _located(
-    backend: Backend, connection: AsyncConnection, statement: sa.Executable, row: Parameters, index: int, at: str
-) -> sa.CursorResult[Any]:
+async def _located(backend: Backend, executing: Awaitable[T], index: int, at: str) -> T:
+    """What it gives; the backend's error tells which record it is of."""
     try:
-        return await connection.execute(statement, row)
-    except exc.DBAPIError as error:
+        return await executing
+    except Exception as error:
         found = backend.translate(error)
         if found is None:
             raise

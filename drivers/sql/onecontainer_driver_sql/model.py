@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Column
+from sqlalchemy import Column, PoolProxiedConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from onecontainer.api.db.v1 import table_pb2
@@ -17,6 +17,9 @@ from onecontainer_driver_sql.names import quoted
 
 EXPIRY = "onecontainer_expire_time"
 """The column with a record's end, null for none: a table that has one of type TIMESTAMP has records that expire."""
+MAX_STATEMENTS = 100
+"""Of one table that are kept."""
+T = TypeVar("T")
 
 
 class Stored(sa.types.UserDefinedType[Any]):
@@ -43,6 +46,31 @@ class StoredAsText(Stored):
 
     def column_expression(self, colexpr: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         return sa.cast(colexpr, sa.Text)
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Straight:
+    """A statement that goes straight to the backend's own client: SQLAlchemy's layers take more time than a small one does.
+
+    It stands for one table as it was described, so that what a connection prepares for it is not used for the table as it is later.
+    """
+
+    sql: str
+    names: tuple[str, ...]
+    """Of the parameters, in the SQL's order."""
+    constants: Mapping[str, Any]
+    writes: bool
+
+    def arguments(self, given: Mapping[str, Any]) -> list[Any]:
+        parameters = {**self.constants, **given}
+        return [parameters[name] for name in self.names]
+
+
+def straight(statement: sa.ClauseElement, dialect: sa.Dialect, given: Iterable[str]) -> Straight:
+    """``given`` are the names of the parameters that differ from call to call."""
+    compiled: Any = statement.compile(dialect=dialect)
+    constants = compiled.construct_params(dict.fromkeys(given))
+    return Straight(str(compiled), tuple(compiled.positiontup or ()), constants, isinstance(statement, sa.UpdateBase))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +142,15 @@ class TableInfo:
         schema = quoted(self.schema) if self.schema else None
         object.__setattr__(self, "sa", sa.Table(quoted(self.id), sa.MetaData(), *columns, schema=schema))
 
+    def kept(self, key: object, make: Callable[[], T]) -> T:
+        """The statement for ``key``, made now if it is not there. There are as many as callers think of, so that few are kept."""
+        if key not in self.statements:
+            if len(self.statements) >= MAX_STATEMENTS:
+                self.statements.clear()
+            self.statements[key] = make()
+        found: T = self.statements[key]
+        return found
+
     @property
     def expires(self) -> bool:
         return self.expiry is not None
@@ -181,6 +218,12 @@ class Backend(Protocol):
         self, connection: AsyncConnection, table: TableInfo, columns: Sequence[str], rows: list[tuple[Any, ...]]
     ) -> bool:
         """Inserts the rows the fast way. False: there is none for this table."""
+        ...
+
+    async def rows(
+        self, connection: PoolProxiedConnection, statement: Straight, arguments: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        """All rows of a statement that is a transaction of its own."""
         ...
 
     def stream(

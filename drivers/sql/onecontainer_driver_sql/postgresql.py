@@ -7,9 +7,11 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import asyncpg
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import PoolProxiedConnection, event, exc
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -17,7 +19,7 @@ from onecontainer.api.db.v1 import table_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.model import EXPIRY, Storage, TableInfo
+from onecontainer_driver_sql.model import EXPIRY, MAX_STATEMENTS, Storage, Straight, TableInfo
 from onecontainer_driver_sql.postgresql_catalog import describe, table_ids
 from onecontainer_driver_sql.postgresql_faults import translate
 from onecontainer_driver_sql.postgresql_times import TYPES
@@ -27,6 +29,8 @@ from onecontainer_driver_sql.settings import Settings
 _INDEX_METHODS = frozenset({"btree", "hash", "gin", "gist", "spgist", "brin"})
 _TABLE_PROPERTIES = frozenset({"fillfactor", "autovacuum_enabled", "parallel_workers", "toast_tuple_target"})
 _INDEX_OPTIONS = frozenset({"fillfactor", "fastupdate", "pages_per_range", "deduplicate_items"})
+_STATEMENTS = "onecontainer_statements"
+"""Where a connection of the pool keeps what it has prepared."""
 
 
 class PostgresBackend:
@@ -137,6 +141,22 @@ class PostgresBackend:
         raw: Any = (await connection.get_raw_connection()).driver_connection
         await raw.copy_records_to_table(table.id, records=rows, columns=columns, schema_name=table.schema)
         return True
+
+    async def rows(
+        self, connection: PoolProxiedConnection, statement: Straight, arguments: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        # asyncpg's own cache would quietly prepare a statement again whose table has other types now, which codecs do not know.
+        known: WeakKeyDictionary[Straight, Any] = connection.info.setdefault(_STATEMENTS, WeakKeyDictionary())
+        try:
+            if statement not in known:
+                if len(known) >= MAX_STATEMENTS:
+                    known.clear()
+                raw: Any = connection.driver_connection
+                known[statement] = await raw.prepare(statement.sql)
+            return await known[statement].fetch(*arguments)  # type: ignore[no-any-return]
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError):
+            known.pop(statement, None)  # asyncpg may have closed it
+            raise
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]

@@ -3,96 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import sqlalchemy as sa
-
-from onecontainer.api.db.v1 import database_pb2, query_pb2, table_pb2
+from onecontainer.api.db.v1 import database_pb2
 from onecontainer.driver import errors
-from onecontainer.driver.records.model import Column, record
-from onecontainer.driver.records.requests import DEFAULT_PAGE, MAX_PAGE, chosen_columns, page_size
+from onecontainer.driver.records.model import record
+from onecontainer.driver.records.requests import DEFAULT_PAGE, MAX_PAGE, page_size
 from onecontainer.driver.records.streams import pace_of, responses, result_columns
-from onecontainer_driver_sql import expiry, paging
+from onecontainer_driver_sql import paging
 from onecontainer_driver_sql.database import Database
-from onecontainer_driver_sql.filters import condition
-from onecontainer_driver_sql.model import TableInfo
-from onecontainer_driver_sql.paging import Key, Position
-
-
-@dataclass(slots=True)
-class Plan:
-    """A query against the table as it is: its columns, its order, its condition."""
-
-    table: TableInfo
-    columns: list[Column]
-    order: list[Key]
-    where: sa.ColumnElement[bool] | None
-    distinct: bool
-    limit: int | None
-    hidden: list[Column] = field(default_factory=list)
-
-    def statement(self) -> sa.Select[Any]:
-        chosen = [self.table.sa.columns[column.name] for column in [*self.columns, *self.hidden]]
-        # Two columns whose names differ in case only have one name as SQLAlchemy's labels; these are by position.
-        statement = sa.select(*chosen).select_from(self.table.sa)
-        if self.where is not None:
-            statement = statement.where(self.where)
-        if self.distinct:
-            statement = statement.distinct()
-        return statement.order_by(*(key.clause(self.table) for key in self.order))
-
-
-def plan(database: Database, table: TableInfo, query: query_pb2.Query) -> Plan:
-    if query.consistency:
-        raise errors.BackendCapabilityMissing("query.consistency", f"{database.backend.name} has no consistency levels")
-    if query.limit < 0:
-        raise errors.FieldInvalid("query.limit", "must not be negative")
-    columns = chosen_columns(table, query.columns, "query.columns") or list(table.columns.values())
-    order: list[Key] = []
-    for index, one in enumerate(query.order_by):
-        path = f"query.order_by[{index}].column"
-        column = table.column(one.column, path)
-        if any(key.column.name == column.name for key in order):
-            raise errors.FieldInvalid(path, f"{column.name!r} is there twice")
-        if not column.codec.order:
-            raise errors.BackendCapabilityMissing(
-                path, f"columns of type {column.proto.type.native_type} have no order here"
-            )
-        if query.distinct and column not in columns:
-            raise errors.FieldInvalid(path, "must be one of `columns` with distinct")
-        order.append(_key(database, column, one.order == table_pb2.SORT_ORDER_DESCENDING, one.nulls))
-    where = condition(table, query.where, "query.where") if query.HasField("where") else None
-    if table.expires:
-        alive = expiry.alive(database.backend, table)
-        where = alive if where is None else sa.and_(where, alive)
-    return Plan(table, columns, order, where, query.distinct, query.limit or None)
-
-
-def _key(database: Database, column: Column, descending: bool, nulls: int = 0) -> Key:
-    if column.proto.not_null:
-        return Key(column, descending, None)
-    if nulls == query_pb2.NULLS_ORDER_UNSPECIFIED:
-        return Key(column, descending, database.backend.nulls_smallest != descending)
-    return Key(column, descending, nulls == query_pb2.NULLS_ORDER_FIRST)
-
-
-def _total_order(database: Database, made: Plan) -> bool:
-    """Makes the order one in which no two records are equal. False: the table has no key to do that with."""
-    if made.distinct:
-        ties = made.columns
-    elif made.table.primary_key:
-        ties = [made.table.columns[name] for name in made.table.primary_key]
-    else:
-        return False
-    ordered = {key.column.name for key in made.order}
-    # In the direction of what is asked for, one index can serve both.
-    descending = bool(made.order) and all(key.descending for key in made.order)
-    made.order += [_key(database, column, descending) for column in ties if column.name not in ordered]
-    shown = {column.name for column in made.columns}
-    made.hidden = [key.column for key in made.order if key.column.name not in shown]
-    return True
+from onecontainer_driver_sql.paging import Position
+from onecontainer_driver_sql.planning import Plan, plan, total
+from onecontainer_driver_sql.prepared import comparisons_of, prepare, shape_of
 
 
 async def select_records(
@@ -100,24 +23,44 @@ async def select_records(
 ) -> database_pb2.SelectRecordsResponse:
     size = page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE)
     query = request.query
-    async with database.reading() as connection:
-        table = await database.table(connection, request.table)
-        made = plan(database, table, query)
-        total = _total_order(database, made)
-        statement = made.statement()
-        remaining = made.limit
-        if request.page_token:
-            position = paging.read_token(request.service, request.table, query, request.page_token)
+    table = database.tables.get(request.table)
+    if table is None:
+        async with database.reading() as connection:
+            table = await database.fresh_table(connection, request.table)
+    comparisons = comparisons_of(request)
+
+    def made_now() -> Plan:
+        return total(database, plan(database, table, query))
+
+    known = None
+    if comparisons:
+        shape = shape_of(query, comparisons)
+        known = table.kept(shape, lambda: prepare(made_now(), database.dialect, comparisons))
+    made = known.plan if known is not None else made_now()
+    remaining = made.limit
+    position = None
+    if request.page_token:
+        position = paging.read_token(request.service, request.table, query, request.page_token)
+        remaining = position.remaining
+    wanted = size if remaining is None else min(size, remaining)
+    last = remaining is not None and remaining <= size
+    most = wanted if last else wanted + 1
+    rows: Sequence[Any]
+    if known is not None:
+        arguments = known.arguments(comparisons, most)
+        async with database.straight() as raw:
+            rows = await database.backend.rows(raw, known.statement, arguments)
+    else:
+        statement = made.statement().limit(most)
+        if position is not None:
             statement = statement.where(paging.after(table, made.order, position))
-            remaining = position.remaining
-        wanted = size if remaining is None else min(size, remaining)
-        last = remaining is not None and remaining <= size
-        rows = (await connection.execute(statement.limit(wanted if last else wanted + 1))).all()
+        async with database.reading() as connection:
+            rows = (await connection.execute(statement)).all()
     response = database_pb2.SelectRecordsResponse(columns=result_columns(made.columns))
     shown = len(made.columns)
     response.records.extend(record(made.columns, row[:shown]) for row in rows[:wanted])
     if len(rows) > wanted:
-        if not total:
+        if not made.is_total:
             raise errors.BackendCapabilityMissing(
                 "page_size",
                 f"table {table.id!r} has no primary key, so there is no second page; set `query.limit`, or use StreamRecords",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import PoolProxiedConnection, event, exc
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -18,7 +18,7 @@ from onecontainer.driver import errors
 from onecontainer.driver.records.model import Codec
 from onecontainer.driver.records.names import is_identifier
 from onecontainer_driver_sql import ddl
-from onecontainer_driver_sql.model import ColumnInfo, Storage, Stored, TableInfo
+from onecontainer_driver_sql.model import ColumnInfo, Storage, Stored, Straight, TableInfo
 from onecontainer_driver_sql.names import quoted
 from onecontainer_driver_sql.settings import Settings
 from onecontainer_driver_sql.sqlite_connection import open_connection
@@ -177,6 +177,12 @@ class SqliteBackend:
         target = prepare.quote(quoted(table.id))
         await raw.executemany(f"INSERT INTO {target} ({names}) VALUES ({marks})", rows)  # noqa: S608  # quoted names only
         return True
+
+    async def rows(
+        self, connection: PoolProxiedConnection, statement: Straight, arguments: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        raw: Any = connection.driver_connection
+        return await raw.rows(statement.sql, arguments, write=statement.writes)  # type: ignore[no-any-return]
 
     async def stream(
         self, connection: AsyncConnection, statement: sa.Select[Any], size: Callable[[], int]

@@ -19,7 +19,7 @@ from onecontainer_driver_sql import expiry
 from onecontainer_driver_sql.assignments import assigned
 from onecontainer_driver_sql.database import Database, Rollback
 from onecontainer_driver_sql.filters import Condition, condition, fixes_primary_key
-from onecontainer_driver_sql.inserting import insert
+from onecontainer_driver_sql.inserting import insert, insert_one
 from onecontainer_driver_sql.model import EXPIRY, Backend, TableInfo
 from onecontainer_driver_sql.options import refuse_options, refuse_replicas, returned_columns
 
@@ -30,6 +30,10 @@ async def insert_records(
     database: Database, request: database_pb2.InsertRecordsRequest
 ) -> database_pb2.InsertRecordsResponse:
     one_write = len(request.records) == 1 and not request.dry_run and database.is_plain(request.table)
+    table = database.tables.get(request.table)
+    silent = not request.returning and request.mode != record_pb2.INSERT_MODE_IF_NOT_EXISTS
+    if one_write and silent and table is not None:
+        return await insert_one(database, table, request)
     async with database.transaction(one_write=one_write) as connection:
         response = await insert(database, connection, request, "")
         if request.dry_run:

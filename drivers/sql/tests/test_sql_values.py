@@ -17,7 +17,7 @@ from onecontainer_driver_sql.database import Database
 
 from drivers.sql.tests.calls import create, load, page
 from onecontainer.api.db.v1 import database_pb2 as pb
-from onecontainer.api.db.v1 import record_pb2, table_pb2, value_pb2
+from onecontainer.api.db.v1 import query_pb2, record_pb2, table_pb2, value_pb2
 from onecontainer.driver import errors
 from onecontainer.driver.records.model import NULL, int_from_bytes, int_to_bytes
 from tests.fixtures.records import SERVICE, K, column, drawn, insertion, record, value
@@ -127,7 +127,7 @@ async def _stream(database: Database, encoding: int) -> list[Any]:
     return [response async for response in reading.stream_records(database, request)]
 
 
-ORDERED = reading.query_pb2.Query(order_by=[reading.query_pb2.OrderBy(column="id")])
+ORDERED = query_pb2.Query(order_by=[query_pb2.OrderBy(column="id")])
 
 
 @pytest.mark.parametrize("name", [*TYPES, *LISTS])
