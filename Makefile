@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 PYTEST := $(BIN)/python -m pytest
 # A machine that stands still for a while makes a test miss its deadline, which says nothing about right and wrong: such a one
 # is run once more, and the summary tells (RERUN). What has a wrong result fails at once, and so does the fourth missed deadline
-# of a run: that is no accident. Nothing that is killed on purpose gets a second run (tests/faults).
+# of a run: that is no accident. What shows that no job is lost gets no second run (PROOFS in tests/conftest.py).
 ONCE_MORE := -raR --reruns 1 --max-suite-reruns 3 \
   --only-rerun '(?i)deadline.?exceeded|timeout(expired|error)|timed out|in [0-9.]+ s: not'
 

@@ -18,6 +18,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
+PROOFS = (
+    *(
+        "tests/faults/",
+        "tests/contract/dispatch/",
+        "tests/contract/kafka/",
+        "tests/contract/jobs/",
+        "tests/contract/worker/",
+    ),
+    *("tests/e2e/test_two_gateways.py", "tests/e2e/test_registered", "tests/e2e/test_batch_killed.py"),
+)
+"""Where it is shown that no job is lost: what loses one waits for it in vain, so that no missed deadline is an accident there."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Proofs are not run once more, as the Makefile has it for others."""
+    for item in items:
+        if item.nodeid.startswith(PROOFS):
+            item.add_marker(pytest.mark.flaky(reruns=0))
+
 
 def allowed_skips() -> dict[str, str]:
     """Node id (or a prefix of it, ending in `*`) → why it may be skipped with CI=true."""

@@ -96,7 +96,7 @@ class Changes:
             if change.state == State.QUEUED:
                 self.work(change.service_uid)
             elif change.left_lease:
-                # A slot became free.
+                # A slot became free; no job came.
                 self.came(change.service_uid)
                 self._ring(change.service_uid)
             for listener in self._listeners:
@@ -129,7 +129,7 @@ class Changes:
         return self._arrivals.get(service_uid, 0)
 
     def came(self, service_uid: str) -> None:
-        """The same, for those who read: the job is committed."""
+        """The same, for those who read: the job is committed, or a slot became free."""
         for callback in self._on_work:
             callback(service_uid)
 

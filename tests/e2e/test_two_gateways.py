@@ -236,8 +236,7 @@ def cancel_through_the_other(pair: Pair) -> None:
         record = pair.via_b.jobs.handle(job.name).wait(timeout=180)
         took = time.monotonic() - begin - still.seconds
     assert record.state == job_pb2.JOB_STATE_CANCELLED
-    # More than a second, for a machine that is busy.
-    assert took < 5.0
+    assert took < 3.0
     assert not pair.lines(job.name, "end")
 
 

@@ -266,15 +266,19 @@ async def test_all_or_nothing_stops_the_others(bench: Bench, long_clip: Path) ->
         ElementaryStream(key="good", video=VideoStream(codec="libx264", preset="veryslow")),
         ElementaryStream(key="bad", video=small_video(filters=[filter_of("crop", w="nonsense(")])),
     ]
-    with pytest.raises(errors.BackendExecutionFailed):
-        await run(
-            bench,
-            # At the pace of playing: it would take a minute, and is CANCELLED however slow this machine is.
-            inputs=[artifact_input(source, real_time=True)],
-            elementary_streams=streams,
-            outputs=[file_output("good", "mp4", "good"), file_output("bad", "mp4", "bad")],
-            all_or_nothing=True,
-        )
+    with stalls() as still:
+        started = time.monotonic()
+        with pytest.raises(errors.BackendExecutionFailed):
+            await run(
+                bench,
+                # At the pace of playing: it would take a minute, and is CANCELLED however slow this machine is.
+                inputs=[artifact_input(source, real_time=True)],
+                elementary_streams=streams,
+                outputs=[file_output("good", "mp4", "good"), file_output("bad", "mp4", "bad")],
+                all_or_nothing=True,
+            )
+        took = time.monotonic() - started - still.seconds
+    assert took < 10
     assert len(bench.artifacts.stored) == 1
     assert bench.events.details()[-1].outputs[0].state == pipeline_pb2.OUTPUT_STATE_CANCELLED
 
@@ -306,8 +310,7 @@ async def test_abort_is_gone_at_once(bench: Bench, long_clip: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         took = time.monotonic() - started - still.seconds
-    # Without what killed processes take to give their memory back on a machine that is busy.
-    assert took < 3
+    assert took < 1
     assert processes_of(bench.root) == []
     assert len(bench.artifacts.stored) == 1
 
