@@ -106,6 +106,9 @@ func problemOf(err error) *problem {
 	if marked := unmark(found.Message()); marked != nil {
 		return marked
 	}
+	if isStopping(found) {
+		found = status.New(codes.Unavailable, "it ended the call, as one does that is stopping")
+	}
 	return problemOfStatus(found)
 }
 
@@ -142,6 +145,12 @@ func problemOfStatus(st *status.Status) *problem {
 		}
 	}
 	return p
+}
+
+// isStopping says whether the gateway's server ended the call because it reached it while it stops. gRPC calls that CANCELLED, as if the
+// caller had given up, which is an end with the context's own text here.
+func isStopping(st *status.Status) bool {
+	return st.Code() == codes.Canceled && len(st.Details()) == 0 && st.Message() != context.Canceled.Error()
 }
 
 // isTooLarge says whether gRPC refused the request of a call for its size: here, or in the gateway's server.

@@ -82,6 +82,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GATEWAY_FOLDER = "gateway"
+REFUSING_SECONDS = 0.1
+"""Between the last call that is taken and the listener's end: calls get a typed refusal. Later ones are ended by gRPC, with CANCELLED."""
 
 
 class Gateway:
@@ -304,6 +306,7 @@ class Gateway:
         self._draining = True
         log.info("draining")
         await health_servicer.enter_graceful_shutdown()
+        await asyncio.sleep(REFUSING_SECONDS)
         await public.stop(self.settings.gateway_drain_timeout)
 
 

@@ -266,6 +266,9 @@ def status_of(error: grpc.RpcError) -> status_pb2.Status:
         return rich
     code = error.code() if callable(getattr(error, "code", None)) else grpc.StatusCode.UNKNOWN
     text = error.details() if callable(getattr(error, "details", None)) else str(error)
+    if code is grpc.StatusCode.CANCELLED and isinstance(error, grpc.aio.AioRpcError):
+        # Not by us, for that is an asyncio.CancelledError: so ends gRPC's server the calls that reach it while it stops.
+        code, text = grpc.StatusCode.UNAVAILABLE, "the server ended the call, as one does that is stopping"
     return status_pb2.Status(code=code.value[0], message=text or code.name)
 
 

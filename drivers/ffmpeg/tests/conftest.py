@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import subprocess
 import tempfile
@@ -31,12 +32,13 @@ class FakeArtifacts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stored: dict[str, Path] = {}
+        self._numbers = itertools.count()
 
     def for_call(self, *_: object) -> FakeArtifacts:
         return self
 
     def add(self, path: Path) -> str:
-        name = f"artifacts/a{len(self.stored)}"
+        name = f"artifacts/a{next(self._numbers)}"
         self.stored[name] = path
         return name
 
@@ -53,7 +55,8 @@ class FakeArtifacts:
     async def put(
         self, path: Path, *, filename: str | None = None, media_type: str = "", **_: Any
     ) -> artifact_pb2.Artifact:
-        kept = self.folder / f"{len(self.stored)}-{filename or path.name}"
+        # Outputs are stored side by side, and their files have the same names.
+        kept = self.folder / f"{next(self._numbers)}-{filename or path.name}"
         await asyncio.to_thread(shutil.copyfile, path, kept)
         return artifact_pb2.Artifact(name=self.add(kept), filename=filename or path.name, media_type=media_type)
 

@@ -15,7 +15,7 @@ from onecontainer.api.artifact.v1 import artifact_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.api.media.v1 import pipeline_pb2
-from onecontainer.client import AsyncClient
+from onecontainer.client import AsyncClient, RetryPolicy
 from onecontainer.errors import (
     Cancelled,
     CredentialsInvalid,
@@ -24,6 +24,7 @@ from onecontainer.errors import (
     Draining,
     DriverUnreachable,
     FieldInvalid,
+    OneContainerError,
     ResourceNotFound,
     ResultExpired,
     StateInvalid,
@@ -130,6 +131,29 @@ async def test_wait_ready_goes_on_after_a_gateway_restart(client, world) -> None
     await world.put_service("a", READY)
     await client.services.wait_ready("a", timeout=120)
     assert world.calls["WatchServices"] == 3
+
+
+async def test_a_call_that_meets_a_server_just_stopping_was_not_cancelled(world, start) -> None:
+    """gRPC's server ends the calls that reach it while it stops with CANCELLED, which would be the caller's own doing."""
+    await world.put_service("a", READY)
+
+    async def ask(client: AsyncClient) -> OneContainerError:
+        while True:
+            try:
+                await client.services.get("a")
+            except OneContainerError as error:
+                return error
+
+    seen: list[OneContainerError] = []
+    async with asyncio.timeout(300):
+        while not any("one does that is stopping" in str(error) for error in seen):
+            server, address = await start(world)
+            async with AsyncClient(address, retry=RetryPolicy(max_attempts=1), timeout=120) as client:
+                asking = [asyncio.create_task(ask(client)) for _ in range(8)]
+                await asyncio.sleep(0.05)
+                await server.stop(1)
+                seen += await asyncio.gather(*asking)
+    assert {type(error) for error in seen} == {DriverUnreachable}
 
 
 async def test_waiting_for_many_is_resumed_with_those_that_are_left(client, world) -> None:
