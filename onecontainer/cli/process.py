@@ -111,7 +111,7 @@ def is_alive(pid: int) -> bool:
         os.waitpid(pid, os.WNOHANG)
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter: it went between the opening and the reading
         if Path("/proc/self").exists():
             return False
         try:

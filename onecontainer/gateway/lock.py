@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +67,24 @@ def _used(data_dir: Path) -> StateInvalid:
     )
 
 
+LOOK_SECONDS = 0.01
+"""More than `read_note` and `check_unused` have the lock for."""
+
+
+def _hold(lock: int) -> None:
+    """Takes the lock. Raises BlockingIOError if another gateway has it; who only looks whether one has it shares it for a moment."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # With those who look it can be shared, with a gateway it cannot.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
+
+
 LEAST_FREE_BYTES = 1 << 20
 """With less the gateway's database cannot even be opened."""
 
@@ -86,7 +105,7 @@ class DataFolder:
             )
         lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _hold(lock)
         except BlockingIOError:
             os.close(lock)
             raise _used(self.path) from None
