@@ -29,6 +29,8 @@ MAX_GROUP = 256
 MAX_READ_GROUP = 32
 READERS = 2
 """More threads would not read more, they would wait for each other and for the interpreter."""
+DEADLOCK_TRIES = 5
+"""Times that a write is tried once more that the database gave up since another program and it waited for each other's rows."""
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process's lock on SQLite's file; only a tool can have one, and calls have deadlines."""
 
@@ -97,6 +99,12 @@ def _typed(error: BaseException) -> BaseException:
         typed = QueueCallFailed("the gateway's database failed in an unforeseen way; its log tells more")
     typed.__cause__ = error
     return typed
+
+
+def _is_deadlock(error: BaseException | None) -> bool:
+    """Whether PostgreSQL gave it up in favour of another one that waited for it as well: nothing is wrong with it."""
+    cause = error.__cause__ if error is not None else None
+    return getattr(getattr(cause, "orig", None), "sqlstate", None) == "40P01"
 
 
 class _Task:
@@ -213,9 +221,19 @@ class Database:
         while running:
             group, running = _take(self._writes, MAX_GROUP)
             if group and not self._commit(group):
-                # Something in it failed. Once more, each behind a savepoint, so that it alone is undone.
-                self._commit(group, each_alone=True)
+                if not any(_is_deadlock(write.error) for write in group):
+                    # Something in it failed. Once more, each behind a savepoint, so that it alone is undone.
+                    self._commit(group, each_alone=True)
+                for write in group:
+                    self._try_again(write)
             self._settle(group)
+
+    def _try_again(self, write: _Task) -> None:
+        """A write that was given up for a deadlock, in a transaction of its own: in a group it holds rows that others want meanwhile."""
+        for _ in range(DEADLOCK_TRIES):
+            if not _is_deadlock(write.error):
+                return
+            self._commit([write])
 
     def _commit(self, group: list[_Task], *, each_alone: bool = False) -> bool:
         """Runs the group in one transaction. False: it was rolled back, and each has the error that did it."""

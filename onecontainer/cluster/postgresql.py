@@ -38,7 +38,11 @@ async def connect(engine: Engine) -> psycopg.AsyncConnection[Any]:
     """A connection of its own to the engine's database, in autocommit."""
     _, arguments = engine.dialect.create_connect_args(engine.url)
     connection = await psycopg.AsyncConnection.connect(autocommit=True, **{**_KEEPALIVE, **arguments})
-    await connection.execute(_SERVER_KEEPALIVE)
+    try:
+        await connection.execute(_SERVER_KEEPALIVE)
+    except BaseException:
+        await connection.close()  # also when the gateway stops just then: nobody else has it
+        raise
     return connection
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
+import sqlalchemy as sa
 
 from onecontainer.database import Database
 from onecontainer.jobs.model import SECOND, CancelMode, State
+from onecontainer.jobs.tables import jobs as job_rows
 from tests.fixtures.ledger_desk import LEASE, OTHER, WORKER, Desk, create_tables, new_job
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -79,6 +82,47 @@ async def test_reports_of_one_worker_and_cancels_in_any_order_do_not_block_each_
     cancels = [two.ledger.cancel(job, CancelMode.ABORT) for job in reversed(jobs)]
     await asyncio.gather(*work, *cancels)
     assert {await one.state(job) for job in jobs} == {State.CANCELLING}
+
+
+async def test_a_group_that_is_given_up_for_a_deadlock_is_written_nevertheless(desks: tuple[Desk, Desk]) -> None:
+    """Each of the gateways has a row that the other waits for, and once more when the writes of the group are tried again."""
+    one, two = desks
+    first, second = [await one.create() for _ in range(2)]
+    both, held, queued, rounds = threading.Barrier(2), threading.Event(), threading.Event(), iter(range(2))
+
+    def hold(_connection: sa.Connection) -> None:
+        held.set()
+        queued.wait(120)
+
+    def meet(_connection: sa.Connection) -> None:
+        if next(rounds, None) is not None:
+            both.wait(120)
+
+    def cross(connection: sa.Connection) -> None:
+        """In the other order; whoever waits for longer than this is given up, so that it is never this one."""
+        connection.execute(sa.text("SET LOCAL deadlock_timeout = '100s'"))
+        for job in (second, first):
+            connection.execute(sa.select(job_rows.c.id).where(job_rows.c.id == job).with_for_update())
+            if job == second:
+                both.wait(120)
+
+    async def cross_twice() -> None:
+        for _ in range(2):
+            await two.database.write(cross)
+
+    writes = [asyncio.create_task(one.database.write(hold))]
+    await asyncio.to_thread(held.wait)
+    # What comes while a transaction is under way goes into one.
+    for write in (
+        one.ledger.cancel(first, CancelMode.ABORT),
+        one.database.write(meet),
+        one.ledger.cancel(second, CancelMode.ABORT),
+    ):
+        writes.append(asyncio.ensure_future(write))
+        await asyncio.sleep(0)
+    queued.set()
+    await asyncio.gather(*writes, cross_twice())
+    assert {await one.state(job) for job in (first, second)} == {State.CANCELLED}
 
 
 async def test_the_databases_clock_judges_leases(database_url: str) -> None:
