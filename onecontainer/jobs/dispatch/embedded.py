@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from onecontainer.api.driver.v1 import driver_pb2
-from onecontainer.jobs.changes import Changes
+from onecontainer.jobs.changes import Bell, Changes
 from onecontainer.jobs.ledger import Granted, Ledger, Outcome, Worker
 from onecontainer.jobs.unconfirmed import Unconfirmed
 
@@ -25,16 +26,18 @@ class EmbeddedDispatch:
         self.unconfirmed = Unconfirmed(ledger, changes)
         self._empty: dict[str, tuple[int, float]] = {}
         """By service: the arrivals, and the loop's time, at which its queue was empty."""
+        self._polls: dict[str, set[Bell]] = {}
+        """By instance: those of its polls that are to be answered with jobs."""
 
     async def poll(
         self, worker: Worker, limit: int, max_running: int, wait: float, held: Sequence[tuple[str, int]]
     ) -> list[Granted]:
-        if again := await self.unconfirmed.again(worker, held, limit):
-            return again
-        loop = asyncio.get_running_loop()
-        end = loop.time() + wait
-        with self._changes.of_queue(worker.service_uid) as bell:
-            while True:
+        with self._changes.of_queue(worker.service_uid) as bell, self._polling(worker.instance, bell):
+            if again := await self.unconfirmed.again(worker, held, limit):
+                return again
+            loop = asyncio.get_running_loop()
+            end = loop.time() + wait
+            while bell in self._polls.get(worker.instance, ()):
                 if not self._is_empty(worker.service_uid):
                     grants = await self.unconfirmed.claimed(worker, self._claim(worker, limit, max_running))
                     if grants:
@@ -43,6 +46,18 @@ class EmbeddedDispatch:
                 if left <= 0:
                     return []
                 await bell.wait(min(left, LOOK_AGAIN))
+        return []
+
+    @contextmanager
+    def _polling(self, instance: str, bell: Bell) -> Iterator[None]:
+        self._polls.setdefault(instance, set()).add(bell)
+        try:
+            yield
+        finally:
+            polls = self._polls.get(instance, set())
+            polls.discard(bell)
+            if not polls:
+                self._polls.pop(instance, None)
 
     def _is_empty(self, service_uid: str) -> bool:
         """Whether a claim would find nothing: none that finds nothing is to keep the others' writes waiting."""
@@ -65,3 +80,6 @@ class EmbeddedDispatch:
     def forget(self, instance: str) -> None:
         """An instance has gone for good."""
         self.unconfirmed.forget(instance)
+        # That the connection of one that was killed has gone may be noticed later: nobody hears the answer to its poll.
+        for bell in self._polls.pop(instance, ()):
+            bell.ring()

@@ -220,6 +220,21 @@ async def test_a_poll_whose_caller_has_gone_loses_nothing(gateway: Gateway) -> N
     assert [grant.job for grant in await gateway.poll(wait=600)] == [name]
 
 
+async def test_a_poll_of_an_instance_that_has_ended_gets_nothing_more(gateway: Gateway) -> None:
+    """That its connection has gone may be noticed later, and what it were granted then would be lost with a lease."""
+    waiting = asyncio.ensure_future(gateway.poll(wait=600))
+    async with asyncio.timeout(120):
+        while not gateway.changes.waited_for():  # noqa: ASYNC110 - it has no event of its own
+            await asyncio.sleep(0)
+    gateway.dispatch.forget(WORKER.instance)
+    name = await create(gateway)
+    assert await waiting == []
+    assert [grant.job for grant in await gateway.poll(worker=OTHER)] == [name]
+    # One of the same name may come again, where somebody else starts it.
+    name = await create(gateway)
+    assert [grant.job for grant in await gateway.poll(wait=600)] == [name]
+
+
 async def test_reports_are_acknowledged_in_the_ledger(gateway: Gateway) -> None:
     name = await create(gateway)
     (grant,) = await gateway.poll()
