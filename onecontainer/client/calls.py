@@ -199,10 +199,22 @@ class Caller:
         timeout: float | None = None,
     ) -> AsyncGenerator[A]:
         """Many requests, many answers, both as they come. No timeout: no deadline."""
-        call = method(iterate(requests), timeout=_some(timeout), metadata=self.metadata)
-        async with aclosing(self._received(call)) as answers:
-            async for answer in answers:
-                yield answer
+        call = method(timeout=_some(timeout), metadata=self.metadata)
+        # Sent by us: given the requests, gRPC would lose the status of a server that ends the call before they do.
+        sender = asyncio.create_task(send_all(call, iterate(requests)))
+        try:
+            async with aclosing(self._received(call)) as answers:
+                async for answer in answers:
+                    yield answer
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            by_us = task is not None and task.cancelling()
+            if not by_us and sender.done() and not sender.cancelled() and (failure := sender.exception()) is not None:
+                raise failure from None  # of the requests: it has cancelled the call
+            raise
+        finally:
+            sender.cancel()
+            await asyncio.wait([sender])
 
     async def resumed(
         self, start: Callable[[float | None], AsyncGenerator[A]], *, timeout: float | None = None

@@ -20,7 +20,7 @@ StreamCall = grpc.aio.StreamUnaryCall[Any, Any] | grpc.aio.StreamStreamCall[Any,
 # What a failed write of the core raises; grpc's public modules do not name it.
 _WriteFailed: type[Exception] = importlib.import_module("grpc._cython.cygrpc").InternalError
 
-STATUS_WAIT = 1.0
+STATUS_WAIT = 5.0
 """Seconds for the server's status to come in after a write has failed; it is on its way, except where the call never began."""
 
 

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from onecontainer.errors import DOMAIN, Code
 from onecontainer.rpc.status import details_of
+from onecontainer.rpc.writing import write
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -103,10 +104,7 @@ class Talk:
 
     async def write(self, request: bytes) -> None:
         """Sends one message; without effect on a call that has ended, whose end tells why."""
-        try:
-            await self._call.write(request)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return
+        await write(self._call, request)
 
     async def done(self) -> None:
         """Nothing more will be sent."""

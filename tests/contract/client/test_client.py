@@ -61,7 +61,7 @@ async def test_a_call_that_may_not_be_repeated_is_not(client, world) -> None:
 async def test_retries_end_at_the_deadline(client, world) -> None:
     world.faults["GetService"] = [DriverUnreachable(retry_after=30.0)] * 2
     with pytest.raises(DriverUnreachable):
-        await client.services.get("a", timeout=1)
+        await client.services.get("a", timeout=20)
     assert world.calls["GetService"] == 1
 
 
@@ -111,8 +111,12 @@ async def test_wait_ready_tells_why_it_will_never_be(client, world) -> None:
 
 async def test_wait_ready_names_what_is_late_and_what_is_missing(client, world) -> None:
     await world.put_service("a", STARTING, "backend not there yet")
-    with pytest.raises(DeadlineExceeded, match="services/a is STARTING: backend not there yet"):
-        await client.services.wait_ready("a", timeout=0.2)
+    for timeout in (0.2, 2.0, 20.0):  # as long as it takes this machine to hear of it at all
+        with pytest.raises(DeadlineExceeded) as caught:
+            await client.services.wait_ready("a", timeout=timeout)
+        if "nothing was heard" not in str(caught.value):
+            break
+    assert "services/a is STARTING: backend not there yet" in str(caught.value)
     with pytest.raises(ResourceNotFound, match="services/b"):
         await client.services.wait_ready("a", "b", timeout=120)
 
@@ -210,8 +214,12 @@ async def test_a_job_that_did_not_succeed_raises_its_own_error(client, world) ->
 
 async def test_a_wait_that_is_too_short_leaves_the_job_alone(client, world) -> None:
     await world.put_job(job_pb2.Job(name="jobs/1", state=job_pb2.JOB_STATE_RUNNING))
-    with pytest.raises(DeadlineExceeded, match=r"jobs/1 is still RUNNING after 0\.2 s"):
-        await client.jobs.handle("1").wait(timeout=0.2)
+    for timeout in (0.2, 2.0, 20.0):  # as long as it takes this machine to hear of it at all
+        with pytest.raises(DeadlineExceeded) as caught:
+            await client.jobs.handle("1").wait(timeout=timeout)
+        if "UNSPECIFIED" not in str(caught.value):
+            break
+    assert f"jobs/1 is still RUNNING after {timeout:g} s" in str(caught.value)
     assert world.calls["CancelJob"] == 0
 
 
@@ -293,6 +301,26 @@ async def test_a_stream_both_ways_names_the_service_in_each_item(client, world) 
     items = (ai_pb.PredictStreamRequest(item_id=str(number)) for number in range(3))
     answers = [answer.item_id async for answer in client.ai.predict_stream("cat", items)]
     assert answers == ["services/cat/0", "services/cat/1", "services/cat/2"]
+
+
+async def test_an_error_of_the_items_ends_the_stream_and_comes_out(client, world) -> None:
+    async def broken():
+        yield ai_pb.PredictStreamRequest(item_id="0")
+        raise LookupError("no such file")
+
+    with pytest.raises(LookupError, match="no such file"):
+        async for _ in client.ai.predict_stream("cat", broken()):
+            pass
+
+
+async def test_a_refusal_that_comes_before_the_items_are_written_is_not_lost(world, start) -> None:
+    server, address = await start(world, {"s3cret": "alice"})
+    async with AsyncClient(address) as unknown:
+        for _ in range(20):
+            with pytest.raises(CredentialsInvalid):
+                async for _ in unknown.ai.predict_stream("cat", [ai_pb.PredictStreamRequest()] * 100):
+                    pass
+    await server.stop(0)
 
 
 async def test_a_stub_of_ones_own_gets_the_same_care(client, world) -> None:
