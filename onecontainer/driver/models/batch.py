@@ -167,6 +167,7 @@ class Batches:
         window = request.parallelism or 2 * self.calls.workers
         under_way: deque[asyncio.Task[pb.BatchPredictLine]] = deque()
         index, more = 0, True
+        adding: asyncio.Future[None] | None = None
         try:
             while more or under_way:
                 while more and len(under_way) < window and not context.finishing:
@@ -182,12 +183,14 @@ class Batches:
                 answers = [await under_way.popleft()]
                 while under_way and under_way[0].done():
                     answers.append(under_way.popleft().result())
-                await asyncio.to_thread(lines.add, answers)
+                adding = asyncio.ensure_future(asyncio.to_thread(lines.add, answers))
+                await asyncio.shield(adding)
                 self._tell(request, total, lines, context)
         finally:
             for task in under_way:
                 task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            # A thread goes on when we are cancelled: the next attempt must not meet what it writes.
+            await asyncio.gather(*under_way, *([] if adding is None else [adding]), return_exceptions=True)
 
     def _tell(self, request: pb.BatchPredictRequest, total: int | None, lines: _Lines, context: Context) -> None:
         details = pb.BatchPredictProgress(done_count=lines.done, failed_count=lines.failed)
