@@ -6,7 +6,13 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example took says nothing about right and wrong. With CI=true Hypothesis's own profile has no deadline either.
+hypothesis.settings.register_profile("patient", deadline=None)
+if hypothesis.settings().deadline is not None:
+    hypothesis.settings.load_profile("patient")
 
 # A suite that several modules run: its assertions tell as much as theirs.
 pytest.register_assert_rewrite("tests.fixtures.beside_suite")

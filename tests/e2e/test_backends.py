@@ -143,7 +143,8 @@ def test_a_live_stream_goes_in_over_rtmp_and_out_over_hls(there: tuple[Installat
         until(lambda: fetched(playlist)[1], "a playlist")
         kind, text = fetched(playlist)
         assert kind == "application/vnd.apple.mpegurl"
-        fragment = next(line for line in text.decode().splitlines() if line.endswith(".ts"))
+        # The newest: the oldest one may be removed before it is fetched.
+        fragment = [line for line in text.decode().splitlines() if line.endswith(".ts")][-1]
         kind, body = fetched(f"http://{made.http}/hls/{fragment}")
         assert (kind, body[:1], len(body) % 188) == ("video/mp2t", b"\x47", 0)
         assert b"<name>x</name>" in fetched(f"http://{made.http}/stat")[1]

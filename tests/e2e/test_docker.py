@@ -25,6 +25,7 @@ from onecontainer.client.management import service_error
 from onecontainer.errors import DeadlineExceeded, OneContainerError, Reason
 from tests.fixtures.docker import INSTALLATION, DockerGateway, base_image, docker_gateway
 from tests.fixtures.processes import free_port
+from tests.fixtures.stalls import stalls
 from tests.fixtures.waiting import until
 
 ECHO = "onecontainer.test.echo.v1.EchoService"
@@ -232,21 +233,22 @@ def test_an_unchanged_driver_is_built_once(scene: Scene) -> None:
 def test_a_killed_container_comes_back(scene: Scene) -> None:
     old = scene.sidecar("boxed")
     (container,) = scene.gateway.containers("boxed")
-    begin = time.monotonic()
-    container.kill()
 
-    def failing() -> Any:
+    def killed() -> Any:
+        """What is UNAVAILABLE, and says why. Until docker tells how it ended it is only known not to answer."""
         layers = scene.client.services.check_heartbeat("boxed").layers
         bad = [one for one in layers if one.state == resources_pb2.HEARTBEAT_STATE_UNAVAILABLE]
-        return bad[0] if bad else None
+        return next((one for one in bad if "killed by SIGKILL" in one.error.message), None)
 
-    layer = until(failing, "UNAVAILABLE", timeout=10)
-    assert layer.layer == resources_pb2.HEARTBEAT_LAYER_SIDECAR
-    assert "killed by SIGKILL" in layer.error.message
-    scene.client.services.wait_ready("boxed", timeout=30)
-    until(lambda: scene.sidecar("boxed").name != old.name, "another instance")
-    scene.client.services.wait_ready("boxed", timeout=30)
-    assert time.monotonic() - begin < 20
+    with stalls() as still:
+        begin = time.monotonic()
+        container.kill()
+        layer = until(killed, "UNAVAILABLE, for it was killed")
+        assert layer.layer == resources_pb2.HEARTBEAT_LAYER_SIDECAR
+        until(lambda: scene.sidecar("boxed").name != old.name, "another instance")
+        scene.client.services.wait_ready("boxed", timeout=180)
+        took = time.monotonic() - begin - still.seconds
+    assert took < 20
     assert scene.echo("boxed") == b"x"
     assert len(scene.gateway.containers("boxed")) == 1
 
@@ -410,7 +412,8 @@ def test_deletion_removes_the_container_and_its_state(scene: Scene) -> None:
     scene.client.services.delete("short")
     until(lambda: not scene.gateway.containers("short"), "removed")
     until(lambda: not (scene.gateway.data_dir / "state" / uid).exists(), "its state removed")
-    assert len(list((scene.gateway.data_dir / "run" / "sidecars").iterdir())) == 2
+    # Those of earlier tests may be at their end still.
+    until(lambda: len(list((scene.gateway.data_dir / "run" / "sidecars").iterdir())) == 2, "no folder left but of two")
 
 
 def test_over_tcp_with_tls(tmp_path: Path, echo_drivers: Path) -> None:
@@ -448,6 +451,7 @@ def test_without_docker_the_gateway_starts_and_says_how_to_get_it(tmp_path: Path
         gateway.start()
         with Client(gateway.address) as client:
             client.services.create("boxed", app="echo", app_version="1.0")
+            until(lambda: client.services.get("boxed").error.code, "an error")
             with pytest.raises((OneContainerError, DeadlineExceeded)) as caught:
                 client.services.wait_ready("boxed", timeout=3)
             assert "install Docker" in str(caught.value)

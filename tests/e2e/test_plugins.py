@@ -18,6 +18,7 @@ import pytest
 
 from tests.fixtures.command_line import CommandLine
 from tests.fixtures.processes import GatewayProcess, running
+from tests.fixtures.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,8 @@ def computed(oca: CommandLine, _tmp_path: Path) -> None:
     endless = json.dumps(request | {"points": "1000000000000"})
     early = oca.json("call", f"{service}/Simulate", endless)["name"]
     aborted = oca.json("call", f"{service}/Simulate", endless)["name"]
+    # One that still waits in the queue has nothing to keep: it is just cancelled.
+    until(lambda: oca.json("job", "get", early).get("progress", {}).get("done"), "on its way")
     oca("job", "cancel", early, "--finish")
     oca("job", "cancel", aborted)
     ended = oca.json("job", "wait", early)

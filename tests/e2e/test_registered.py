@@ -245,6 +245,8 @@ def test_another_instance_waits_until_the_place_is_free(place: Place, service: s
 def test_new_settings_of_the_service_reach_it(place: Place, service: str) -> None:
     driver = place.serving(service)
     name = place.instance(service)
+    # Its lines come by a pipe, which may be behind what it answers.
+    until(lambda: any("attached to" in line for line in driver.lines), "attached")
     seen = len(driver.lines)
     place.client.services.update(service, resources_pb2.Service(app_version="1.1"))
     place.client.services.wait_ready(service, timeout=180)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.fixtures.processes import GatewayProcess, running
+from tests.fixtures.processes import GatewayProcess, free_port, running
 from tests.fixtures.rest import RestProcess, problem, program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -337,9 +337,7 @@ def test_it_can_be_asked_by_its_own_program(rest: RestProcess) -> None:
     address = rest.url.removeprefix("http://")
     asked = subprocess.run([str(program()), "--probe", "--listen", address], check=False, timeout=180)
     assert asked.returncode == 0
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        free = silent.getsockname()[1]
-    assert "refused" in refused("--probe", "--listen", f"127.0.0.1:{free}")
+    assert "refused" in refused("--probe", "--listen", f"127.0.0.1:{free_port()}")
 
 
 def test_beyond_loopback_nobody_is_anonymous(gateway: GatewayProcess) -> None:
@@ -361,5 +359,5 @@ def test_it_lets_running_requests_end(gateway: GatewayProcess) -> None:
             rest.child.send_signal(signal.SIGTERM)
             last = [json.loads(line) for line in told][-1]
         assert last["result"]["update"]["job"]["state"] == "JOB_STATE_SUCCEEDED"
-        assert rest.child.wait(180) == 0
+        assert rest.ended() == 0
         assert rest.lines[-1] == "stopped"

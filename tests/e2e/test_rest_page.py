@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -22,20 +23,30 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
 
 
 def test_a_call_is_made_from_the_page(rest: RestProcess, browser: Chrome) -> None:
-    wait = WebDriverWait(browser, 120)
+    # The page may draw anew what has just been found.
+    wait = WebDriverWait(browser, 120, ignored_exceptions=(StaleElementReferenceException,))
 
     def click(css: str) -> None:
-        element = wait.until(lambda _: browser.find_element(By.CSS_SELECTOR, css))
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        wait.until(lambda _: element.is_displayed() and element.is_enabled())
-        browser.execute_script("arguments[0].click()", element)
+        def clicked(_: Chrome) -> bool:
+            element = browser.find_element(By.CSS_SELECTOR, css)
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            if not (element.is_displayed() and element.is_enabled()):
+                return False
+            browser.execute_script("arguments[0].click()", element)
+            return True
+
+        wait.until(clicked)
 
     browser.get(f"{rest.url}/docs")
     operation = "#operations-ManagementService-ManagementService_GetService"
     click(f"{operation} .opblock-summary-control")
     click(f"{operation} .try-out__btn")
-    place = wait.until(lambda _: browser.find_element(By.CSS_SELECTOR, f"{operation} input[placeholder=service]"))
-    place.send_keys("echo")
+
+    def typed(_: Chrome) -> bool:
+        browser.find_element(By.CSS_SELECTOR, f"{operation} input[placeholder=service]").send_keys("echo")
+        return True
+
+    wait.until(typed)
 
     def answer(_: Chrome) -> str:
         # The page takes over what is typed a little later: executed too early it says that a value is missing.

@@ -6,19 +6,20 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from onecontainer.api.event.v1 import event_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.client.aio import AsyncClient
 from onecontainer.client.jobs import TERMINAL
-from onecontainer.errors import Code, OneContainerError
+from onecontainer.errors import Code, OneContainerError, ResourceNotFound
 from onecontainer.jobs.dispatch.kafka import EVENTS_TOPIC, topic_of
 from tests.fixtures.kafka import KafkaBroker
 from tests.fixtures.processes import GatewayProcess
@@ -96,7 +97,12 @@ class Stage:
 
     async def remove(self, name: str, uid: str) -> None:
         """Deletes a service, and its topic with it: a broker that was killed looks through all that it has before it is back."""
-        await answered(lambda: self.client.services.delete(name, force=True))
+
+        async def delete() -> None:
+            with suppress(ResourceNotFound):  # the answer to an earlier try was lost
+                await self.client.services.delete(name, force=True)
+
+        await answered(delete)
         if self.broker is not None:
             admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
             await admin.start()
@@ -196,8 +202,13 @@ class Stage:
                 return  # every job was claimed before its record could be published: there is no topic yet
 
             async def done() -> bool:
-                ends = await consumer.end_offsets(partitions)
-                committed = await admin.list_consumer_group_offsets(topic)
+                try:
+                    ends = await consumer.end_offsets(partitions)
+                    committed = await admin.list_consumer_group_offsets(topic)
+                except KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    return False  # a broker that is just back may not have loaded the group yet
                 positions = {partition: known.offset for partition, known in committed.items()}
                 return all(end == 0 or positions.get(partition, 0) >= end for partition, end in ends.items())
 

@@ -25,6 +25,7 @@ from onecontainer.api.management.v1 import resources_pb2
 from onecontainer.client import Client
 from onecontainer.errors import Reason
 from onecontainer.rpc.status import from_status
+from tests.fixtures.cancels import is_there
 from tests.fixtures.processes import GatewayProcess
 from tests.fixtures.stalls import stalls
 from tests.fixtures.waiting import until
@@ -51,14 +52,13 @@ class Scene:
         return Client(self.gateway.address)
 
     def sidecar_pid(self) -> int:
+        def ready() -> int:
+            found = client.sidecars.list(service=SERVICE)
+            pids = (int(one.runtime_id) for one in found if one.state == resources_pb2.SIDECAR_STATE_READY)
+            return next(pids, 0)
+
         with self.client() as client:
-            return int(
-                next(
-                    sidecar.runtime_id
-                    for sidecar in client.sidecars.list(service=SERVICE)
-                    if sidecar.state == resources_pb2.SIDECAR_STATE_READY
-                )
-            )
+            return until(ready, "a sidecar that is ready")
 
     def submit(self, method: str, *, steps: int, waits: bool = False) -> str:
         """Makes a job, and returns its name. One that waits ends no sooner than there is the file ``go``."""
@@ -175,15 +175,7 @@ def test_kill(scene: Scene, kill: Callable[[Scene, str, int], None], point: str,
 def test_the_killed_gateway_leaves_no_sidecar_behind(scene: Scene) -> None:
     pid = scene.sidecar_pid()
     scene.gateway.kill()
-    until(lambda: not _alive(pid), "the sidecar gone with its gateway")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        with Path(f"/proc/{pid}/stat").open() as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    until(lambda: not is_there(pid), "the sidecar gone with its gateway")
 
 
 def test_a_second_start_on_the_same_folder_is_refused(scene: Scene) -> None:

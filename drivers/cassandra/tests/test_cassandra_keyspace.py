@@ -44,13 +44,13 @@ async def test_replication_and_consistency_are_those_that_were_asked_for(node: C
 async def test_all_calls_go_over_one_session(db: Database, table: str) -> None:
     await create(db, table, typed("id", INT), key=["id"])
 
-    async def connections() -> int:
-        rows = await db.session.ask("SELECT port FROM system_views.clients")
-        return len(rows)
+    async def connections() -> set[bytes | None]:
+        return {port for (port,) in await db.session.ask("SELECT port FROM system_views.clients")}
 
     before = await connections()
     await asyncio.gather(
         *(writing.insert_records(db, insertion(table, record(id=number))) for number in range(100)),
         *(select(db, table, Q(where=equals("id", number))) for number in range(100)),
     )
-    assert 0 < await connections() == before
+    # Those of others, which an earlier test has closed, may be told for a while; none is new.
+    assert set() < await connections() <= before

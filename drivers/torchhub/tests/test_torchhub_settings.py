@@ -279,11 +279,14 @@ def attachment(tmp_path: Path, **options: Any) -> Attachment:
 
 
 async def test_without_pytorch_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onecontainer_driver_torchhub.runtime.PACKAGES", _without_torch(tmp_path))
+    found_out = tmp_path / "found-out"
+    waits = f"import os, time\nwhile not os.path.exists({str(found_out)!r}): time.sleep(0.01)\n"
+    monkeypatch.setattr("onecontainer_driver_torchhub.runtime.PACKAGES", _without_torch(tmp_path, waits))
     driver = TorchHubDriver()
     await driver.attach(attachment(tmp_path / "state"))
     try:
         assert not (await driver.probe()).ready
+        found_out.touch()
         with pytest.raises(errors.BackendUnreachable, match="python3-torch"):
             await driver.rules()
         with pytest.raises(errors.BackendUnreachable):
@@ -292,11 +295,11 @@ async def test_without_pytorch_it_says_what_is_missing(tmp_path: Path, monkeypat
         await driver.detach()
 
 
-def _without_torch(tmp_path: Path) -> Path:
-    """The driver's package where a `torch` that cannot be imported comes first."""
+def _without_torch(tmp_path: Path, first: str = "") -> Path:
+    """The driver's package where a `torch` that cannot be imported comes first; `first`: what it does before it says so."""
     folder = tmp_path / "packages"
     (folder / "torch").mkdir(parents=True)
-    (folder / "torch" / "__init__.py").write_text("raise ImportError('no torch here')")
+    (folder / "torch" / "__init__.py").write_text(f"{first}raise ImportError('no torch here')")
     (folder / "onecontainer_driver_torchhub").symlink_to(FOLDER / "onecontainer_driver_torchhub")
     return folder
 

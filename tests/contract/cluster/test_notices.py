@@ -96,8 +96,10 @@ async def test_much_comes_in_parts_and_too_much_as_look_for_yourself(
 async def test_after_a_broken_connection_everybody_looks(
     databases: tuple[Database, Database], ears: tuple[Ear, Ear]
 ) -> None:
+    # The last that one who listens has asked: after some seconds it looks whether the connection is of use.
     kill = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE (query LIKE 'LISTEN%' OR query = 'SELECT 1') AND pid <> pg_backend_pid()"
     )
     await databases[0].write(lambda c: c.execute(sa.text(kill)))
     assert await ears[1].next() is None

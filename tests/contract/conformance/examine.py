@@ -19,7 +19,7 @@ from tests.contract.conformance.reference import MODE, TIMEOUT, InProcess, exami
 
 AT_ONCE = 8
 PATIENCE = 30.0
-"""Seconds that a call gets when a driver is looked at again."""
+"""Seconds that a call gets when a driver is looked at again, or is looked at once only."""
 GOOD = "a driver that behaves"
 
 

@@ -13,6 +13,7 @@ from google.rpc import status_pb2
 from onecontainer.errors import OneContainerError
 from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.status import GRPC_CODES, Code, details_of, to_status, trailers
+from onecontainer.rpc.writing import write
 
 LIMIT = 256 * 1024 * 1024
 RESERVED = ("user-agent", "grpc-", "te", "content-type", ":")
@@ -142,7 +143,9 @@ class Proxy:
     async def _pump(self, told: Told, first: Any, context: Any, call: Any) -> None:
         data = first
         while data is not grpc.aio.EOF:
-            await call.write(self.faults.request(told, data))
+            # gRPC's own write makes INTERNAL of an end that comes before it.
+            if not await write(call, self.faults.request(told, data)):
+                return
             data = await context.read()
         await call.done_writing()
 

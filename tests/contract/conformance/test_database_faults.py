@@ -16,9 +16,10 @@ from onecontainer_driver_sql import SqlDriver
 from onecontainer.api.db.v1 import database_pb2 as pb
 from onecontainer.driver.conformance import Examples, Kit, Report, Selection, ServiceSpec, render
 from onecontainer.rpc.manifest import Manifest, load_manifest
+from tests.contract.conformance.examine import PATIENCE
 from tests.contract.conformance.fault import Answer, edited
 from tests.contract.conformance.proxy import Faults, Told
-from tests.contract.conformance.reference import TIMEOUT, InProcess, examined
+from tests.contract.conformance.reference import InProcess, examined
 
 NAME = "onecontainer.api.db.v1.DatabaseService"
 TABLE = b"conformance_"
@@ -105,12 +106,12 @@ def started(faults: Faults, manifest: Manifest) -> InProcess:
 
 
 def report_of(faults: Faults) -> Report:
-    return asyncio.run(examined(started(faults, load_manifest(FOLDER)), ServiceSpec(), Examples()))
+    return asyncio.run(examined(started(faults, load_manifest(FOLDER)), ServiceSpec(), Examples(), timeout=PATIENCE))
 
 
 def features_of(manifest: Manifest) -> Report:
     selection = Selection(only=["features.*"])
-    return asyncio.run(Kit(started(Faults(), manifest), selection=selection, timeout=TIMEOUT).run())
+    return asyncio.run(Kit(started(Faults(), manifest), selection=selection, timeout=PATIENCE).run())
 
 
 def declaring(change: Callable[[list[str]], list[str]]) -> Manifest:
@@ -162,7 +163,7 @@ class Endless(Faults):
 @pytest.mark.usefixtures("quiet")
 def test_it_fails_by_a_value_that_does_not_come_back() -> None:
     selection = Selection(only=["features.DatabaseService.CreateTable"])
-    report = asyncio.run(Kit(started(Endless(), load_manifest(FOLDER)), selection=selection, timeout=TIMEOUT).run())
+    report = asyncio.run(Kit(started(Endless(), load_manifest(FOLDER)), selection=selection, timeout=PATIENCE).run())
     (failed,) = report.failures
     assert "9999" in failed.sent
     assert "infinity" in failed.came

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onecontainer.driver.serve import SidecarServer, serving
 from onecontainer.driver.settings import SidecarSettings
 from onecontainer.rpc.channel import open_channel
 from tests.contract.driver.echo import MANIFEST, SERVICE, EchoDriver, EchoRequest, EchoResponse
+from tests.fixtures.sending import sending
 
 ATTACH = driver_pb2.AttachRequest(
     service="services/echo-1", service_uid="uid-1", instance="sidecars/echo-1", app="echo", app_version="1.0"
@@ -41,10 +43,14 @@ class Calls:
                 request_serializer=EchoRequest.SerializeToString,
                 response_deserializer=EchoResponse.FromString,
             )
-            setattr(self, method.name, call)
+            setattr(self, method.name, partial(_sent, call) if method.client_streaming else call)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
+
+
+def _sent(make: Any, requests: Any, **arguments: Any) -> Any:
+    return sending(make(**arguments), requests)
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from onecontainer.rpc.server import StaticTokens
 from onecontainer.rpc.writing import send_all
 from onecontainer.sidecars.model import Endpoint
 from tests.fakes.routes import FakeLongRunning, FakeMethod, FakeRouter
+from tests.fixtures.sending import sending
 
 CAT = route_pb2.Route(service="services/cat").SerializeToString()
 LIMIT = 1024 * 1024
@@ -176,12 +177,9 @@ class Bench:
         up, down = SHAPES.get(name, (False, False))
         make: Any = getattr(self.client, f"{'stream' if up else 'unary'}_{'stream' if down else 'unary'}")
         sent = [(key.replace("_", "-"), value) for key, value in metadata.items()]
-
-        async def parts() -> AsyncIterator[bytes]:
-            for message in messages:
-                yield message
-
-        return make(f"/test.Echo/{name}")(parts() if up else messages[0], timeout=timeout, metadata=sent)
+        if up:
+            return sending(make(f"/test.Echo/{name}")(timeout=timeout, metadata=sent), messages)
+        return make(f"/test.Echo/{name}")(messages[0], timeout=timeout, metadata=sent)
 
 
 @pytest.fixture

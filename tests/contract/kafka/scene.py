@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CommitFailedError
 
 from onecontainer.api.event.v1 import event_pb2
 from onecontainer.client import Client
@@ -14,6 +16,7 @@ from tests.contract.dispatch.scene import ECHO
 from tests.fixtures import kafka
 from tests.fixtures.processes import GatewayProcess
 
+PARTITIONS = 4
 Headers = list[tuple[str, bytes]]
 DISPATCH = "onecontainer.api.event.v1.JobDispatch"
 
@@ -34,13 +37,15 @@ class Scene:
         kind = self.pb.EchoRequest if method.startswith("Echo") else self.pb.WorkRequest
         return self.client.jobs.create("services/echo", f"{ECHO}/{method}", kind(**fields))
 
-    def produce(self, *records: tuple[bytes, Headers], key: bytes = b"foreign") -> None:
+    def produce(self, *records: tuple[bytes, Headers], key: bytes = b"foreign", partition: int | None = None) -> None:
+        """Sends records to the topic: to the partition, else to that of the key."""
+
         async def send() -> None:
             producer = AIOKafkaProducer(bootstrap_servers=self.broker.address, max_request_size=20_000_000)
             await producer.start()
             try:
                 for value, headers in records:
-                    await producer.send_and_wait(self.topic, value=value, key=key, headers=headers)
+                    await producer.send_and_wait(self.topic, value=value, key=key, headers=headers, partition=partition)
             finally:
                 await producer.stop()
 
@@ -70,7 +75,7 @@ class Scene:
         return asyncio.run(read())
 
     def read_all_again(self) -> None:
-        """Sets the group back to the beginning of the topic; nobody may be in it."""
+        """Sets the group back to the beginning of the topic, once nobody is in it."""
 
         async def rewind() -> None:
             consumer = AIOKafkaConsumer(
@@ -79,9 +84,15 @@ class Scene:
             await consumer.start()
             try:
                 await consumer._client.force_metadata_update()
-                partitions = [TopicPartition(self.topic, number) for number in range(4)]
+                partitions = [TopicPartition(self.topic, number) for number in range(PARTITIONS)]
                 consumer.assign(partitions)
-                await consumer.commit(dict.fromkeys(partitions, 0))
+                async with asyncio.timeout(180):
+                    while True:
+                        # One that ended without the time to say so is in it until its session is over.
+                        with suppress(CommitFailedError):
+                            await consumer.commit(dict.fromkeys(partitions, 0))
+                            return
+                        await asyncio.sleep(0.5)
             finally:
                 await consumer.stop()
 

@@ -12,7 +12,7 @@ from onecontainer.api.job.v1 import job_pb2
 from onecontainer.errors import Reason, StateInvalid
 from onecontainer.rpc.status import from_status
 from tests.contract.dispatch.scene import ECHO
-from tests.contract.kafka.scene import Headers, Scene, headers
+from tests.contract.kafka.scene import PARTITIONS, Headers, Scene, headers
 from tests.fixtures.waiting import until
 
 JOB = "jobs/01m89xq42sjbm8ggvzev46b89b"
@@ -81,10 +81,10 @@ def test_a_letter_is_not_doubled_when_everything_is_read_again(poisoned: Scene) 
     poisoned.read_all_again()
     poisoned.gateway.start()
     poisoned.client.services.wait_ready("echo", timeout=180)
-    # Behind all the others in whichever partition: once they have their letters, all has been read again.
-    last = [(f"last {number}".encode(), headers(JOB)) for number in range(4)]
+    # Behind all the others in each partition: once they have their letters, all has been read again.
+    last = [(f"last {number}".encode(), headers(JOB)) for number in range(PARTITIONS)]
     for number, poison in enumerate(last):
-        poisoned.produce(poison, key=f"last-{number}".encode())
+        poisoned.produce(poison, partition=number)
     until(lambda: len(letters(poisoned)) >= len(before) + len(last), "the last letters")
     assert len(letters(poisoned)) == len(before) + len(last)
     assert before < {letter.name for letter in letters(poisoned)}

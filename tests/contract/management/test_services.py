@@ -257,9 +257,9 @@ async def test_the_heartbeat_names_the_layer_that_failed(station, tmp_path) -> N
     await station.create(options=struct(broken_file=str(broken)))
     ready = await station.ready()
 
-    async def beat() -> pb.CheckHeartbeatResponse:
+    async def beat(seconds: int = 60) -> pb.CheckHeartbeatResponse:
         return await station.stub.CheckHeartbeat(
-            pb.CheckHeartbeatRequest(name="services/a", timeout=duration_pb2.Duration(seconds=2))
+            pb.CheckHeartbeatRequest(name="services/a", timeout=duration_pb2.Duration(seconds=seconds))
         )
 
     whole = await beat()
@@ -274,7 +274,7 @@ async def test_the_heartbeat_names_the_layer_that_failed(station, tmp_path) -> N
     broken.unlink()
     pid = int(station.supervisor.sidecar(ready.sidecars[0]).runtime_id)
     os.kill(pid, signal.SIGSTOP)
-    hung = await beat()
+    hung = await beat(2)
     assert hung.state == resources_pb2.HEARTBEAT_STATE_UNAVAILABLE
     assert hung.layers[1].state == resources_pb2.HEARTBEAT_STATE_SKIPPED
     os.kill(pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ from onecontainer.errors import Code, CredentialsInvalid, Draining, FieldInvalid
 from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.server import StaticTokens, current_call, service_handler
 from onecontainer.rpc.status import from_rpc_error
+from tests.fixtures.sending import sending
 
 SHAPES = {"Unary": (False, False), "Down": (False, True), "Up": (True, False), "Both": (True, True)}
 Route = route_pb2.Route
@@ -100,7 +101,9 @@ class Client:
             request_serializer=Route.SerializeToString,
             response_deserializer=Route.FromString,
         )
-        return multicallable(iter([Route(service=what)]) if up else Route(service=what), timeout=120, **arguments)
+        if up:
+            return sending(multicallable(timeout=120, **arguments), [Route(service=what)])
+        return multicallable(Route(service=what), timeout=120, **arguments)
 
     async def ask(self, shape: str, what: str, **arguments: Any) -> str:
         call = self.call(shape, what, **arguments)

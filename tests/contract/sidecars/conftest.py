@@ -33,7 +33,7 @@ POLICY = Policy(
     probe_timeout=10,
     first_probe_interval=0.02,
     health_failures=3,
-    stop_grace=3,
+    stop_grace=60,  # it is killed after that, and then it has not told of its end
     backoff_initial=0.05,
     backoff_max=0.2,
 )

@@ -26,8 +26,10 @@ def events(folder: Path, name: str) -> list[str]:
 
 async def unavailable(bench: Bench) -> DriverUnreachable:
     """Waits until the service is UNAVAILABLE, and returns why."""
-    await bench.until(lambda: bench.supervisor.state("u1")[0] is ServiceState.UNAVAILABLE)
-    assert bench.supervisor.endpoint("u1") is None
+    # A probe that breaks off with the sidecar says UNAVAILABLE before it is known that nobody serves any more.
+    await bench.until(
+        lambda: bench.supervisor.endpoint("u1") is None and bench.supervisor.state("u1")[0] is ServiceState.UNAVAILABLE
+    )
     error = bench.supervisor.state("u1")[1]
     assert isinstance(error, DriverUnreachable)
     return error
@@ -119,5 +121,5 @@ async def test_removing_the_service_detaches_it(bench: Bench, tmp_path: Path) ->
     async with strange_sidecar(tmp_path, "one"):
         register(bench, tmp_path, "one")
         await bench.ready()
-        await bench.supervisor.remove("u1", 5)
+        await bench.supervisor.remove("u1", 60)  # what it gets to answer: it does so at once
         assert events(tmp_path, "one")[-1] == "detach"

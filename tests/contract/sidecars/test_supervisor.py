@@ -60,12 +60,12 @@ async def test_a_killed_sidecar_comes_back_as_another_instance(bench) -> None:
     await bench.supervisor.apply(bench.target())
     first = await bench.ready()
     os.kill(int(bench.supervisor.sidecar(first).runtime_id), signal.SIGKILL)
-    await bench.until(lambda: bench.supervisor.state("u1")[0] is ServiceState.UNAVAILABLE)
-    _, error = bench.supervisor.state("u1")
-    assert error.reason is Reason.DRIVER_UNREACHABLE
+    # Not only UNAVAILABLE: a probe that breaks off says so, too, before the news of the process's end is there.
+    await bench.until(lambda: bench.supervisor.endpoint("u1") is None)
+    state, error = bench.supervisor.state("u1")
+    assert (state, error.reason) == (ServiceState.UNAVAILABLE, Reason.DRIVER_UNREACHABLE)
     assert "was killed by SIGKILL" in error.message
     assert "ready to say what went wrong" in error.message
-    assert bench.supervisor.endpoint("u1") is None
     second = await bench.ready()
     assert second != first
     assert bench.supervisor.state("u1") == (ServiceState.READY, None)
@@ -322,8 +322,14 @@ async def test_what_a_sidecar_leaves_behind_is_killed(bench, tmp_path: Path) -> 
     orphan = int((tmp_path / "orphan").read_text())
     os.kill(int(bench.supervisor.sidecar(instance).runtime_id), signal.SIGKILL)
     await bench.until(lambda: bench.supervisor.endpoint("u1") is None)
-    state = Path(f"/proc/{orphan}/stat")
-    await bench.until(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+    def is_gone() -> bool:
+        try:
+            return Path(f"/proc/{orphan}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    await bench.until(is_gone)
 
 
 async def test_heartbeat_asks_each_layer(bench, tmp_path: Path) -> None:
@@ -364,7 +370,7 @@ async def test_an_attached_sidecar_is_neither_started_nor_stopped(bench, strange
     # The same settings have the same instance: after a restart of the gateway what runs in the sidecar goes on.
     await bench.supervisor.apply(replace(target, generation=2))
     await bench.until(lambda: (e := bench.supervisor.endpoint("u1")) is not None and e.instance != first)
-    await bench.supervisor.remove("u1", drain=1)
+    await bench.supervisor.remove("u1", drain=60)  # what Detach gets to be answered: it is at once
     events = [line.split()[0] for line in (tmp_path / "stranger-state" / "events").read_text().splitlines()]
     assert events == ["start", "attach", "detach", "attach", "detach"]
     async with grpc.aio.insecure_channel(f"unix:{stranger}") as channel:
@@ -479,11 +485,14 @@ async def test_another_driver_at_the_other_end_is_not_used(bench) -> None:
 @pytest.mark.parametrize("bench", [{"start_timeout": 10.0, "start_slot": 0.1, "concurrent_starts": 1}], indirect=True)
 async def test_one_that_never_answers_is_given_up_and_holds_up_no_other(bench) -> None:
     bench.flags.append("--mute")
+    told = []
+    # Noted as it comes: the next start is one that answers, and then all is well again.
+    bench.supervisor.subscribe(lambda _uid: told.extend(filter(None, [bench.supervisor.state("mute")[1]])))
     await bench.supervisor.apply(bench.target("mute"))
     await bench.until(lambda: any(record.runtime_id for record in bench.supervisor.sidecars("mute")), "started")
     bench.flags.clear()
     await bench.supervisor.apply(bench.target("u1"))
     await bench.ready("u1")
-    await bench.until(lambda: bench.supervisor.state("mute")[1] is not None)
-    assert "did not answer in 10 s" in bench.supervisor.state("mute")[1].message
-    assert "a lock that nobody gives back" in bench.supervisor.state("mute")[1].message
+    await bench.until(lambda: bool(told))
+    assert "did not answer in 10 s" in told[0].message
+    assert "a lock that nobody gives back" in told[0].message

@@ -17,6 +17,7 @@ from onecontainer.gateway.instances import RegistrationTokenOnly
 from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.server import service_handler
 from onecontainer.rpc.status import from_rpc_error
+from onecontainer.rpc.writing import write
 from onecontainer.sidecars.registrations import Post, Registration, Registrations
 from onecontainer.sidecars.servicer import RegistrationServicer
 
@@ -37,7 +38,8 @@ class RegisterCall:
     async def say(self, **fields: object) -> registration_pb2.RegisterResponse:
         """Sends a message and returns its answer. Raises the typed error that the stream ends with."""
         try:
-            await self.call.write(registration_pb2.RegisterRequest(**fields))  # type: ignore[arg-type]
+            # Not by the call's own write, which loses the status of a server that refuses the stream before it is written to.
+            await write(self.call, registration_pb2.RegisterRequest(**fields))  # type: ignore[arg-type]
             answer = await self.call.read()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error

@@ -16,6 +16,7 @@ from onecontainer.api.driver.v1 import driver_pb2
 from onecontainer.api.job.v1 import job_lease_service_pb2 as lease_pb2
 from onecontainer.api.job.v1 import job_pb2
 from onecontainer.api.type.v1 import progress_pb2
+from onecontainer.driver import remote, remote_attempts
 from onecontainer.driver.artifacts import ArtifactLink
 from onecontainer.driver.remote import RemoteDriver
 from onecontainer.driver.remote_attempts import RemoteAttempts
@@ -227,7 +228,10 @@ async def test_a_run_without_an_outcome_is_the_drivers_defect(bench: Bench, even
     assert from_status((await bench.outcome(telling(*events))).error).reason is Reason.DRIVER_MISIMPLEMENTED
 
 
-async def test_cancel_is_told_by_stop_run(bench: Bench) -> None:
+async def test_cancel_is_told_by_stop_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It is told once more where a machine that stands still lets its grace pass.
+    monkeypatch.setattr(remote_attempts, "STOP_GRACE", 120.0)
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 120.0)
     bench.driver.script = bench.driver.until_stopped
     attempt = bench.start()
     await bench.events.begun.wait()

@@ -25,6 +25,7 @@ from onecontainer.rpc.channel import open_channel, server_options
 from onecontainer.rpc.server import Call, Metadata, service_handler
 from onecontainer.rpc.writing import send_all
 from tests.fakes.artifacts import FakeJobs
+from tests.fixtures.sending import sending
 
 MIB = 1 << 20
 SERVICE = artifact_pb2.DESCRIPTOR.services_by_name["ArtifactService"]
@@ -150,7 +151,7 @@ async def test_empty_artifact(world: World) -> None:
 async def test_refused_uploads_leave_nothing(
     world: World, requests: list[artifact_pb2.UploadRequest], reason: Reason, field: str
 ) -> None:
-    error = await failure(world.public.Upload(stream(requests)))
+    error = await failure(sending(world.public.Upload(), requests))
     assert error.reason is reason
     assert [violation.field for violation in error.violations] == [field]
     assert world.files() == []
@@ -224,10 +225,10 @@ async def test_a_sidecar_uploads_for_its_attempt(world: World) -> None:
     assert (await failure(world.public.GetArtifact(request))).reason is Reason.RESOURCE_NOT_FOUND
 
     world.jobs.start("jobs/j", 4, principal="carol", instance="instance-1")
-    error = await failure(world.internal.Upload(stream(messages(b"x", attempt=attempt))))
+    error = await failure(sending(world.internal.Upload(), messages(b"x", attempt=attempt)))
     assert error.reason is Reason.LEASE_LOST
     world.jobs.start("jobs/j", 3, principal="carol", instance="instance-2")
-    error = await failure(world.internal.Upload(stream(messages(b"x", attempt=attempt))))
+    error = await failure(sending(world.internal.Upload(), messages(b"x", attempt=attempt)))
     assert error.reason is Reason.PERMISSION_DENIED
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from onecontainer.cli.backends import readiness
 from onecontainer.cli.backends.catalog import Backend, load
 from onecontainer.cli.backends.containers import INSTALLATION_LABEL, Containers, ContainerState
 from onecontainer.errors import BackendExecutionFailed, DeadlineExceeded, ResourceConflict, StateInvalid
@@ -139,7 +140,7 @@ def test_sidecars_in_containers_reach_it_by_the_hosts_name_if_its_service_has_th
 
 def test_a_port_that_is_taken_is_named_with_the_way_to_another(scene: Scene) -> None:
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", free_port()))  # nobody is given it by the kernel between now and the last start
         other.listen()
         number = other.getsockname()[1]
         backend = scene.backend(tiny_entry(ports={"web": {"container": 8000, "host": number}}))
@@ -158,7 +159,9 @@ def test_one_that_ends_is_stopped_and_its_last_words_are_told(scene: Scene) -> N
     assert scene.containers.state(backend) is ContainerState.STOPPED
 
 
-def test_one_that_is_not_ready_in_time_goes_on_starting(scene: Scene) -> None:
+def test_one_that_is_not_ready_in_time_goes_on_starting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a machine that stands still docker's listener takes longer to close what nobody in the container takes.
+    monkeypatch.setattr(readiness, "LISTEN_TIME", 60.0)
     backend = scene.backend(tiny_entry("echo still loading; exec sleep 600", ready={"port": "web", "timeout": 5}))
     with pytest.raises(DeadlineExceeded, match="still loading"):
         scene.start(backend)
