@@ -34,7 +34,7 @@ PROOFS = (
     ),
     *("tests/e2e/test_two_gateways.py", "tests/e2e/test_registered", "tests/e2e/test_batch_killed.py"),
 )
-"""Where it is shown that no job is lost: what loses one waits for it in vain, so that no missed deadline is an accident there."""
+"""Where it is shown that no job is lost or done twice: a single failure is one too many there."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,6 +61,9 @@ def is_allowed(node: str, allowed: dict[str, str]) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"RERUN {report.nodeid}: how it failed the first time", yellow=True)
+        terminalreporter.line(report.longreprtext)
     for node in hidden_skips(terminalreporter):
         terminalreporter.write_line(f"SKIPPED but not listed in tests/{ALLOWED_SKIPS.name}: {node}", red=True)
 
