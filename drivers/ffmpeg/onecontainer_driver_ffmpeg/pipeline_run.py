@@ -27,6 +27,8 @@ from onecontainer_driver_ffmpeg.uploads import upload_files
 # How long ffmpeg gets after CancelJob with mode FINISH: to get on with the end of a file, and to say goodbye to a receiver.
 _FINISH_GRACE, _LIVE_FINISH_GRACE = 20.0, 3.0
 _INTERRUPTED = 255
+# What it says if it was told to end while it still opened its sources; version 5.1 ends with 1 then, version 9 with 0.
+_NOT_BEGUN = "Immediate exit requested"
 # Where in its memory ffmpeg has what it speaks of.
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 # How often a folder with many files is looked at, in seconds.
@@ -219,6 +221,9 @@ class PipelineRun:
                 return False
             if output.over_size or self._bytes_made() > self._bounds.file_bytes > 0:
                 raise too_large(plan.at)
+            if self.finishing and code in (0, 1) and any(_NOT_BEGUN in line for line in seen):
+                output.end(pipeline_pb2.OUTPUT_STATE_CANCELLED)
+                return False
             # A live sink has nothing that an end could spoil.
             if code != 0 and not (self.finishing and (live or code in (_INTERRUPTED, -signal.SIGTERM))):
                 raise self._why(output, code, started)
@@ -253,7 +258,10 @@ class PipelineRun:
             command, folder=plan.folder, bounds=self._bounds, environment=environment, stdin=stdin
         ) as child:
             output.child = child
-            if self.finishing:  # said while this process was being started
+            # Said while this process was being started.
+            if self._stopping:
+                child.kill()
+            elif self.finishing:
                 child.interrupt()
             watch = asyncio.create_task(self._watch_size(output))
             try:

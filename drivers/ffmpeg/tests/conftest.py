@@ -118,6 +118,17 @@ class Bench:
             scratch_root=self.root / "scratch",
         )
 
+    async def under_way(self, task: asyncio.Task[Any], *, milliseconds: int = 1) -> None:
+        """Until so much is made of every output: one that is only being started has no process yet, and leaves nothing if it is ended."""
+        async with asyncio.timeout(180):
+            while not task.done():
+                details = self.events.details()
+                if details and all(one.media_time.ToMilliseconds() >= milliseconds for one in details[-1].outputs):
+                    return
+                await asyncio.sleep(0.05)
+        await task
+        raise AssertionError("ended before all was under way")
+
     def left_behind(self) -> list[Path]:
         return [path for path in (self.root / "scratch").rglob("*") if path.is_file()]
 

@@ -198,8 +198,7 @@ async def test_finish_leaves_whole_pictures(bench: Bench, long_clip: Path, kind:
     )
     context = bench.context()
     task = asyncio.create_task(bench.driver.run_pipeline(request, context))
-    async with asyncio.timeout(180):
-        await bench.events.moved.wait()
+    await bench.under_way(task, milliseconds=500)
     context._finish()
     async with asyncio.timeout(180):
         result = (await task).outputs[0]

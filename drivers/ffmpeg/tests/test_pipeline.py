@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from onecontainer_driver_ffmpeg import pipeline_run
+from onecontainer_driver_ffmpeg.process import Child
 
 from drivers.ffmpeg.tests.conftest import Bench, make_media, processes_of
 from onecontainer.api.media.v1 import media_pb2, output_pb2, pipeline_pb2, stream_pb2
@@ -283,6 +288,39 @@ async def test_all_or_nothing_stops_the_others(bench: Bench, long_clip: Path) ->
     assert bench.events.details()[-1].outputs[0].state == pipeline_pb2.OUTPUT_STATE_CANCELLED
 
 
+async def test_all_or_nothing_stops_one_that_is_only_being_started(
+    bench: Bench, long_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = pipeline_run.running_child
+
+    def bad_has_failed() -> bool:
+        return any(told.outputs[1].state == pipeline_pb2.OUTPUT_STATE_FAILED for told in bench.events.details())
+
+    @contextlib.asynccontextmanager
+    async def start_late(command: Sequence[str], **more: Any) -> AsyncIterator[Child]:
+        while "good" in command[-1] and not bad_has_failed():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        async with start(command, **more) as child:
+            yield child
+
+    monkeypatch.setattr(pipeline_run, "running_child", start_late)
+    streams = [
+        ElementaryStream(key="good", video=small_video()),
+        ElementaryStream(key="bad", video=small_video(filters=[filter_of("crop", w="nonsense(")])),
+    ]
+    with pytest.raises(errors.BackendExecutionFailed):
+        await run(
+            bench,
+            inputs=[artifact_input(bench.artifacts.add(long_clip), duration=Duration(seconds=10), real_time=True)],
+            elementary_streams=streams,
+            outputs=[file_output("good", "mp4", "good"), file_output("bad", "mp4", "bad")],
+            all_or_nothing=True,
+        )
+    good = bench.events.details()[-1].outputs[0]
+    assert good.state == pipeline_pb2.OUTPUT_STATE_CANCELLED
+    assert not good.HasField("media_time"), "it is killed as soon as it is there"
+
+
 def slow_request(source: str) -> media_pb2.RunPipelineRequest:
     return media_pb2.RunPipelineRequest(
         service="services/media",
@@ -301,8 +339,7 @@ async def test_abort_is_gone_at_once(bench: Bench, long_clip: Path) -> None:
     request = slow_request(bench.artifacts.add(long_clip))
     context = bench.context()
     task = asyncio.create_task(bench.driver.run_pipeline(request, context))
-    async with asyncio.timeout(180):
-        await bench.events.moved.wait()
+    await bench.under_way(task)
     assert len(processes_of(bench.root)) == 2
     with stalls() as still:
         started = time.monotonic()
@@ -319,8 +356,7 @@ async def test_finish_leaves_playable_files(bench: Bench, long_clip: Path) -> No
     request = slow_request(bench.artifacts.add(long_clip))
     context = bench.context()
     task = asyncio.create_task(bench.driver.run_pipeline(request, context))
-    async with asyncio.timeout(180):
-        await bench.events.moved.wait()
+    await bench.under_way(task)
     context._finish()
     async with asyncio.timeout(180):
         result = await task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from onecontainer_driver_ffmpeg import pipeline_run
 from drivers.ffmpeg.tests.conftest import Bench, make_media, processes_of
 from drivers.ffmpeg.tests.test_pipeline import artifact_input, file_output, filter_of, run, small_video, stored
 from onecontainer.api.media.v1 import media_pb2, pipeline_pb2
+from onecontainer.api.media.v1.input_pb2 import Input, MediaSource
 from onecontainer.api.media.v1.stream_pb2 import ElementaryStream, RateControl, VideoStream
 from onecontainer.driver import errors
 
@@ -142,10 +144,51 @@ async def test_transparency_of_webm_is_decoded(bench: Bench, ffmpeg: str, tmp_pa
     assert abs(int(frame.to_ndarray(format="rgba")[32, 32, 3]) - 128) < 6
 
 
+@pytest.mark.parametrize("program", ["", *filter(shutil.which, ["ffmpeg"])])
+async def test_finish_while_a_source_is_being_opened_is_no_failure(
+    bench: Bench, clip: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """Whatever the version's exit code is then: nothing has been made, and nothing has gone wrong."""
+    monkeypatch.setattr("onecontainer.driver.progress.INTERVAL_SECONDS", 0.0)  # else the probe's end is told too late
+    hanging = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            if bench.events.details():  # the source has been probed, so this is the output's own ffmpeg
+                hanging.set()
+                await reader.read()
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + clip.read_bytes())
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await bench.attach(source_hosts=[host], ffmpeg_path=program)
+        request = media_pb2.RunPipelineRequest(
+            inputs=[Input(source=MediaSource(url=f"http://{host}/a.mp4"))], outputs=[file_output("out", "mp4")]
+        )
+        context = bench.context()
+        task = asyncio.create_task(bench.driver.run_pipeline(request, context))
+        async with asyncio.timeout(180):
+            await asyncio.wait(
+                [task, waiting := asyncio.create_task(hanging.wait())], return_when=asyncio.FIRST_COMPLETED
+            )
+            waiting.cancel()
+            context._finish()
+            result = await task
+    assert [output.state for output in result.outputs] == [pipeline_pb2.OUTPUT_STATE_CANCELLED]
+    assert result.ended_early
+
+
 async def test_an_output_that_cannot_finish_in_time_costs_no_other(
     bench: Bench, long_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_run, "_FINISH_GRACE", 1.0)
+    monkeypatch.setattr(pipeline_run, "_FINISH_GRACE", 600.0)
     monkeypatch.setattr(pipeline_run, "_LIVE_FINISH_GRACE", 0.1)
     source = artifact_input(bench.artifacts.add(long_clip), real_time=True)
     request = media_pb2.RunPipelineRequest(
@@ -167,6 +210,11 @@ async def test_an_output_that_cannot_finish_in_time_costs_no_other(
         if b"/stuck/" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGSTOP)
     context._finish()
+    # Both have the same time, and a short one is over for both where a machine stands still: it begins when the good one is done.
+    async with asyncio.timeout(180):
+        while bench.events.details()[-1].outputs[1].state == pipeline_pb2.OUTPUT_STATE_RUNNING:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    monkeypatch.setattr(pipeline_run, "_FINISH_GRACE", 1.0)
     result = await asyncio.wait_for(task, 180)
     context._end_of_events()
     stuck, good = result.outputs

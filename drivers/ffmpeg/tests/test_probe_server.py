@@ -69,6 +69,10 @@ async def test_a_probe_whose_process_dies_saw_nothing_and_spoils_no_other(
     server = ProbeServer()
     hanging = asyncio.create_task(server.ask(asked(pipe), folder=tmp_path, environment=None))
     (fork,) = await until(1)
+    # Before it has its request, in whose folder it works, its death would look like the server's, and the next one would be asked.
+    async with asyncio.timeout(120):
+        while not Path(f"/proc/{fork}/cwd").samefile(tmp_path):
+            await asyncio.to_thread(time.sleep, 0.02)
     facts = await server.ask(asked(clip), folder=tmp_path, environment=None)
     assert len(facts["streams"]) == 2
     os.kill(fork, signal.SIGKILL)

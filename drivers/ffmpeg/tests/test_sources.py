@@ -38,7 +38,7 @@ async def web_server(answer: Answer, tls: ssl.SSLContext | None = None) -> Async
     asked: list[str] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             path = head.split(" ")[1]
             asked.append(path)
@@ -47,7 +47,10 @@ async def web_server(answer: Answer, tls: ssl.SSLContext | None = None) -> Async
             lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
             writer.write(f"HTTP/1.1 {line}\r\n{lines}\r\n".encode() + body)
             await writer.drain()
-        writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:  # also if the loop ends before the other side's end is heard
+            writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:

@@ -216,9 +216,11 @@ async def test_an_abort_ends_an_upload_that_hangs(tmp_path: Path) -> None:
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         met.set()
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        finally:  # also if the loop ends before the other side's end is heard
+            writer.close()
 
     async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
         store = S3Emulator(tmp_path)
