@@ -25,6 +25,8 @@ _PUBLISH, _COMMAND = _AMF_STRING + b"\x00\x07publish", 10 + 9 + 1 + 1
 _CONNECT_TIMEOUT = 10.0
 _HELD_TIMEOUT = 0.2
 _CHUNK = 64 * 1024
+_LAST_BYTES_TIMEOUT = 3.0
+"""For a receiver that is slow to take what ffmpeg has written before it ended."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Relay:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._heard = False
+        self._serving: set[asyncio.Task[None]] = set()
         self.port = 0
         self.trouble = ""
 
@@ -137,7 +140,18 @@ class Relay:
         """Whether the receiver has never said anything."""
         return not self._heard
 
+    async def ended(self, timeout: float) -> None:
+        """Waits, so many seconds at most, until what was written by those who have gone is with the receiver."""
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=timeout)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        await task
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         receiver = self._receiver
         try:
             context = ssl.create_default_context(cafile=certificate_authorities()) if receiver.tls else None
@@ -201,7 +215,8 @@ class Relay:
 
 @contextlib.asynccontextmanager
 async def rtmp_relay(receiver: Receiver) -> AsyncIterator[Relay]:
-    """A relay on a free port of loopback. Its connections end with it."""
+    """A relay on a free port of loopback. Its connections end with it; what ffmpeg has written goes on before, if all went well."""
     relay = Relay(receiver)
     async with loopback_server(relay.serve) as relay.port:
         yield relay
+        await relay.ended(_LAST_BYTES_TIMEOUT)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from onecontainer_driver_ffmpeg.relay import KeySwap, Receiver
+from onecontainer_driver_ffmpeg import relay as relays
+from onecontainer_driver_ffmpeg.relay import KeySwap, Receiver, rtmp_relay
 
 HANDSHAKE = 1 + 2 * 1536
 
@@ -73,3 +75,30 @@ def test_what_is_complete_is_not_kept_back(key: str) -> None:
     command = chunked(message("connect", 1, "live"))
     assert swap.feed(command) == command
     assert not swap.holds
+
+
+async def test_a_slow_receiver_gets_the_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ffmpeg ends when the relay has its last bytes, which are then still on their way."""
+    monkeypatch.setattr(relays, "_LAST_BYTES_TIMEOUT", 120.0)
+    sent, got = os.urandom(8 << 20), bytearray()
+    slow, whole = asyncio.Event(), asyncio.Event()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            got.extend(data)
+            if not slow.is_set():
+                await asyncio.sleep(0.002)
+        writer.close()
+        whole.set()
+
+    server = await asyncio.start_server(receive, "127.0.0.1", 0, limit=1 << 16)
+    async with server:
+        async with rtmp_relay(Receiver("127.0.0.1", "localhost", server.sockets[0].getsockname()[1])) as relay:
+            _, ffmpeg = await asyncio.open_connection("127.0.0.1", relay.port)
+            ffmpeg.write(sent)
+            await ffmpeg.drain()
+            ffmpeg.close()
+            await ffmpeg.wait_closed()
+        slow.set()
+        await asyncio.wait_for(whole.wait(), 120)
+    assert bytes(got) == sent
