@@ -166,9 +166,8 @@ async def test_a_deadline_ends_the_statement_in_postgresql(
                 assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
                 if seen:
                     break
-            assert (
-                seen
-            )  # it was there (that of a try before perhaps still, too), and waited for the lock that is still held
+            # It was there (that of a try before perhaps still, too), and waited for the lock that is still held.
+            assert seen
             async with asyncio.timeout(TIMEOUT):
                 while True:
                     if await watching.fetchval(waiting, schema) == 0:
