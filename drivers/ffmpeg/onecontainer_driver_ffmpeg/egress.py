@@ -223,9 +223,15 @@ async def egress_guard(rules: HostRules) -> AsyncIterator[EgressGuard]:
 
 @contextlib.asynccontextmanager
 async def loopback_server(
-    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]], *, limit: int = 64 * 1024
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]],
+    *,
+    limit: int = 64 * 1024,
+    linger: float = 0,
 ) -> AsyncIterator[int]:
-    """Serves on a free port of loopback, which it gives. Its connections end with it. `limit`: of a reader's lines, in bytes."""
+    """Serves on a free port of loopback, which it gives. Its connections end with it. `limit`: of a reader's lines, in bytes.
+
+    `linger`: seconds that connections get to end by themselves if all went well.
+    """
     connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -236,6 +242,8 @@ async def loopback_server(
     server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=limit)
     try:
         yield server.sockets[0].getsockname()[1]
+        if linger and connections:
+            await asyncio.wait(connections, timeout=linger)
     finally:
         server.close()
         for task in connections:

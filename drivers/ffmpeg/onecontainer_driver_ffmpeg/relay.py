@@ -131,7 +131,6 @@ class Relay:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._heard = False
-        self._serving: set[asyncio.Task[None]] = set()
         self.port = 0
         self.trouble = ""
 
@@ -140,18 +139,7 @@ class Relay:
         """Whether the receiver has never said anything."""
         return not self._heard
 
-    async def ended(self, timeout: float) -> None:
-        """Waits, so many seconds at most, until what was written by those who have gone is with the receiver."""
-        if self._serving:
-            await asyncio.wait(self._serving, timeout=timeout)
-
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-        await task
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         receiver = self._receiver
         try:
             context = ssl.create_default_context(cafile=certificate_authorities()) if receiver.tls else None
@@ -217,6 +205,5 @@ class Relay:
 async def rtmp_relay(receiver: Receiver) -> AsyncIterator[Relay]:
     """A relay on a free port of loopback. Its connections end with it; what ffmpeg has written goes on before, if all went well."""
     relay = Relay(receiver)
-    async with loopback_server(relay.serve) as relay.port:
+    async with loopback_server(relay.serve, linger=_LAST_BYTES_TIMEOUT) as relay.port:
         yield relay
-        await relay.ended(_LAST_BYTES_TIMEOUT)
