@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.bench import growth, trees
 from tests.bench.jobs import report
 from tests.bench.jobs.report import Measured
+from tests.fixtures.cancels import is_there
 
 
 def measured(*rates: float, unary: tuple[float, ...] = ()) -> Measured:
@@ -98,12 +98,4 @@ def test_a_tree_is_measured_with_its_children_and_ends_with_them() -> None:
         both, _ = trees.memory_mib([process.pid])
         one, shared_once = trees.memory_mib([child])
         assert both > one >= shared_once > 0
-    assert not alive(child)
-
-
-def alive(pid: int) -> bool:
-    """Whether it runs; one that has ended and that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    assert not is_there(child)

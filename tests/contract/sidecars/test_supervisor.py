@@ -23,6 +23,7 @@ from onecontainer.sidecars.model import (
     SidecarState,
 )
 from onecontainer.sidecars.runtimes.process import ProcessRuntime
+from tests.fixtures.cancels import is_there
 
 
 async def test_a_service_is_started_attached_and_called(bench) -> None:
@@ -322,14 +323,7 @@ async def test_what_a_sidecar_leaves_behind_is_killed(bench, tmp_path: Path) -> 
     orphan = int((tmp_path / "orphan").read_text())
     os.kill(int(bench.supervisor.sidecar(instance).runtime_id), signal.SIGKILL)
     await bench.until(lambda: bench.supervisor.endpoint("u1") is None)
-
-    def is_gone() -> bool:
-        try:
-            return Path(f"/proc/{orphan}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            return True
-
-    await bench.until(is_gone)
+    await bench.until(lambda: not is_there(orphan))
 
 
 async def test_heartbeat_asks_each_layer(bench, tmp_path: Path) -> None:
